@@ -1,0 +1,63 @@
+package metadata
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// Schema is the version that this code writes. Version n reads n and n-1.
+//
+//	schema                          uint32, little endian: the version
+//	v1/
+//	  NAMESPACE/
+//	    labels/                     KEY → value: the namespace's own labels
+//	    containers/                 ID → metadata.Container
+//	    images/                     NAME → metadata.Image
+//	    leases/                     ID → metadata.Lease
+//	    content/                    DIGEST → metadata.Blob
+//	    ingests/                    REF → metadata.Ingest
+//	    snapshots/SNAPSHOTTER/      KEY → metadata.Snapshot
+const Schema = 1
+
+const root = "v1"
+
+var schemaBucket, schemaKey = []byte("schema"), []byte("version")
+
+// The kinds of object kept per namespace.
+const (
+	Labels     = "labels"
+	Containers = "containers"
+	Images     = "images"
+	Leases     = "leases"
+	Content    = "content"
+	Ingests    = "ingests"
+	Snapshots  = "snapshots"
+)
+
+// Path is the path of a namespace's bucket of one kind; Path() is where the namespaces stand, Path(ns) one of them.
+func Path(parts ...string) []string {
+	return append([]string{root}, parts...)
+}
+
+func migrate(tx *Tx) error {
+	b, err := tx.CreateBucketIfNotExists(schemaBucket)
+	if err != nil {
+		return err
+	}
+	v := b.Get(schemaKey)
+	if v == nil {
+		if _, err := tx.MakeBucket(Path()...); err != nil {
+			return err
+		}
+		return b.Put(schemaKey, binary.LittleEndian.AppendUint32(nil, Schema))
+	}
+	if len(v) != 4 {
+		return fmt.Errorf("schema version has %d bytes, must be 4: %w", len(v), errdefs.ErrDataLoss)
+	}
+	if n := binary.LittleEndian.Uint32(v); n != Schema {
+		return fmt.Errorf("schema version is %d, this managerd knows %d; run the version that wrote it: %w", n, Schema, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}

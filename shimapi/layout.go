@@ -1,0 +1,39 @@
+package shimapi
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+)
+
+// Names inside a bundle directory that both the daemon and the shim touch. The first group is containerd's
+// (clients and node tools look for them), the second is ours.
+const (
+	ConfigFile    = "config.json"    // the OCI runtime spec
+	RootfsDir     = "rootfs"         // where the shim mounts the task's rootfs
+	LogFIFO       = "log"            // the shim's own log; opened O_RDWR so that a missing reader neither blocks nor kills
+	InitPidFile   = "init.pid"       // decimal pid of the container's init
+	BootstrapFile = "bootstrap.json" // BootstrapParams of the running shim
+	AddressFile   = "address"        // its socket address, as containerd 1.x shims leave it
+	OptionsFile   = "options.json"   // runtime options of the task, as containerd 1.x shims leave them
+
+	LedgerFile = "ledger" // exits and events (package shimapi/ledger)
+	StdioDir   = "stdio"  // container-side FIFOs, named by StdioName
+	EngineDir  = "runc"   // libcontainer's state root: EngineDir/ID/state.json
+)
+
+// StdioName is the file name, in StdioDir, of the FIFO that a process holds as its stream ("stdin", "stdout" or
+// "stderr"). execID is empty for the init process; exec ids cannot begin with a dot, so the names never collide.
+func StdioName(execID, stream string) string {
+	if execID == "" {
+		execID = ".init"
+	}
+	return execID + "." + stream
+}
+
+// SocketPath is where the shim of container id in namespace ns listens: STATE/s/HASH, short enough for sun_path
+// wherever an instance of the daemon keeps its state (see Listen for state directories that are deeper).
+func SocketPath(state, ns, id string) string {
+	sum := sha256.Sum256([]byte(filepath.Join(state, ns, id)))
+	return filepath.Join(state, "s", hex.EncodeToString(sum[:16]))
+}
