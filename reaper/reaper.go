@@ -1,0 +1,240 @@
+// Package reaper collects the exit of every child exactly once, in a process where a library also forks and waits on
+// its own. It knows processes, not containers.
+//
+// A process-wide wait4(-1) would steal the children that libcontainer (or os/exec) waits for. So each process of
+// interest is registered under the fork guard, before anyone could have reaped it, and waited for by its own pidfd,
+// parked in Go's poller: no thread per process. Orphans that the kernel reparents to us (we are a child subreaper, see
+// prctl(2)) are swept with wait4(-1), but only at moments when no fork is under way.
+package reaper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reaper is the one waiter of a process. Make one per process, with New.
+type Reaper struct {
+	guard   sync.RWMutex // the fork guard: read-held around everything that forks, write-held around the sweep
+	pending atomic.Bool  // an orphan may be waiting for a sweep that found the guard taken
+
+	mu    sync.Mutex // a wait4 that reaps a registered process and the change of procs are one step
+	procs map[int]*Process
+
+	sigchld chan os.Signal
+	done    chan struct{}
+	swept   sync.WaitGroup
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Status   int       // the exit code, or 128 + the signal's number
+	Signaled bool      // ended by a signal
+	At       time.Time // when we learnt of it
+}
+
+// Process is a registered child.
+type Process struct {
+	pid   int
+	pidfd *os.File
+	done  chan struct{}
+	exit  Exit
+}
+
+// New makes this process a child subreaper and starts collecting orphans. Close ends that.
+func New() (*Reaper, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("cannot become a child subreaper: %w", err)
+	}
+	r := &Reaper{procs: map[int]*Process{}, sigchld: make(chan os.Signal, 1), done: make(chan struct{})}
+	signal.Notify(r.sigchld, unix.SIGCHLD)
+	r.swept.Add(1)
+	go func() {
+		defer r.swept.Done()
+		for {
+			r.sweep()
+			select {
+			case <-r.sigchld:
+			case <-r.done:
+				return
+			}
+		}
+	}()
+	return r, nil
+}
+
+// Close stops the collection of orphans and waits for it. Registered processes are still waited for.
+func (r *Reaper) Close() {
+	signal.Stop(r.sigchld)
+	close(r.done)
+	r.swept.Wait()
+}
+
+// Fork runs fn, which starts a child and returns its pid, and registers that child before anything else can reap it.
+// fn may start and wait for other children meanwhile. An error of fn is returned as it is.
+func (r *Reaper) Fork(fn func() (pid int, err error)) (*Process, error) {
+	r.guard.RLock()
+	defer r.release()
+	pid, err := fn()
+	if err != nil {
+		return nil, err
+	}
+	return r.register(pid)
+}
+
+// Guard runs fn, which starts children and waits for them itself, safe from the sweep.
+func (r *Reaper) Guard(fn func() error) error {
+	r.guard.RLock()
+	defer r.release()
+	return fn()
+}
+
+// Freeze waits for every fork under way and keeps new ones, and the sweep, from beginning until Thaw.
+func (r *Reaper) Freeze() { r.guard.Lock() }
+
+// Thaw ends a Freeze.
+func (r *Reaper) Thaw() {
+	r.guard.Unlock()
+	r.sweep()
+}
+
+func (r *Reaper) release() {
+	r.guard.RUnlock()
+	if r.pending.Load() {
+		r.sweep()
+	}
+}
+
+// register opens the pidfd and starts waiting. The caller holds the guard, so nobody else has reaped pid.
+func (r *Reaper) register(pid int) (*Process, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open pidfd of process %d: %w", pid, err)
+	}
+	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
+	r.mu.Lock()
+	r.procs[pid] = p
+	r.mu.Unlock()
+	go r.wait(p)
+	return p, nil
+}
+
+// wait parks in the poller until p has ended, and reaps it unless the sweep was first.
+func (r *Reaper) wait(p *Process) {
+	conn, err := p.pidfd.SyscallConn()
+	if err == nil {
+		err = conn.Read(func(uintptr) bool { return r.reap(p) })
+	}
+	if err != nil {
+		// The poller refuses only a closed file, and only we close it, after this.
+		panic(fmt.Sprintf("reaper: cannot wait for process %d: %v", p.pid, err))
+	}
+	_ = p.pidfd.Close()
+	close(p.done)
+}
+
+// reap says whether p has ended; its exit is set then.
+func (r *Reaper) reap(p *Process) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.procs[p.pid] != p {
+		return true // the sweep reaped it, and stored the exit
+	}
+	var ws unix.WaitStatus
+	pid, err := wait4(p.pid, &ws)
+	if pid == 0 && err == nil {
+		return false
+	}
+	delete(r.procs, p.pid)
+	if err != nil {
+		// ECHILD: somebody waited for it behind our back. Say so in the status rather than invent a success.
+		p.exit = Exit{Status: 255, At: time.Now()}
+		return true
+	}
+	p.exit = exitOf(ws)
+	return true
+}
+
+// sweep reaps orphans, if no fork is under way; else the last one under way sweeps when it ends.
+func (r *Reaper) sweep() {
+	// The flag is up before the try: whoever holds the guard looks at it after letting go.
+	r.pending.Store(true)
+	if !r.guard.TryLock() {
+		return
+	}
+	defer r.guard.Unlock()
+	r.pending.Store(false)
+	for {
+		if !r.sweepOne() {
+			return
+		}
+	}
+}
+
+func (r *Reaper) sweepOne() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ws unix.WaitStatus
+	pid, err := wait4(-1, &ws)
+	if err != nil || pid <= 0 {
+		return false
+	}
+	if p := r.procs[pid]; p != nil {
+		delete(r.procs, pid)
+		p.exit = exitOf(ws) // its pidfd is readable now: wait finds it gone from procs
+	}
+	return true
+}
+
+func wait4(pid int, ws *unix.WaitStatus) (int, error) {
+	for {
+		got, err := unix.Wait4(pid, ws, unix.WNOHANG, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return got, err
+		}
+	}
+}
+
+func exitOf(ws unix.WaitStatus) Exit {
+	e := Exit{Status: ws.ExitStatus(), At: time.Now()}
+	if ws.Signaled() {
+		e.Signaled = true
+		e.Status = 128 + int(ws.Signal())
+	}
+	return e
+}
+
+// Pid is the process id in our pid namespace. Use it to show, and Signal to act.
+func (p *Process) Pid() int { return p.pid }
+
+// Done is closed when the process has ended and Exit is set.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Exit waits for the end and says how it was.
+func (p *Process) Exit() Exit {
+	<-p.done
+	return p.exit
+}
+
+// Signal sends sig to this very process, never to another that got its pid: os.ErrProcessDone when it has ended.
+func (p *Process) Signal(sig unix.Signal) error {
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return os.ErrProcessDone
+	}
+	var serr error
+	err = conn.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	switch {
+	case err != nil, errors.Is(serr, unix.ESRCH): // the pidfd is closed after the exit
+		return os.ErrProcessDone
+	case serr != nil:
+		return fmt.Errorf("cannot send signal %d to process %d: %w", sig, p.pid, serr)
+	}
+	return nil
+}
