@@ -23,11 +23,12 @@ var _ = math.Inf
 const _ = proto.GoGoProtoPackageIsVersion3 // please upgrade the proto package
 
 type Record struct {
-	Seq      uint64  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	UnixNano int64   `protobuf:"varint,2,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`
-	Header   *Header `protobuf:"bytes,3,opt,name=header,proto3" json:"header,omitempty"`
-	Exit     *Exit   `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`
-	Event    *Event  `protobuf:"bytes,5,opt,name=event,proto3" json:"event,omitempty"`
+	Seq      uint64   `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	UnixNano int64    `protobuf:"varint,2,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`
+	Header   *Header  `protobuf:"bytes,3,opt,name=header,proto3" json:"header,omitempty"`
+	Exit     *Exit    `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`
+	Event    *Event   `protobuf:"bytes,5,opt,name=event,proto3" json:"event,omitempty"`
+	Process  *Process `protobuf:"bytes,6,opt,name=process,proto3" json:"process,omitempty"`
 }
 
 func (m *Record) Reset()         { *m = Record{} }
@@ -94,6 +95,13 @@ func (m *Record) GetExit() *Exit {
 func (m *Record) GetEvent() *Event {
 	if m != nil {
 		return m.Event
+	}
+	return nil
+}
+
+func (m *Record) GetProcess() *Process {
+	if m != nil {
+		return m.Process
 	}
 	return nil
 }
@@ -319,46 +327,153 @@ func (m *Event) GetValue() []byte {
 	return nil
 }
 
+// Process is written when a process has been made, so that whoever comes later knows it without trusting a bare pid.
+type Process struct {
+	ContainerId string `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Pid         uint32 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	StartTicks  uint64 `protobuf:"varint,4,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
+	Terminal    bool   `protobuf:"varint,5,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	Stdin       string `protobuf:"bytes,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout      string `protobuf:"bytes,7,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr      string `protobuf:"bytes,8,opt,name=stderr,proto3" json:"stderr,omitempty"`
+}
+
+func (m *Process) Reset()         { *m = Process{} }
+func (m *Process) String() string { return proto.CompactTextString(m) }
+func (*Process) ProtoMessage()    {}
+func (*Process) Descriptor() ([]byte, []int) {
+	return fileDescriptor_e71eacad52bcf67e, []int{4}
+}
+func (m *Process) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Process) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Process.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Process) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Process.Merge(m, src)
+}
+func (m *Process) XXX_Size() int {
+	return m.Size()
+}
+func (m *Process) XXX_DiscardUnknown() {
+	xxx_messageInfo_Process.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Process proto.InternalMessageInfo
+
+func (m *Process) GetContainerId() string {
+	if m != nil {
+		return m.ContainerId
+	}
+	return ""
+}
+
+func (m *Process) GetExecId() string {
+	if m != nil {
+		return m.ExecId
+	}
+	return ""
+}
+
+func (m *Process) GetPid() uint32 {
+	if m != nil {
+		return m.Pid
+	}
+	return 0
+}
+
+func (m *Process) GetStartTicks() uint64 {
+	if m != nil {
+		return m.StartTicks
+	}
+	return 0
+}
+
+func (m *Process) GetTerminal() bool {
+	if m != nil {
+		return m.Terminal
+	}
+	return false
+}
+
+func (m *Process) GetStdin() string {
+	if m != nil {
+		return m.Stdin
+	}
+	return ""
+}
+
+func (m *Process) GetStdout() string {
+	if m != nil {
+		return m.Stdout
+	}
+	return ""
+}
+
+func (m *Process) GetStderr() string {
+	if m != nil {
+		return m.Stderr
+	}
+	return ""
+}
+
 func init() {
 	proto.RegisterType((*Record)(nil), "managerd.ledger.Record")
 	proto.RegisterType((*Header)(nil), "managerd.ledger.Header")
 	proto.RegisterType((*Exit)(nil), "managerd.ledger.Exit")
 	proto.RegisterType((*Event)(nil), "managerd.ledger.Event")
+	proto.RegisterType((*Process)(nil), "managerd.ledger.Process")
 }
 
 func init() { proto.RegisterFile("ledger/ledger.proto", fileDescriptor_e71eacad52bcf67e) }
 
 var fileDescriptor_e71eacad52bcf67e = []byte{
-	// 451 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x64, 0x52, 0xc1, 0x8e, 0xd3, 0x30,
-	0x10, 0xad, 0x69, 0x93, 0x6e, 0xa6, 0xbb, 0xb0, 0x32, 0xb0, 0x0d, 0x02, 0x45, 0xa5, 0xa7, 0x22,
-	0xa1, 0x54, 0xc0, 0x91, 0x1b, 0x12, 0x12, 0x15, 0xd2, 0x0a, 0x59, 0xda, 0x0b, 0x97, 0xc8, 0x8d,
-	0x47, 0xad, 0xa5, 0xc6, 0x0e, 0x89, 0xb3, 0x2a, 0x7f, 0xc1, 0x89, 0x5f, 0xe1, 0xcc, 0x8d, 0x63,
-	0x8f, 0x1c, 0x51, 0xfb, 0x23, 0xc8, 0x93, 0x40, 0x11, 0x3d, 0x79, 0xde, 0x9b, 0xe7, 0xe4, 0xbd,
-	0x19, 0xc3, 0xfd, 0x0d, 0xaa, 0x15, 0x56, 0xf3, 0xf6, 0x48, 0xcb, 0xca, 0x3a, 0xcb, 0xef, 0x15,
-	0xd2, 0xc8, 0x15, 0x56, 0x2a, 0x6d, 0xe9, 0xe9, 0x77, 0x06, 0xa1, 0xc0, 0xdc, 0x56, 0x8a, 0x5f,
-	0x42, 0xbf, 0xc6, 0x4f, 0x31, 0x9b, 0xb0, 0xd9, 0x40, 0xf8, 0x92, 0x3f, 0x86, 0xa8, 0x31, 0x7a,
-	0x9b, 0x19, 0x69, 0x6c, 0x7c, 0x67, 0xc2, 0x66, 0x7d, 0x71, 0xe6, 0x89, 0x6b, 0x69, 0x2c, 0x9f,
-	0x43, 0xb8, 0x46, 0xa9, 0xb0, 0x8a, 0xfb, 0x13, 0x36, 0x1b, 0xbd, 0x1c, 0xa7, 0xff, 0x7d, 0x3b,
-	0x7d, 0x47, 0x6d, 0xd1, 0xc9, 0xf8, 0x33, 0x18, 0xe0, 0x56, 0xbb, 0x78, 0x40, 0xf2, 0x87, 0x27,
-	0xf2, 0xb7, 0x5b, 0xed, 0x04, 0x49, 0xf8, 0x73, 0x08, 0xf0, 0x16, 0x8d, 0x8b, 0x03, 0xd2, 0x5e,
-	0x9d, 0x6a, 0x7d, 0x57, 0xb4, 0xa2, 0xe9, 0x37, 0x06, 0x61, 0xfb, 0x2f, 0x7e, 0x05, 0x61, 0x9d,
-	0xaf, 0xb1, 0x90, 0x14, 0xe3, 0x42, 0x74, 0x88, 0x3f, 0x81, 0xc8, 0xc8, 0x02, 0xeb, 0x52, 0xe6,
-	0x48, 0x49, 0x22, 0x71, 0x24, 0xf8, 0x53, 0x38, 0xcf, 0xad, 0x71, 0x52, 0x1b, 0xac, 0x32, 0xad,
-	0x28, 0x50, 0x24, 0x46, 0x7f, 0xb9, 0x85, 0xe2, 0x13, 0x18, 0x69, 0x93, 0xcb, 0xca, 0x48, 0xa7,
-	0xad, 0xa1, 0x0c, 0x91, 0xf8, 0x97, 0xe2, 0x63, 0x18, 0x2e, 0xad, 0x75, 0xfe, 0x7e, 0x40, 0xdd,
-	0xd0, 0xc3, 0x85, 0xe2, 0x8f, 0xe0, 0xac, 0x5e, 0xeb, 0x22, 0x2b, 0xb5, 0x8a, 0x43, 0x72, 0x35,
-	0xf4, 0xf8, 0x83, 0x56, 0xd3, 0xaf, 0x0c, 0x06, 0x3e, 0xf6, 0x89, 0x03, 0x76, 0xea, 0x60, 0x0c,
-	0x43, 0xdc, 0x62, 0xee, 0xbb, 0x6d, 0x80, 0xd0, 0xc3, 0x05, 0xed, 0xad, 0xec, 0x4c, 0x5f, 0x08,
-	0x5f, 0xd2, 0x14, 0x9c, 0x74, 0x4d, 0x4d, 0x3e, 0xfd, 0x14, 0x08, 0xf1, 0x19, 0x5c, 0xfa, 0xf1,
-	0xa2, 0xca, 0x8e, 0x6b, 0x0d, 0x68, 0xad, 0x77, 0x5b, 0xfe, 0xa6, 0x5b, 0xee, 0xf4, 0x1a, 0x02,
-	0x1a, 0x31, 0x7f, 0x00, 0x81, 0xb3, 0xa5, 0xce, 0x3b, 0x47, 0x2d, 0xf0, 0x91, 0xdc, 0xe7, 0x12,
-	0xb3, 0xa6, 0xda, 0x74, 0x66, 0x86, 0x1e, 0xdf, 0x54, 0x1b, 0x7f, 0xe1, 0x56, 0x6e, 0x1a, 0x24,
-	0x3f, 0xe7, 0xa2, 0x05, 0x6f, 0xde, 0xff, 0xd8, 0x27, 0x6c, 0xb7, 0x4f, 0xd8, 0xaf, 0x7d, 0xc2,
-	0xbe, 0x1c, 0x92, 0xde, 0xee, 0x90, 0xf4, 0x7e, 0x1e, 0x92, 0xde, 0xc7, 0x17, 0x2b, 0xed, 0xd6,
-	0xcd, 0x32, 0xcd, 0x6d, 0x31, 0xff, 0xb3, 0xe5, 0x63, 0x41, 0xaf, 0xb6, 0xee, 0xde, 0xf0, 0xeb,
-	0xf6, 0x58, 0x86, 0xc4, 0xbe, 0xfa, 0x1d, 0x00, 0x00, 0xff, 0xff, 0x83, 0x18, 0x24, 0x41, 0xe2,
-	0x02, 0x00, 0x00,
+	// 544 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xac, 0x53, 0x4d, 0x6f, 0x13, 0x31,
+	0x10, 0xad, 0x69, 0x76, 0x37, 0x3b, 0x69, 0xa1, 0x32, 0xd0, 0x2e, 0x1f, 0x5a, 0x42, 0x4e, 0x41,
+	0x42, 0xa9, 0x28, 0x47, 0x6e, 0x48, 0x48, 0x54, 0x48, 0x55, 0x65, 0xd1, 0x0b, 0x97, 0x95, 0xbb,
+	0xb6, 0x12, 0x8b, 0xac, 0xbd, 0x78, 0xbd, 0x55, 0xf8, 0x17, 0x9c, 0xf8, 0x2b, 0xfc, 0x05, 0x8e,
+	0x3d, 0x22, 0x4e, 0x28, 0xf9, 0x0d, 0xdc, 0x91, 0xc7, 0xdb, 0x04, 0x91, 0x2b, 0xa7, 0xf5, 0x7b,
+	0xf3, 0x9c, 0xbc, 0x37, 0x33, 0x86, 0xbb, 0x73, 0x29, 0xa6, 0xd2, 0x1e, 0x87, 0xcf, 0xa4, 0xb6,
+	0xc6, 0x19, 0x7a, 0xa7, 0xe2, 0x9a, 0x4f, 0xa5, 0x15, 0x93, 0x40, 0x8f, 0x7e, 0x13, 0x88, 0x99,
+	0x2c, 0x8d, 0x15, 0xf4, 0x00, 0x76, 0x1b, 0xf9, 0x29, 0x23, 0x43, 0x32, 0xee, 0x31, 0x7f, 0xa4,
+	0x8f, 0x20, 0x6d, 0xb5, 0x5a, 0x14, 0x9a, 0x6b, 0x93, 0xdd, 0x1a, 0x92, 0xf1, 0x2e, 0xeb, 0x7b,
+	0xe2, 0x8c, 0x6b, 0x43, 0x8f, 0x21, 0x9e, 0x49, 0x2e, 0xa4, 0xcd, 0x76, 0x87, 0x64, 0x3c, 0x38,
+	0x39, 0x9a, 0xfc, 0xf3, 0xdb, 0x93, 0xb7, 0x58, 0x66, 0x9d, 0x8c, 0x3e, 0x83, 0x9e, 0x5c, 0x28,
+	0x97, 0xf5, 0x50, 0x7e, 0x7f, 0x4b, 0xfe, 0x66, 0xa1, 0x1c, 0x43, 0x09, 0x7d, 0x0e, 0x91, 0xbc,
+	0x92, 0xda, 0x65, 0x11, 0x6a, 0x0f, 0xb7, 0xb5, 0xbe, 0xca, 0x82, 0x88, 0x9e, 0x40, 0x52, 0x5b,
+	0x53, 0xca, 0xa6, 0xc9, 0x62, 0xd4, 0x67, 0x5b, 0xfa, 0xf3, 0x50, 0x67, 0x37, 0xc2, 0xd1, 0x37,
+	0x02, 0x71, 0xf0, 0x47, 0x0f, 0x21, 0x6e, 0xca, 0x99, 0xac, 0x38, 0x46, 0xdf, 0x67, 0x1d, 0xa2,
+	0x8f, 0x21, 0xd5, 0xbc, 0x92, 0x4d, 0xcd, 0x4b, 0x89, 0xe9, 0x53, 0xb6, 0x21, 0xe8, 0x53, 0xd8,
+	0x2b, 0x8d, 0x76, 0x5c, 0x69, 0x69, 0x0b, 0x25, 0xb0, 0x09, 0x29, 0x1b, 0xac, 0xb9, 0x53, 0x41,
+	0x87, 0x30, 0x50, 0xba, 0xe4, 0x56, 0x73, 0xa7, 0x8c, 0xc6, 0xdc, 0x29, 0xfb, 0x9b, 0xa2, 0x47,
+	0x90, 0x5c, 0x1a, 0xe3, 0xfc, 0xfd, 0x08, 0xab, 0xb1, 0x87, 0xa7, 0x82, 0x3e, 0x80, 0x7e, 0x33,
+	0x53, 0x55, 0x51, 0x2b, 0x81, 0x99, 0xf6, 0x59, 0xe2, 0xf1, 0xb9, 0x12, 0xa3, 0xaf, 0x04, 0x7a,
+	0xbe, 0x55, 0x5b, 0x0e, 0xc8, 0xb6, 0x83, 0x23, 0x48, 0xe4, 0x42, 0x96, 0xbe, 0x1a, 0x02, 0xc4,
+	0x1e, 0x9e, 0xe2, 0xac, 0xeb, 0xce, 0xf4, 0x3e, 0xf3, 0x47, 0xec, 0x82, 0xe3, 0xae, 0x6d, 0xd0,
+	0xa7, 0xef, 0x02, 0x22, 0x3a, 0x86, 0x03, 0x3f, 0x12, 0x29, 0x8a, 0xcd, 0x2a, 0x44, 0xb8, 0x0a,
+	0xb7, 0x03, 0x7f, 0xd1, 0x2d, 0xc4, 0xe8, 0x0c, 0x22, 0x1c, 0x0b, 0xbd, 0x07, 0x91, 0x33, 0xb5,
+	0x2a, 0x3b, 0x47, 0x01, 0xf8, 0x48, 0xee, 0x73, 0x2d, 0x8b, 0xd6, 0xce, 0x3b, 0x33, 0x89, 0xc7,
+	0x17, 0x76, 0xee, 0x2f, 0x5c, 0xf1, 0x79, 0x2b, 0xd1, 0xcf, 0x1e, 0x0b, 0x60, 0xf4, 0x93, 0x40,
+	0xd2, 0xcd, 0xed, 0x3f, 0x67, 0x7d, 0x02, 0x83, 0xc6, 0x71, 0xeb, 0x0a, 0xa7, 0xca, 0x8f, 0x21,
+	0x70, 0x8f, 0x01, 0x52, 0xef, 0x3d, 0x43, 0x1f, 0x42, 0xdf, 0x49, 0x5b, 0x29, 0xcd, 0xe7, 0x18,
+	0xb6, 0xcf, 0xd6, 0xd8, 0x9b, 0x6d, 0x9c, 0x50, 0x1a, 0xe7, 0x92, 0xb2, 0x00, 0x42, 0xfb, 0x84,
+	0x69, 0x5d, 0x96, 0x84, 0x3f, 0x0f, 0xa8, 0xe3, 0xa5, 0xb5, 0x59, 0x7f, 0xcd, 0x4b, 0x6b, 0x5f,
+	0xbf, 0xfb, 0xbe, 0xcc, 0xc9, 0xf5, 0x32, 0x27, 0xbf, 0x96, 0x39, 0xf9, 0xb2, 0xca, 0x77, 0xae,
+	0x57, 0xf9, 0xce, 0x8f, 0x55, 0xbe, 0xf3, 0xe1, 0xc5, 0x54, 0xb9, 0x59, 0x7b, 0x39, 0x29, 0x4d,
+	0x75, 0x7c, 0xb3, 0xc6, 0x9b, 0x03, 0x3e, 0xe3, 0xa6, 0x7b, 0xd4, 0xaf, 0xc2, 0xe7, 0x32, 0x46,
+	0xf6, 0xe5, 0x9f, 0x00, 0x00, 0x00, 0xff, 0xff, 0x51, 0xb1, 0x51, 0x23, 0xf3, 0x03, 0x00, 0x00,
 }
 
 func (m *Record) Marshal() (dAtA []byte, err error) {
@@ -381,6 +496,18 @@ func (m *Record) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.Process != nil {
+		{
+			size, err := m.Process.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintLedger(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x32
+	}
 	if m.Event != nil {
 		{
 			size, err := m.Event.MarshalToSizedBuffer(dAtA[:i])
@@ -587,6 +714,84 @@ func (m *Event) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+func (m *Process) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Process) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Process) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Stderr) > 0 {
+		i -= len(m.Stderr)
+		copy(dAtA[i:], m.Stderr)
+		i = encodeVarintLedger(dAtA, i, uint64(len(m.Stderr)))
+		i--
+		dAtA[i] = 0x42
+	}
+	if len(m.Stdout) > 0 {
+		i -= len(m.Stdout)
+		copy(dAtA[i:], m.Stdout)
+		i = encodeVarintLedger(dAtA, i, uint64(len(m.Stdout)))
+		i--
+		dAtA[i] = 0x3a
+	}
+	if len(m.Stdin) > 0 {
+		i -= len(m.Stdin)
+		copy(dAtA[i:], m.Stdin)
+		i = encodeVarintLedger(dAtA, i, uint64(len(m.Stdin)))
+		i--
+		dAtA[i] = 0x32
+	}
+	if m.Terminal {
+		i--
+		if m.Terminal {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.StartTicks != 0 {
+		i = encodeVarintLedger(dAtA, i, uint64(m.StartTicks))
+		i--
+		dAtA[i] = 0x20
+	}
+	if m.Pid != 0 {
+		i = encodeVarintLedger(dAtA, i, uint64(m.Pid))
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.ExecId) > 0 {
+		i -= len(m.ExecId)
+		copy(dAtA[i:], m.ExecId)
+		i = encodeVarintLedger(dAtA, i, uint64(len(m.ExecId)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.ContainerId) > 0 {
+		i -= len(m.ContainerId)
+		copy(dAtA[i:], m.ContainerId)
+		i = encodeVarintLedger(dAtA, i, uint64(len(m.ContainerId)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
 func encodeVarintLedger(dAtA []byte, offset int, v uint64) int {
 	offset -= sovLedger(v)
 	base := offset
@@ -620,6 +825,10 @@ func (m *Record) Size() (n int) {
 	}
 	if m.Event != nil {
 		l = m.Event.Size()
+		n += 1 + l + sovLedger(uint64(l))
+	}
+	if m.Process != nil {
+		l = m.Process.Size()
 		n += 1 + l + sovLedger(uint64(l))
 	}
 	return n
@@ -697,6 +906,44 @@ func (m *Event) Size() (n int) {
 		n += 1 + l + sovLedger(uint64(l))
 	}
 	l = len(m.Value)
+	if l > 0 {
+		n += 1 + l + sovLedger(uint64(l))
+	}
+	return n
+}
+
+func (m *Process) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.ContainerId)
+	if l > 0 {
+		n += 1 + l + sovLedger(uint64(l))
+	}
+	l = len(m.ExecId)
+	if l > 0 {
+		n += 1 + l + sovLedger(uint64(l))
+	}
+	if m.Pid != 0 {
+		n += 1 + sovLedger(uint64(m.Pid))
+	}
+	if m.StartTicks != 0 {
+		n += 1 + sovLedger(uint64(m.StartTicks))
+	}
+	if m.Terminal {
+		n += 2
+	}
+	l = len(m.Stdin)
+	if l > 0 {
+		n += 1 + l + sovLedger(uint64(l))
+	}
+	l = len(m.Stdout)
+	if l > 0 {
+		n += 1 + l + sovLedger(uint64(l))
+	}
+	l = len(m.Stderr)
 	if l > 0 {
 		n += 1 + l + sovLedger(uint64(l))
 	}
@@ -881,6 +1128,42 @@ func (m *Record) Unmarshal(dAtA []byte) error {
 				m.Event = &Event{}
 			}
 			if err := m.Event.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Process", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthLedger
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthLedger
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Process == nil {
+				m.Process = &Process{}
+			}
+			if err := m.Process.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
 				return err
 			}
 			iNdEx = postIndex
@@ -1418,6 +1701,274 @@ func (m *Event) Unmarshal(dAtA []byte) error {
 			if m.Value == nil {
 				m.Value = []byte{}
 			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipLedger(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthLedger
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Process) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowLedger
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Process: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Process: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ContainerId", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthLedger
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthLedger
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.ContainerId = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExecId", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthLedger
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthLedger
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.ExecId = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Pid", wireType)
+			}
+			m.Pid = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Pid |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartTicks", wireType)
+			}
+			m.StartTicks = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartTicks |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Terminal", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Terminal = bool(v != 0)
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Stdin", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthLedger
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthLedger
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Stdin = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Stdout", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthLedger
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthLedger
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Stdout = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 8:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Stderr", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowLedger
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthLedger
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthLedger
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Stderr = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
 		default:
 			iNdEx = preIndex

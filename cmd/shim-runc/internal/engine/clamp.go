@@ -1,0 +1,63 @@
+package engine
+
+import (
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// clamp lowers what only CAP_SYS_RESOURCE may raise, where we lack it: a hard rlimit above our own (setrlimit(2)), and
+// an oom_score_adj below our own (proc(5)). Without it nearly every container of a client that does not know about
+// the missing capability would fail. Each clamp is logged.
+type clamp struct {
+	log *slog.Logger
+	on  bool
+	oom int // the lowest oom_score_adj we may set
+}
+
+func newClamp(log *slog.Logger) clamp {
+	c := clamp{log: log}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return c
+	}
+	if data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return c
+	}
+	c.on = true
+	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
+		c.oom, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	return c
+}
+
+// process changes p in place.
+func (c clamp) process(p *specs.Process) {
+	if !c.on {
+		return
+	}
+	if p.OOMScoreAdj != nil && *p.OOMScoreAdj < c.oom {
+		c.log.Warn("clamped oom_score_adj: raising a process's protection needs CAP_SYS_RESOURCE", "asked", *p.OOMScoreAdj, "set", c.oom)
+		v := c.oom
+		p.OOMScoreAdj = &v
+	}
+	for i := range p.Rlimits {
+		r := &p.Rlimits[i]
+		t, ok := rlimits[r.Type]
+		if !ok {
+			continue // refused with a sentence later
+		}
+		var have unix.Rlimit
+		if err := unix.Getrlimit(t, &have); err != nil || r.Hard <= have.Max {
+			continue
+		}
+		c.log.Warn("clamped rlimit: raising a hard limit needs CAP_SYS_RESOURCE", "rlimit", r.Type, "asked", r.Hard, "set", have.Max)
+		r.Hard = have.Max
+		r.Soft = min(r.Soft, r.Hard)
+	}
+}

@@ -1,0 +1,243 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/reaper"
+)
+
+// Container is one container of this engine. Its methods may be called at once by many goroutines; whether a request
+// makes sense in the container's state is for the caller to judge.
+type Container struct {
+	id        string
+	engine    *Engine
+	c         *libcontainer.Container
+	init      *reaper.Process
+	sharedPID bool // processes may outlive init: there is no pid namespace that dies with it
+}
+
+// ID is the container's id.
+func (c *Container) ID() string { return c.id }
+
+// Init is the container's first process, from Create on.
+func (c *Container) Init() *reaper.Process { return c.init }
+
+// SharedPID says that the container has no pid namespace of its own, so that its processes can outlive init.
+func (c *Container) SharedPID() bool { return c.sharedPID }
+
+// load reads the container afresh: a value of our own, because libcontainer serialises what is done through one.
+func (c *Container) load() (*libcontainer.Container, error) {
+	lc, err := libcontainer.Load(c.engine.cfg.Root, c.id)
+	if err != nil {
+		return nil, fmt.Errorf("cannot load state of container %s: %w", c.id, err)
+	}
+	return lc, nil
+}
+
+// Start lets the parked init execute the user's program.
+func (c *Container) Start(ctx context.Context) error {
+	begin := time.Now()
+	if err := c.release(ctx); err != nil {
+		return fmt.Errorf("cannot start container %s: %w", c.id, err)
+	}
+	c.engine.cfg.OnPhase("start", time.Since(begin))
+	return nil
+}
+
+// release opens libcontainer's exec FIFO: init is blocked opening the other side, and writes one byte once it may go
+// on. Polling init's pidfd besides the FIFO tells a dead init from a slow one, without a thread left behind.
+func (c *Container) release(ctx context.Context) error {
+	path := filepath.Join(c.engine.cfg.Root, c.id, "exec.fifo")
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("it has been started already: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }()
+	pidfd, err := unix.PidfdOpen(c.init.Pid(), 0)
+	if err != nil {
+		return fmt.Errorf("init has ended before it was started: %w", errdefs.ErrFailedPrecondition)
+	}
+	defer func() { _ = unix.Close(pidfd) }()
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := unix.Poll(fds, 1000)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("cannot poll %s: %w", path, err)
+		}
+		if n <= 0 {
+			continue
+		}
+		var b [1]byte
+		if got, _ := unix.Read(fd, b[:]); got == 1 {
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			return nil
+		}
+		if fds[1].Revents != 0 {
+			return fmt.Errorf("init has ended before it was started: %w", errdefs.ErrFailedPrecondition)
+		}
+	}
+}
+
+// Exec starts another process in the container. Execs run side by side: each has a libcontainer value of its own.
+func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, io IO) (*reaper.Process, error) {
+	begin := time.Now()
+	fail := func(err error) (*reaper.Process, error) {
+		return nil, fmt.Errorf("cannot exec %s in container %s: %w", execID, c.id, err)
+	}
+	if len(p.Args) == 0 {
+		return fail(fmt.Errorf("args is empty: %w", errdefs.ErrInvalidArgument))
+	}
+	if p.Cwd == "" {
+		p.Cwd = "/"
+	}
+	lc, err := c.load()
+	if err != nil {
+		return fail(err)
+	}
+	c.engine.clamp.process(p)
+	proc, err := c.engine.launch(ctx, lc, p, false, io)
+	if err != nil {
+		return fail(err)
+	}
+	c.engine.cfg.OnPhase("exec", time.Since(begin))
+	return proc, nil
+}
+
+// Pids lists the processes of the container, in our pid namespace.
+func (c *Container) Pids() ([]int, error) {
+	pids, err := c.c.Processes()
+	if err != nil {
+		return nil, fmt.Errorf("cannot list processes of container %s: %w", c.id, err)
+	}
+	return pids, nil
+}
+
+// Pause freezes every process of the container.
+func (c *Container) Pause() error {
+	lc, err := c.load()
+	if err != nil {
+		return err
+	}
+	if err := lc.Pause(); err != nil {
+		return fmt.Errorf("cannot pause container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// Resume undoes Pause.
+func (c *Container) Resume() error {
+	lc, err := c.load()
+	if err != nil {
+		return err
+	}
+	if err := lc.Resume(); err != nil {
+		return fmt.Errorf("cannot resume container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// Signal sends sig to init, or with all to every process of the container. A SIGKILL reaches paused processes too.
+func (c *Container) Signal(sig unix.Signal, all bool) error {
+	if all {
+		lc, err := c.load()
+		if err != nil {
+			return err
+		}
+		if sig == unix.SIGKILL {
+			return killAll(lc)
+		}
+		pids, err := lc.Processes()
+		if err != nil {
+			return fmt.Errorf("cannot list processes of container %s: %w", c.id, err)
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("cannot signal process %d of container %s: %w", pid, c.id, err)
+			}
+		}
+		return nil
+	}
+	if err := c.init.Signal(sig); err != nil {
+		if errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("container %s: process already finished: %w", c.id, errdefs.ErrNotFound)
+		}
+		return err
+	}
+	if sig == unix.SIGKILL {
+		// On cgroup v1 a frozen process dies only when it is thawed.
+		c.thaw()
+	}
+	return nil
+}
+
+func (c *Container) thaw() {
+	lc, err := c.load()
+	if err != nil {
+		return
+	}
+	if st, err := lc.Status(); err == nil && st == libcontainer.Paused {
+		_ = lc.Resume()
+	}
+}
+
+// killAll sends SIGKILL until the container's cgroup is empty, for at most ten seconds.
+func killAll(lc *libcontainer.Container) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		pids, err := lc.Processes()
+		if err != nil || len(pids) == 0 {
+			return nil //nolint:nilerr // the cgroup is gone: nothing is left to kill
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("cannot kill process %d: %w", pid, err)
+			}
+		}
+		if st, err := lc.Status(); err == nil && st == libcontainer.Paused {
+			_ = lc.Resume()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes %v do not end: %w", pids, context.DeadlineExceeded)
+		}
+		time.Sleep(wait) // a cgroup tells nobody when its last process has gone (v1)
+	}
+}
+
+// Destroy removes the container's cgroup and state, after its init has ended, runs its poststop hooks, and ends what
+// is left of it if it has no pid namespace of its own. Doing it twice is not an error.
+func (c *Container) Destroy() error {
+	lc, err := c.load()
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if c.sharedPID {
+		if err := killAll(lc); err != nil {
+			return fmt.Errorf("cannot remove container %s: %w", c.id, err)
+		}
+	}
+	if err := c.engine.cfg.Reaper.Guard(lc.Destroy); err != nil {
+		return fmt.Errorf("cannot remove container %s: %w", c.id, err)
+	}
+	return nil
+}

@@ -1,0 +1,181 @@
+// Package engine runs OCI containers with libcontainer, in this process. It is the sole importer of libcontainer, and
+// knows neither the task API nor where output goes: it takes files for a process's streams, and gives processes back.
+//
+// What libcontainer needs of its host is written down in docs/architecture.md. The two rules that shape this package:
+// everything that forks runs under the reaper's fork guard, and nobody but the reaper waits.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	_ "github.com/opencontainers/cgroups/devices" // device rules: without it every create fails
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/managerd/managerd/reaper"
+)
+
+// InitHook must be the first thing that a program with this package does, in an init function of package main: when
+// the process is libcontainer's re-exec as a container's init or exec, it goes on there and never returns.
+func InitHook() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		libcontainer.Init()
+	}
+}
+
+// Config says how the engine works. Root and Reaper are required.
+type Config struct {
+	Root          string // libcontainer's state directory: Root/ID/state.json
+	SystemdCgroup bool   // cgroups through systemd rather than cgroupfs
+	NoPivotRoot   bool   // MS_MOVE instead of pivot_root(2), for a rootfs on a ramdisk
+	NoNewKeyring  bool   // stay in the session keyring of the shim
+	Log           *slog.Logger
+	Reaper        *reaper.Reaper
+	// OnPhase, if set, is told how long each phase of a create, start or exec took.
+	OnPhase func(name string, took time.Duration)
+}
+
+// IO is what a process gets as its streams: either three files, nil meaning /dev/null, which the engine does not
+// close; or, with Console set, a new pseudo-terminal.
+type IO struct {
+	Stdin, Stdout, Stderr *os.File
+	// Console is given the terminal's master side once, before the process can run; it owns the file from then on.
+	Console func(master *os.File) error
+}
+
+// Engine makes containers.
+type Engine struct {
+	cfg   Config
+	clamp clamp
+}
+
+// New gives an engine; it touches nothing yet.
+func New(cfg Config) *Engine {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.OnPhase == nil {
+		cfg.OnPhase = func(string, time.Duration) {}
+	}
+	return &Engine{cfg: cfg, clamp: newClamp(cfg.Log)}
+}
+
+// Create makes a container whose init is parked just before it would execute the user's program. The rootfs must be in
+// place. On an error nothing is left of it. Errors: InvalidArgument for a spec that cannot be run, AlreadyExists for
+// an id that is in use below Root.
+func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io IO) (*Container, error) {
+	if err := e.check(bundle, spec); err != nil {
+		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
+	}
+	begin := time.Now()
+	e.clamp.process(spec.Process)
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName:       id,
+		UseSystemdCgroup: e.cfg.SystemdCgroup,
+		NoPivotRoot:      e.cfg.NoPivotRoot,
+		NoNewKeyring:     e.cfg.NoNewKeyring,
+		Spec:             spec,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot create container %s: invalid spec: %w: %w", id, err, errdefs.ErrInvalidArgument)
+	}
+	for i, l := range config.Labels {
+		if strings.HasPrefix(l, "bundle=") { // libcontainer takes the working directory for it
+			config.Labels[i] = "bundle=" + bundle
+		}
+	}
+	c, err := libcontainer.Create(e.cfg.Root, id, config)
+	switch {
+	case errors.Is(err, libcontainer.ErrExist):
+		return nil, fmt.Errorf("cannot create container %s: it is there already: %w", id, errdefs.ErrAlreadyExists)
+	case errors.Is(err, libcontainer.ErrInvalidID):
+		return nil, fmt.Errorf("cannot create container %q: %w: %w", id, err, errdefs.ErrInvalidArgument)
+	case err != nil:
+		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
+	}
+	e.cfg.OnPhase("create.config", time.Since(begin))
+
+	begin = time.Now()
+	proc, err := e.launch(ctx, c, spec.Process, true, io)
+	if err != nil {
+		gerr := e.cfg.Reaper.Guard(c.Destroy)
+		if gerr != nil {
+			e.cfg.Log.Warn("cannot clean up after a failed create", "id", id, "error", gerr)
+			_ = os.RemoveAll(filepath.Join(e.cfg.Root, id))
+		}
+		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
+	}
+	e.cfg.OnPhase("create.init", time.Since(begin))
+	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: !hasOwnPID(spec)}, nil
+}
+
+// check refuses what libcontainer would crash on or misread, and makes the rootfs path absolute.
+func (e *Engine) check(bundle string, spec *specs.Spec) error {
+	invalid := func(format string, a ...any) error {
+		return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
+	}
+	switch {
+	case spec == nil:
+		return invalid("no spec")
+	case spec.Process == nil:
+		return invalid("invalid spec: process is missing")
+	case len(spec.Process.Args) == 0:
+		return invalid("invalid spec: process.args is empty")
+	case spec.Process.Cwd == "" || !filepath.IsAbs(spec.Process.Cwd):
+		return invalid("invalid spec: process.cwd %q is not an absolute path", spec.Process.Cwd)
+	case spec.Root == nil || spec.Root.Path == "":
+		return invalid("invalid spec: root.path is missing")
+	case spec.Linux == nil:
+		return invalid("invalid spec: the linux section is missing")
+	}
+	if !filepath.IsAbs(spec.Root.Path) {
+		spec.Root.Path = filepath.Join(bundle, spec.Root.Path)
+	}
+	fi, err := os.Stat(spec.Root.Path)
+	if err != nil {
+		return fmt.Errorf("invalid rootfs: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if !fi.IsDir() {
+		return invalid("invalid rootfs: %s is not a directory", spec.Root.Path)
+	}
+	return nil
+}
+
+func hasOwnPID(spec *specs.Spec) bool {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.PIDNamespace {
+			return ns.Path == ""
+		}
+	}
+	return false
+}
+
+// Remove ends and removes what is left of a container that nobody keeps any more (its shim died): its processes, cgroup
+// and state. Nothing there is not an error.
+func (e *Engine) Remove(id string) error {
+	c, err := libcontainer.Load(e.cfg.Root, id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		// An aborted create leaves a directory without state.json.
+		return os.RemoveAll(filepath.Join(e.cfg.Root, id))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot load container %s: %w", id, err)
+	}
+	if err := killAll(c); err != nil {
+		return fmt.Errorf("cannot kill container %s: %w", id, err)
+	}
+	if err := e.cfg.Reaper.Guard(c.Destroy); err != nil {
+		return fmt.Errorf("cannot remove container %s: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package engine
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Update changes the limits that r names, and leaves all others as they are. Device rules cannot be changed so.
+func (c *Container) Update(r *specs.LinuxResources) error {
+	if r == nil {
+		return fmt.Errorf("cannot update container %s: no resources given: %w", c.id, errdefs.ErrInvalidArgument)
+	}
+	lc, err := c.load()
+	if err != nil {
+		return err
+	}
+	config := lc.Config()
+	if config.Cgroups == nil || config.Cgroups.Resources == nil {
+		return fmt.Errorf("cannot update container %s: it has no cgroup: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	cg, res := *config.Cgroups, *config.Cgroups.Resources
+	merge(&res, r)
+	res.SkipDevices = true
+	cg.Resources = &res
+	config.Cgroups = &cg
+	if err := lc.Set(config); err != nil {
+		return fmt.Errorf("cannot update container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// merge copies into dst what src sets.
+func merge(dst *cgroups.Resources, src *specs.LinuxResources) {
+	if m := src.Memory; m != nil {
+		set(&dst.Memory, m.Limit)
+		set(&dst.MemoryReservation, m.Reservation)
+		set(&dst.MemorySwap, m.Swap)
+		if m.Swappiness != nil {
+			dst.MemorySwappiness = m.Swappiness
+		}
+		set(&dst.OomKillDisable, m.DisableOOMKiller)
+		set(&dst.MemoryCheckBeforeUpdate, m.CheckBeforeUpdate)
+	}
+	if p := src.CPU; p != nil {
+		if p.Shares != nil {
+			dst.CpuShares = *p.Shares
+			dst.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*p.Shares)
+		}
+		set(&dst.CpuQuota, p.Quota)
+		set(&dst.CpuPeriod, p.Period)
+		set(&dst.CpuRtRuntime, p.RealtimeRuntime)
+		set(&dst.CpuRtPeriod, p.RealtimePeriod)
+		if p.Burst != nil {
+			dst.CpuBurst = p.Burst
+		}
+		if p.Idle != nil {
+			dst.CPUIdle = p.Idle
+		}
+		if p.Cpus != "" {
+			dst.CpusetCpus = p.Cpus
+		}
+		if p.Mems != "" {
+			dst.CpusetMems = p.Mems
+		}
+	}
+	if src.Pids != nil && src.Pids.Limit != nil {
+		dst.PidsLimit = src.Pids.Limit
+	}
+	if b := src.BlockIO; b != nil {
+		set(&dst.BlkioWeight, b.Weight)
+		set(&dst.BlkioLeafWeight, b.LeafWeight)
+		for _, d := range b.WeightDevice {
+			wd := cgroups.NewWeightDevice(d.Major, d.Minor, 0, 0)
+			set(&wd.Weight, d.Weight)
+			set(&wd.LeafWeight, d.LeafWeight)
+			dst.BlkioWeightDevice = append(dst.BlkioWeightDevice, wd)
+		}
+		throttle(&dst.BlkioThrottleReadBpsDevice, b.ThrottleReadBpsDevice)
+		throttle(&dst.BlkioThrottleWriteBpsDevice, b.ThrottleWriteBpsDevice)
+		throttle(&dst.BlkioThrottleReadIOPSDevice, b.ThrottleReadIOPSDevice)
+		throttle(&dst.BlkioThrottleWriteIOPSDevice, b.ThrottleWriteIOPSDevice)
+	}
+	for _, h := range src.HugepageLimits {
+		dst.HugetlbLimit = append(dst.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: h.Pagesize, Limit: h.Limit})
+	}
+	for k, v := range src.Unified {
+		m := map[string]string{}
+		for ok, ov := range dst.Unified {
+			m[ok] = ov
+		}
+		m[k] = v
+		dst.Unified = m
+	}
+}
+
+func set[T any](dst *T, src *T) {
+	if src != nil {
+		*dst = *src
+	}
+}
+
+func throttle(dst *[]*cgroups.ThrottleDevice, src []specs.LinuxThrottleDevice) {
+	for _, d := range src {
+		*dst = append(*dst, cgroups.NewThrottleDevice(d.Major, d.Minor, d.Rate))
+	}
+}
