@@ -296,7 +296,9 @@ func TestBadSpecs(t *testing.T) {
 		"no linux":        {func(s *specs.Spec) { s.Linux = nil }, "linux section is missing"},
 		"unknown rlimit":  {func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_FOO"}} }, "RLIMIT_FOO"},
 		"missing command": {func(s *specs.Spec) { s.Process.Args = []string{"frobnicate"} }, `exec: "frobnicate": executable file not found in $PATH`},
-		"bad namespace":   {func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "moon"}) }, "moon"},
+		"bad namespace": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "moon"})
+		}, "moon"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			id := f.id()

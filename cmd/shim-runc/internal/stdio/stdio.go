@@ -1,0 +1,270 @@
+// Package stdio carries a process's streams between the container and the client. It knows files, not containers.
+//
+// A stream is two FIFOs with us in between:
+//
+//	container ── bundle/stdio/ID.stdout ──▶ shim ── the client's FIFO ──▶ client
+//
+// The container holds its FIFO O_RDWR: while no shim lives it gets neither SIGPIPE nor end of file, the kernel keeps
+// what it writes, and the next shim reads on where the last one stopped. We hold both ends of the client's FIFO too, so
+// that a client may vanish and come back without anybody noticing. A client that stops reading stops its own
+// container's stream and nothing else.
+//
+// A terminal has one pseudo-terminal instead of the container's three FIFOs.
+package stdio
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/shimapi"
+)
+
+// pipeSize is what we ask the kernel to buffer per FIFO, in bytes; it may grant less (pipe(7)).
+const pipeSize = 1 << 20
+
+// Config names a process's streams as the client asked for them: a path of a FIFO, "fifo://PATH", "file://PATH" (output
+// only, appended), or empty for /dev/null.
+type Config struct {
+	Dir                   string // where the container-side FIFOs are made
+	ExecID                string // empty for the init process
+	Stdin, Stdout, Stderr string
+	Terminal              bool
+	UID, GID              int // owner of the container-side FIFOs
+}
+
+// Streams are the open streams of one process. Close releases everything.
+type Streams struct {
+	cfg   Config
+	paths []string   // container-side FIFOs that we made
+	files []*os.File // the container's ends, until Started
+
+	in       *input
+	outs     []*output
+	stdin    *os.File
+	stdout   *os.File
+	stderr   *os.File
+	client   *os.File // terminal: where output goes
+	clientIn *os.File // terminal: where input comes from
+
+	mu     sync.Mutex
+	master *os.File
+	copies sync.WaitGroup
+}
+
+// Open makes and opens the FIFOs of a process and starts to copy. Errors: InvalidArgument for a stream that cannot be
+// what it should, NotImplemented for a kind of stream that we do not have.
+func Open(cfg Config) (_ *Streams, err error) {
+	s := &Streams{cfg: cfg}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if cfg.Terminal {
+		return s, s.openTerminal()
+	}
+	if cfg.Stdin != "" {
+		src, err := openClient(cfg.Stdin, "stdin")
+		if err != nil {
+			return nil, err
+		}
+		ours, theirs, err := s.fifo("stdin", true)
+		if err != nil {
+			_ = src.Close()
+			return nil, err
+		}
+		s.stdin, s.in = theirs, newInput(src, ours)
+		s.spawn(s.in.run)
+	}
+	for _, o := range []struct {
+		name, uri string
+		end       **os.File
+	}{{"stdout", cfg.Stdout, &s.stdout}, {"stderr", cfg.Stderr, &s.stderr}} {
+		if o.uri == "" {
+			continue
+		}
+		dst, err := openClient(o.uri, o.name)
+		if err != nil {
+			return nil, err
+		}
+		ours, theirs, err := s.fifo(o.name, false)
+		if err != nil {
+			_ = dst.Close()
+			return nil, err
+		}
+		out := newOutput(ours, dst)
+		*o.end = theirs
+		s.outs = append(s.outs, out)
+		s.spawn(out.run)
+	}
+	return s, nil
+}
+
+func (s *Streams) spawn(run func()) {
+	s.copies.Add(1)
+	go func() {
+		defer s.copies.Done()
+		run()
+	}()
+}
+
+// fifo makes the container-side FIFO of a stream and opens both ends, ours first.
+func (s *Streams) fifo(stream string, input bool) (ours, theirs *os.File, err error) {
+	path := filepath.Join(s.cfg.Dir, shimapi.StdioName(s.cfg.ExecID, stream))
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
+	}
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return nil, nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+	}
+	s.paths = append(s.paths, path)
+	if s.cfg.UID != 0 || s.cfg.GID != 0 {
+		if err := os.Chown(path, s.cfg.UID, s.cfg.GID); err != nil {
+			return nil, nil, err
+		}
+	}
+	// Reading ends open without a writer when O_NONBLOCK is set, and the container's O_RDWR never waits (fifo(7)).
+	if input {
+		theirs, err = openRaw(path, unix.O_RDONLY|unix.O_NONBLOCK)
+		if err == nil {
+			err = unix.SetNonblock(int(theirs.Fd()), false)
+		}
+		if err == nil {
+			ours, err = openRaw(path, unix.O_WRONLY|unix.O_NONBLOCK)
+		}
+	} else {
+		ours, err = openRaw(path, unix.O_RDONLY|unix.O_NONBLOCK)
+		if err == nil {
+			theirs, err = openRaw(path, unix.O_RDWR)
+		}
+	}
+	if theirs != nil {
+		s.files = append(s.files, theirs)
+	}
+	if err != nil {
+		if ours != nil {
+			_ = ours.Close()
+		}
+		return nil, nil, err
+	}
+	grow(ours)
+	return ours, theirs, nil
+}
+
+// openRaw opens without os.OpenFile's changes of O_NONBLOCK: what goes to a container must block.
+func openRaw(path string, flags int) (*os.File, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// grow asks for a larger pipe; over the user's limit (pipe-user-pages-soft) it stays as it is.
+func grow(f *os.File) {
+	if c, err := f.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
+	}
+}
+
+// openClient opens the client's side of a stream.
+func openClient(uri, stream string) (*os.File, error) {
+	fail := func(err error) (*os.File, error) {
+		return nil, fmt.Errorf("cannot open %s %q: %w", stream, uri, err)
+	}
+	path, file := uri, false
+	if strings.Contains(uri, "://") {
+		u, err := url.Parse(uri)
+		if err != nil {
+			return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
+		}
+		path = u.Path
+		switch u.Scheme {
+		case "fifo":
+		case "file":
+			file = true
+			if stream == "stdin" {
+				return fail(fmt.Errorf("a file can only be output: %w", errdefs.ErrInvalidArgument))
+			}
+		default:
+			return fail(fmt.Errorf("scheme %q is not supported, use a path, fifo:// or file://: %w", u.Scheme, errdefs.ErrNotImplemented))
+		}
+	}
+	if !filepath.IsAbs(path) {
+		return fail(fmt.Errorf("not an absolute path: %w", errdefs.ErrInvalidArgument))
+	}
+	if file {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fail(err)
+		}
+		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
+	}
+	if fi.Mode()&fs.ModeNamedPipe == 0 {
+		if stream == "stdin" {
+			return fail(fmt.Errorf("not a FIFO: %w", errdefs.ErrInvalidArgument))
+		}
+		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	}
+	f, err := openRaw(path, unix.O_RDWR|unix.O_NONBLOCK)
+	if err != nil {
+		return fail(err)
+	}
+	return f, nil
+}
+
+// Files gives the container's ends, nil for /dev/null. They stay ours; Started closes them.
+func (s *Streams) Files() (stdin, stdout, stderr *os.File) { return s.stdin, s.stdout, s.stderr }
+
+// Started must be called when the process has its ends, or could not be made: only then is an end of file seen.
+func (s *Streams) Started() {
+	for _, f := range s.files {
+		_ = f.Close()
+	}
+	s.files, s.stdin, s.stdout, s.stderr = nil, nil, nil, nil
+}
+
+// CloseStdin ends the process's input once everything that the client wrote has been delivered. It does not wait.
+func (s *Streams) CloseStdin() {
+	if s.in != nil {
+		s.in.finish()
+	}
+}
+
+// Drain waits until everything that the process had written when it ended has been handed on: to the end of file, or,
+// when a descendant still holds the stream, until the FIFO has been empty. A client that does not read is waited for
+// at most as long as patience without progress; copying goes on after that.
+func (s *Streams) Drain(patience time.Duration) {
+	for _, o := range s.outs {
+		o.drain(patience)
+	}
+}
+
+// Close stops copying and releases everything, the container-side FIFOs included.
+func (s *Streams) Close() {
+	s.Started()
+	if s.in != nil {
+		s.in.close()
+	}
+	for _, o := range s.outs {
+		o.close()
+	}
+	s.closeTerminal()
+	s.copies.Wait()
+	for _, p := range s.paths {
+		_ = os.Remove(p)
+	}
+}

@@ -1,0 +1,296 @@
+package stdio
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// mkfifos makes the client's side.
+func mkfifos(t testing.TB) (dir string, cfg Config) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, n := range []string{"in", "out", "err"} {
+		if err := unix.Mkfifo(filepath.Join(dir, n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir, Config{Dir: dir, Stdin: filepath.Join(dir, "in"), Stdout: filepath.Join(dir, "out"), Stderr: "fifo://" + filepath.Join(dir, "err")}
+}
+
+// run starts a shell with the streams of cfg, as the engine does.
+func run(t testing.TB, cfg Config, script string) (*Streams, *exec.Cmd) {
+	t.Helper()
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	cmd := exec.Command("/bin/sh", "-c", script)
+	in, out, errf := s.Files()
+	if in != nil {
+		cmd.Stdin = in
+	}
+	if out != nil {
+		cmd.Stdout = out
+	}
+	if errf != nil {
+		cmd.Stderr = errf
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.Started()
+	return s, cmd
+}
+
+// client reads a FIFO to its end, as a client does.
+func client(t testing.TB, path string) <-chan []byte {
+	t.Helper()
+	got := make(chan []byte, 1)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		data, _ := io.ReadAll(f)
+		_ = f.Close()
+		got <- data
+	}()
+	return got
+}
+
+func TestOutput(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	s, cmd := run(t, cfg, "echo out; echo err >&2; seq 1 200000; exit 3")
+	out, errs := client(t, filepath.Join(dir, "out")), client(t, filepath.Join(dir, "err"))
+	_ = cmd.Wait()
+	s.Drain(5 * time.Second)
+	got := <-out
+	if want := "out\n1\n2\n"; !bytes.HasPrefix(got, []byte(want)) || !bytes.HasSuffix(got, []byte("\n199999\n200000\n")) || len(got) != 4+1288895 {
+		t.Errorf("%d bytes of output", len(got))
+	}
+	if got := <-errs; string(got) != "err\n" {
+		t.Errorf("stderr is %q", got)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".init.*")); len(left) != 3 {
+		t.Errorf("container-side FIFOs: %v", left)
+	}
+	s.Close()
+	if left, _ := filepath.Glob(filepath.Join(dir, ".init.*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestLateClient: a client that opens its FIFO only after a short process has ended gets everything, and the end.
+func TestLateClient(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	s, cmd := run(t, cfg, "echo hello")
+	_ = cmd.Wait()
+	s.Drain(5 * time.Second)
+	if got := <-client(t, filepath.Join(dir, "out")); string(got) != "hello\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestStalledClient: nobody reads; draining gives up, closing does not hang, and reading later still gets it all.
+func TestStalledClient(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	s, cmd := run(t, cfg, "dd if=/dev/zero bs=1024 count=8192 2>/dev/null")
+	time.Sleep(20 * time.Millisecond)
+	begin := time.Now()
+	s.Drain(50 * time.Millisecond)
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("draining took %v", took)
+	}
+	got := <-client(t, filepath.Join(dir, "out"))
+	_ = cmd.Wait()
+	if len(got) != 8<<20 {
+		t.Errorf("got %d bytes", len(got))
+	}
+}
+
+// TestDescendant: a daemon that keeps the stream does not hold up the exit of its parent, and goes on writing.
+func TestDescendant(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	if err := unix.Mkfifo(filepath.Join(dir, "in2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, cmd := run(t, cfg, "echo first; (read x; echo second) <"+filepath.Join(dir, "in2")+" & exit 0")
+	out := client(t, filepath.Join(dir, "out"))
+	_ = cmd.Wait()
+	begin := time.Now()
+	s.Drain(10 * time.Second)
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("draining took %v", took)
+	}
+	w, err := os.OpenFile(filepath.Join(dir, "in2"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.WriteString("go\n")
+	_ = w.Close()
+	if got := <-out; string(got) != "first\nsecond\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestInput: clients come and go, and only CloseStdin ends the input, after everything was delivered.
+func TestInput(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	s, cmd := run(t, cfg, "cat")
+	out := client(t, filepath.Join(dir, "out"))
+	want := ""
+	for i := range 3 {
+		w, err := os.OpenFile(filepath.Join(dir, "in"), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Repeat(fmt.Sprintf("client %d\n", i), 10000)
+		if _, err := w.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		want += text
+		_ = w.Close()
+	}
+	s.CloseStdin()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s.Drain(5 * time.Second)
+	if got := <-out; string(got) != want {
+		t.Errorf("got %d bytes, want %d", len(got), len(want))
+	}
+}
+
+func TestFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "sub", "log")
+	for range 2 {
+		s, cmd := run(t, Config{Dir: dir, Stdout: "file://" + path}, "echo line")
+		_ = cmd.Wait()
+		s.Drain(5 * time.Second)
+		s.Close()
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "line\nline\n" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestBadStreams(t *testing.T) {
+	dir, _ := mkfifos(t)
+	for _, c := range []struct {
+		cfg Config
+		is  func(error) bool
+	}{
+		{Config{Stdout: "relative"}, errdefs.IsInvalidArgument},
+		{Config{Stdout: "/no/such/fifo"}, errdefs.IsInvalidArgument},
+		{Config{Stdout: "binary:///bin/logger"}, errdefs.IsNotImplemented},
+		{Config{Stdin: "file:///etc/passwd"}, errdefs.IsInvalidArgument},
+		{Config{Stdin: "/etc/passwd"}, errdefs.IsInvalidArgument},
+	} {
+		c.cfg.Dir = dir
+		if _, err := Open(c.cfg); !c.is(err) {
+			t.Errorf("%+v: %v", c.cfg, err)
+		}
+	}
+}
+
+// TestNoGrowth opens and closes many: descriptors must not grow (goroutines are checked at the end of the package).
+func TestNoGrowth(t *testing.T) {
+	_, cfg := mkfifos(t)
+	fds := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := fds()
+	for range 200 {
+		s, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+	}
+	if after := fds(); after > before+2 {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	cfg.Terminal = true
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Resize(1, 1); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("resize without a terminal: %v", err)
+	}
+	master, slave := openPTY(t)
+	if err := s.SetConsole(master); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Resize(99, 33); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "stty size; read x; echo got $x")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	out := client(t, filepath.Join(dir, "out"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = slave.Close()
+	w, err := os.OpenFile(filepath.Join(dir, "in"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.WriteString("hello\n")
+	_ = w.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	s.Drain(5 * time.Second)
+	got := strings.ReplaceAll(string(<-out), "\r", "")
+	if !strings.Contains(got, "33 99\n") || !strings.Contains(got, "got hello\n") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func openPTY(t *testing.T) (master, slave *os.File) {
+	t.Helper()
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "ptmx"), slave
+}
