@@ -1,0 +1,136 @@
+package cgroups
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/containerd/cgroups/v3"
+	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+	"github.com/containerd/errdefs"
+)
+
+// newCgroup makes a cgroup of our own with a memory limit, in which script runs. Both are gone after the test.
+func newCgroup(t *testing.T, limit int64, script string) *Cgroup {
+	t.Helper()
+	name := fmt.Sprintf("managerd-cgroups-test-%d-%d", os.Getpid(), time.Now().UnixNano())
+	dirs := []string{filepath.Join(Root, name)}
+	limitFile := "memory.max"
+	if cgroups.Mode() != cgroups.Unified {
+		dirs = nil
+		for _, c := range []string{"memory", "freezer", "pids", "cpu", "cpuacct"} {
+			if _, err := os.Stat(filepath.Join(Root, c)); err == nil {
+				dirs = append(dirs, filepath.Join(Root, c, name))
+			}
+		}
+		limitFile = "memory.limit_in_bytes"
+	}
+	for _, d := range dirs {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(d); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err := os.WriteFile(filepath.Join(dirs[0], limitFile), []byte(strconv.FormatInt(limit, 10)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// The shell waits for a byte, so that it is in its cgroup before it does anything.
+	cmd := exec.Command("/bin/sh", "-c", "read x; "+script)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{}) // one waiter: a zombie would stay in the cgroup's list
+	go func() { _ = cmd.Wait(); close(ended) }()
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+	for _, d := range dirs {
+		if err := os.WriteFile(filepath.Join(d, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Load(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestStats(t *testing.T) {
+	c := newCgroup(t, 64<<20, "exec sleep 100")
+	m, err := c.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch m := m.(type) {
+	case *v1.Metrics:
+		if m.Memory.Usage.Limit != 64<<20 || m.Pids.Current == 0 || m.CPU.Usage == nil {
+			t.Errorf("%v", m)
+		}
+	case *v2.Metrics:
+		if m.Memory.UsageLimit != 64<<20 || m.Pids.Current == 0 {
+			t.Errorf("%v", m)
+		}
+	default:
+		t.Errorf("stats are a %T", m)
+	}
+}
+
+func TestOOM(t *testing.T) {
+	// The shell survives, its child, which grows without end, does not.
+	c := newCgroup(t, 32<<20, "sleep 0.2; tail /dev/zero; exit 5")
+	kills := make(chan uint64, 10)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if err := c.WatchOOM(ctx, func(n uint64) { kills <- n }); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case n := <-kills:
+		if n == 0 {
+			t.Error("no kills counted")
+		}
+	case <-time.After(60 * time.Second):
+		t.Fatal("no OOM reported")
+	}
+	if n, err := c.OOMKills(); err != nil || n == 0 {
+		t.Errorf("%d kills, %v", n, err)
+	}
+}
+
+func TestKill(t *testing.T) {
+	c := newCgroup(t, 64<<20, "for i in 1 2 3 4 5; do (setsid sleep 1000 &) ; done; exec sleep 1000")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := c.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := c.pids(); err != nil || len(pids) != 0 {
+		t.Errorf("left: %v, %v", pids, err)
+	}
+}
+
+func TestGone(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(cmd.ProcessState.Pid()); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+}
