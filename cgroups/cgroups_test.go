@@ -65,6 +65,13 @@ func newCgroup(t *testing.T, limit int64, script string) *Cgroup {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := c.Kill(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	if _, err := in.Write([]byte("\n")); err != nil {
 		t.Fatal(err)
 	}
