@@ -1,0 +1,124 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/service"
+	shim "github.com/managerd/managerd/protos/shim/v1"
+	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi"
+)
+
+// serve is the long life of a shim: it answers on the socket that it was handed as descriptor 3, until it keeps nothing
+// any more and is told to shut down. No signal but SIGKILL ends it.
+func serve(a *args) error {
+	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE, unix.SIGQUIT)
+	if err := os.Chdir(a.bundle); err != nil {
+		return err
+	}
+	log := openLog(a)
+	listener, err := inherited()
+	if err != nil {
+		return err
+	}
+	r, err := reaper.New()
+	if err != nil {
+		return err
+	}
+	svc, err := service.New(service.Config{Namespace: a.namespace, ID: a.id, Bundle: a.bundle, Log: log, Reaper: r})
+	if err != nil {
+		log.Error("cannot serve", "error", err)
+		return err
+	}
+	server, err := ttrpc.NewServer()
+	if err != nil {
+		return err
+	}
+	shimapi.RegisterTask(server, svc)
+	shim.RegisterShimService(server, svc)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(context.Background(), listener) }()
+	forwarded := make(chan struct{})
+	go func() {
+		defer close(forwarded)
+		if a.forward {
+			forward(a, svc, log)
+		}
+	}()
+
+	select {
+	case err := <-served:
+		log.Error("cannot serve any more", "error", err)
+		return err
+	case <-svc.Ending():
+	}
+	<-forwarded
+	svc.Streams.Wait()
+	if a.forward {
+		// Nobody else knows the name: under managerd, the daemon removes what it made.
+		_ = os.Remove(listener.Addr().String())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		log.Warn("shutdown", "error", err)
+	}
+	return svc.Close()
+}
+
+// inherited is the listening socket at descriptor 3.
+func inherited() (*net.UnixListener, error) {
+	f := os.NewFile(shimapi.ListenFD, "listener")
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d is not a listening socket: %w", shimapi.ListenFD, err)
+	}
+	_ = f.Close()
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, fmt.Errorf("descriptor %d is a %T, not a unix socket", shimapi.ListenFD, l)
+	}
+	return u, nil
+}
+
+// openLog logs to the bundle's FIFO, which the daemon copies to its own log. It is held O_RDWR and non-blocking: without
+// a daemon nothing fails, and when it is full, lines are dropped. A panic's stack goes there too.
+func openLog(a *args) *slog.Logger {
+	level := slog.LevelInfo
+	if a.debug {
+		level = slog.LevelDebug
+	}
+	out := os.Stderr
+	fd, err := unix.Open(filepath.Join(a.bundle, shimapi.LogFIFO), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_APPEND, 0)
+	if err == nil {
+		// Not through Go's poller, which would wait for room instead of dropping.
+		_ = unix.Dup3(fd, 2, 0)
+		out = os.NewFile(uintptr(fd), shimapi.LogFIFO)
+		_ = debug.SetCrashOutput(out, debug.CrashOptions{})
+	}
+	return slog.New(slog.NewTextHandler(dropper{out}, &slog.HandlerOptions{Level: level})).With("namespace", a.namespace, "id", a.id)
+}
+
+// dropper writes without ever waiting.
+type dropper struct{ f *os.File }
+
+func (d dropper) Write(p []byte) (int, error) {
+	c, err := d.f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	err = c.Control(func(fd uintptr) { _, _ = unix.Write(int(fd), p) })
+	return len(p), err
+}

@@ -1,0 +1,150 @@
+package boot
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/service"
+	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/ledger"
+	"github.com/managerd/managerd/shimapi/mount"
+)
+
+// socketState is below which shims started by a foreign daemon put their sockets; ours hands them one.
+const socketState = "/run/shim-runc"
+
+// maxVersionEnv is set by daemons that understand BootstrapParams; older ones want the bare address.
+const maxVersionEnv = "MAX_SHIM_VERSION"
+
+// start is containerd's verb: it binds the socket, leaves a serving process behind, and prints where that listens.
+func start(a *args, stdin io.Reader, stdout io.Writer) (err error) {
+	// The task's options come again with Create; reading them here keeps the daemon from writing to a closed pipe.
+	if _, err := io.Copy(io.Discard, stdin); err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte(filepath.Join(a.address, a.namespace, a.id)))
+	path := filepath.Join(socketState, "s", hex.EncodeToString(sum[:16]))
+	l, err := shimapi.Listen(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }()
+	defer func() {
+		if err != nil {
+			_ = os.Remove(path)
+		}
+	}()
+	socket, err := l.File()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = socket.Close() }()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	argv := []string{"-namespace", a.namespace, "-id", a.id, "-address", a.address, "-bundle", a.bundle, "-forward"}
+	if a.debug {
+		argv = append(argv, "-debug")
+	}
+	cmd := exec.Command(self, append(argv, shimapi.VerbServe)...)
+	cmd.Dir = a.bundle
+	cmd.ExtraFiles = []*os.File{socket} // descriptor 3
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("cannot spawn %s: %w", self, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = cmd.Process.Kill()
+		}
+		_ = cmd.Process.Release()
+	}()
+
+	params := shimapi.BootstrapParams{Version: 3, Address: "unix://" + path, Protocol: "ttrpc"}
+	record, err := json.Marshal(params)
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{
+		shimapi.BootstrapFile: record, shimapi.AddressFile: []byte(params.Address), "shim.pid": []byte(strconv.Itoa(cmd.Process.Pid)),
+	} {
+		if err := os.WriteFile(filepath.Join(a.bundle, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	if v, verr := strconv.Atoi(os.Getenv(maxVersionEnv)); verr == nil && v >= 3 {
+		_, err = stdout.Write(record)
+	} else {
+		_, err = io.WriteString(stdout, params.Address)
+	}
+	return err
+}
+
+// unknownExit is the status of a container whose shim died before it saw the exit: containerd's convention for "killed".
+const unknownExit = 137
+
+// remove is containerd's verb "delete": it takes away what a dead shim left, and prints how the container ended.
+func remove(a *args, stdout io.Writer) error {
+	r, err := reaper.New()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	opts := service.KeptOptions(a.bundle)
+	e := engine.New(engine.Config{
+		Root: service.StateRoot(a.bundle, a.namespace, opts), SystemdCgroup: opts.SystemdCgroup, Reaper: r,
+	})
+	if err := e.Remove(a.id); err != nil {
+		return err
+	}
+	if err := mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir)); err != nil {
+		return err
+	}
+	resp := &task.DeleteResponse{ExitStatus: unknownExit, ExitedAt: timestamppb.Now()}
+	records, err := ledger.Read(filepath.Join(a.bundle, shimapi.LedgerFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		_, _ = fmt.Fprintf(os.Stderr, "shim-runc: %v\n", err) // what could be read is used
+	}
+	for _, rec := range records {
+		switch {
+		case rec.Process != nil && rec.Process.ExecId == "":
+			resp.Pid = rec.Process.Pid
+		case rec.Exit != nil && rec.Exit.ExecId == "":
+			resp.ExitStatus, resp.ExitedAt = rec.Exit.Status, timestamppb.New(time.Unix(0, rec.Exit.ExitedUnixNano))
+		}
+	}
+	if data, err := os.ReadFile(filepath.Join(a.bundle, shimapi.AddressFile)); err == nil {
+		_ = os.Remove(trimUnix(string(data)))
+	}
+	out, err := proto.Marshal(resp)
+	if err != nil {
+		return err
+	}
+	_, err = stdout.Write(out)
+	return err
+}
+
+func trimUnix(address string) string {
+	const scheme = "unix://"
+	if len(address) > len(scheme) && address[:len(scheme)] == scheme {
+		return address[len(scheme):]
+	}
+	return address
+}

@@ -1,0 +1,264 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/managerd/managerd/cgroups"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/stdio"
+	ledgerpb "github.com/managerd/managerd/protos/ledger"
+	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/mount"
+)
+
+// streams are a process's stdio as the client named it, and as it is open (nil before).
+type streams struct {
+	stdin, stdout, stderr string
+	terminal              bool
+	open                  *stdio.Streams
+}
+
+// Create mounts the rootfs and makes the container, its init parked. A client that goes away does not stop it half way;
+// a failure leaves nothing of it.
+func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *task.CreateTaskResponse, err error) {
+	ctx = context.WithoutCancel(ctx)
+	s.transition.Lock()
+	defer s.transition.Unlock()
+	if err := s.mayCreate(r); err != nil {
+		return nil, err
+	}
+	opts, err := decodeOptions(r.Options)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+	}
+	spec, err := readSpec(s.cfg.Bundle)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+	}
+	if spec.Process != nil && spec.Process.Terminal != r.Terminal {
+		// The request is what the client's streams were made for.
+		spec.Process.Terminal = r.Terminal
+	}
+	undo := undoStack{}
+	defer func() {
+		if err != nil {
+			undo.run(s.cfg.Log)
+		}
+	}()
+	begin := time.Now()
+	rootfs := filepath.Join(s.cfg.Bundle, shimapi.RootfsDir)
+	if len(r.Rootfs) > 0 {
+		if err := os.Mkdir(rootfs, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+		}
+		if err := mount.Mount(r.Rootfs, rootfs); err != nil {
+			return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+		}
+		undo.add(func() error { return mount.Unmount(rootfs) })
+		s.phases.note("create.mount", time.Since(begin))
+	}
+	if err := s.keepOptions(opts); err != nil {
+		return nil, err
+	}
+	p := &process{
+		kind: shimapi.Init, state: shimapi.Absent, exited: make(chan struct{}), spec: spec.Process,
+		io: streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
+	}
+	files, err := s.openStreams(p, opts)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+	}
+	undo.add(func() error { p.io.open.Close(); return nil })
+	e := engine.New(engine.Config{
+		Root: StateRoot(s.cfg.Bundle, s.cfg.Namespace, opts), SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
+		NoNewKeyring: opts.NoNewKeyring, Log: s.cfg.Log, Reaper: s.cfg.Reaper, OnPhase: s.phases.note,
+	})
+	c, err := e.Create(ctx, r.ID, s.cfg.Bundle, spec, files)
+	p.io.open.Started()
+	if err != nil {
+		return nil, err
+	}
+	p.proc, p.pid = c.Init(), c.Init().Pid()
+	undo.add(func() error {
+		_ = c.Signal(9, false)
+		<-c.Init().Done()
+		return c.Destroy()
+	})
+	if err := os.WriteFile(filepath.Join(s.cfg.Bundle, shimapi.InitPidFile), []byte(strconv.Itoa(p.pid)), 0o644); err != nil {
+		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+	}
+	if err := s.recordProcess(p); err != nil {
+		return nil, err
+	}
+	if err := s.emit("/tasks/create", &events.TaskCreate{
+		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Checkpoint: r.Checkpoint, Pid: uint32(p.pid),
+		IO: &events.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	}); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	p.state = shimapi.MustNext(shimapi.Init, shimapi.Absent, shimapi.ReqCreate)
+	s.init, s.container = p, c
+	s.mu.Unlock()
+	s.watchCgroup(p)
+	go s.awaitExit(p)
+	s.phases.note("create", time.Since(begin))
+	return &task.CreateTaskResponse{Pid: uint32(p.pid)}, nil
+}
+
+func (s *Service) mayCreate(r *task.CreateTaskRequest) error {
+	if r.ID != s.cfg.ID {
+		return fmt.Errorf("cannot create container %s: this shim keeps %s: %w", r.ID, s.cfg.ID, errdefs.ErrInvalidArgument)
+	}
+	if r.Bundle != "" && filepath.Clean(r.Bundle) != filepath.Clean(s.cfg.Bundle) {
+		return fmt.Errorf("cannot create container %s: bundle is %s, this shim keeps %s: %w", r.ID, r.Bundle, s.cfg.Bundle, errdefs.ErrInvalidArgument)
+	}
+	if r.Checkpoint != "" {
+		return fmt.Errorf("cannot restore container %s: checkpoint and restore are not supported: %w", r.ID, errdefs.ErrNotImplemented)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.init != nil {
+		return shimapi.Check(shimapi.Init, r.ID, s.init.state, shimapi.ReqCreate)
+	}
+	return nil
+}
+
+// openStreams opens a process's streams and gives the engine its ends.
+func (s *Service) openStreams(p *process, opts *options.Options) (engine.IO, error) {
+	dir := filepath.Join(s.cfg.Bundle, shimapi.StdioDir)
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return engine.IO{}, err
+	}
+	open, err := stdio.Open(stdio.Config{
+		Dir: dir, ExecID: p.execID, Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, Terminal: p.io.terminal,
+		UID: int(opts.GetIoUid()), GID: int(opts.GetIoGid()),
+	})
+	if err != nil {
+		return engine.IO{}, err
+	}
+	s.mu.Lock()
+	p.io.open = open
+	s.mu.Unlock()
+	if p.io.terminal {
+		return engine.IO{Console: open.SetConsole}, nil
+	}
+	in, out, errs := open.Files()
+	return engine.IO{Stdin: in, Stdout: out, Stderr: errs}, nil
+}
+
+// streamsOf gives a process's open streams, nil before it was started.
+func (s *Service) streamsOf(p *process) *stdio.Streams {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.io.open
+}
+
+func (s *Service) recordProcess(p *process) error {
+	_, err := s.ledger.Append(&ledgerpb.Record{Process: &ledgerpb.Process{
+		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), StartTicks: startTicks(p.pid), Terminal: p.io.terminal,
+		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr,
+	}})
+	return err
+}
+
+// watchCgroup begins to count OOM kills. A container whose cgroup cannot be watched runs all the same.
+func (s *Service) watchCgroup(p *process) {
+	cg, err := cgroups.Load(p.pid)
+	if err != nil {
+		s.cfg.Log.Warn("no cgroup metrics", "error", err)
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.mu.Lock()
+	s.cgroup, s.stopOOM = cg, cancel
+	s.mu.Unlock()
+	err = cg.WatchOOM(ctx, func(uint64) { _ = s.emit("/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID}) })
+	if err != nil {
+		s.cfg.Log.Warn("no OOM events", "error", err)
+	}
+}
+
+// readSpec reads the bundle's config.json; the error says where it is malformed.
+func readSpec(bundle string) (*specs.Spec, error) {
+	path := filepath.Join(bundle, shimapi.ConfigFile)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		var syntax *json.SyntaxError
+		var typ *json.UnmarshalTypeError
+		switch {
+		case errors.As(err, &syntax):
+			return nil, fmt.Errorf("malformed %s at byte %d: %w: %w", path, syntax.Offset, err, errdefs.ErrInvalidArgument)
+		case errors.As(err, &typ):
+			return nil, fmt.Errorf("malformed %s: field %s is a %s: %w: %w", path, typ.Field, typ.Value, err, errdefs.ErrInvalidArgument)
+		}
+		return nil, fmt.Errorf("malformed %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	return &spec, nil
+}
+
+// decodeOptions reads containerd.runc.v1.Options; none is the default.
+func decodeOptions(any *anypb.Any) (*options.Options, error) {
+	if any == nil || any.GetTypeUrl() == "" {
+		return &options.Options{}, nil
+	}
+	v, err := typeurl.UnmarshalAny(any)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read runtime options: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	opts, ok := v.(*options.Options)
+	if !ok {
+		return nil, fmt.Errorf("runtime options are a %s, not containerd.runc.v1.Options: %w", any.GetTypeUrl(), errdefs.ErrInvalidArgument)
+	}
+	if opts.BinaryName != "" && opts.BinaryName != "runc" {
+		return nil, fmt.Errorf("runtime binary %q: only the built-in libcontainer is supported: %w", opts.BinaryName, errdefs.ErrNotImplemented)
+	}
+	return opts, nil
+}
+
+// StateRoot is libcontainer's state directory: in the bundle, or where the runtime options say.
+func StateRoot(bundle, ns string, opts *options.Options) string {
+	if opts.GetRoot() != "" {
+		return filepath.Join(opts.Root, ns)
+	}
+	return filepath.Join(bundle, shimapi.EngineDir)
+}
+
+// keepOptions writes the options down for whoever cleans up after this process.
+func (s *Service) keepOptions(opts *options.Options) error {
+	data, err := protojson.Marshal(opts)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(s.cfg.Bundle, shimapi.OptionsFile), data, 0o600)
+}
+
+// KeptOptions reads what keepOptions wrote; none is the default.
+func KeptOptions(bundle string) *options.Options {
+	opts := &options.Options{}
+	if data, err := os.ReadFile(filepath.Join(bundle, shimapi.OptionsFile)); err == nil {
+		_ = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, opts)
+	}
+	return opts
+}

@@ -1,0 +1,422 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/mount"
+)
+
+var _ shimapi.TaskService = (*Service)(nil)
+
+var empty = &emptypb.Empty{}
+
+// statuses translates our states into containerd's.
+var statuses = map[shimapi.State]tasktypes.Status{
+	shimapi.Created: tasktypes.Status_CREATED, shimapi.Running: tasktypes.Status_RUNNING,
+	shimapi.Pausing: tasktypes.Status_PAUSING, shimapi.Paused: tasktypes.Status_PAUSED,
+	shimapi.Checkpointing: tasktypes.Status_RUNNING, shimapi.Stopped: tasktypes.Status_STOPPED,
+}
+
+// State says how a process is.
+func (s *Service) State(_ context.Context, r *task.StateRequest) (*task.StateResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, err := s.findLocked(r.ID, r.ExecID, shimapi.ReqState)
+	if err != nil {
+		return nil, err
+	}
+	status := statuses[p.state]
+	if p.kind == shimapi.Exec && p.state == shimapi.Running && s.init.state == shimapi.Paused {
+		status = tasktypes.Status_PAUSED // an exec stands still with its container
+	}
+	resp := &task.StateResponse{
+		ID: r.ID, ExecID: p.execID, Bundle: s.cfg.Bundle, Pid: uint32(p.pid), Status: status,
+		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, Terminal: p.io.terminal,
+	}
+	if p.state == shimapi.Stopped {
+		resp.ExitStatus, resp.ExitedAt = uint32(p.status), timestamppb.New(p.exitedAt)
+	}
+	return resp, nil
+}
+
+// Start releases the parked init, or starts an exec.
+func (s *Service) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
+	ctx = context.WithoutCancel(ctx)
+	if r.ExecID != "" {
+		return s.startExec(ctx, r)
+	}
+	s.transition.Lock()
+	defer s.transition.Unlock()
+	p, err := s.find(r.ID, "", shimapi.ReqStart)
+	if err != nil {
+		return nil, err
+	}
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	if err := s.through(p, shimapi.ReqStart, func() error { return s.container.Start(ctx) }); err != nil {
+		return nil, err
+	}
+	return &task.StartResponse{Pid: uint32(p.pid)}, s.emit("/tasks/start", &events.TaskStart{ContainerID: r.ID, Pid: uint32(p.pid)})
+}
+
+// Exec adds a process to the container; Start starts it.
+func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
+	if r.ExecID == "" {
+		return nil, fmt.Errorf("exec in container %s has no id: %w", r.ID, errdefs.ErrInvalidArgument)
+	}
+	if r.Spec == nil {
+		return nil, fmt.Errorf("exec %s in container %s has no spec: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
+	}
+	var spec specs.Process
+	if err := json.Unmarshal(r.Spec.Value, &spec); err != nil {
+		return nil, fmt.Errorf("exec %s in container %s has a malformed spec: %w: %w", r.ExecID, r.ID, err, errdefs.ErrInvalidArgument)
+	}
+	if len(spec.Args) == 0 {
+		return nil, fmt.Errorf("exec %s in container %s has no args: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
+	}
+	spec.Terminal = r.Terminal
+	p := &process{
+		kind: shimapi.Exec, execID: r.ExecID, spec: &spec, exited: make(chan struct{}),
+		state: shimapi.MustNext(shimapi.Exec, shimapi.Absent, shimapi.ReqCreate),
+		io:    streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
+	}
+	s.mu.Lock()
+	if _, err := s.findLocked(r.ID, "", shimapi.ReqExec); err != nil {
+		s.mu.Unlock()
+		return nil, err
+	}
+	if old := s.execs[r.ExecID]; old != nil {
+		defer s.mu.Unlock()
+		return nil, shimapi.Check(shimapi.Exec, old.label(r.ID), old.state, shimapi.ReqCreate)
+	}
+	s.execs[r.ExecID] = p
+	s.mu.Unlock()
+	return empty, s.emit("/tasks/exec-added", &events.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
+}
+
+func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
+	p, err := s.find(r.ID, r.ExecID, shimapi.ReqStart)
+	if err != nil {
+		return nil, err
+	}
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	if _, err := s.find(r.ID, r.ExecID, shimapi.ReqStart); err != nil { // another Start was first
+		return nil, err
+	}
+	if _, err := s.find(r.ID, "", shimapi.ReqExec); err != nil { // the container's state may have changed since Exec
+		return nil, err
+	}
+	files, err := s.openStreams(p, KeptOptions(s.cfg.Bundle))
+	if err != nil {
+		return nil, fmt.Errorf("cannot exec %s: %w", p.label(r.ID), err)
+	}
+	proc, err := s.container.Exec(ctx, r.ExecID, p.spec, files)
+	p.io.open.Started()
+	if err != nil {
+		p.io.open.Close()
+		return nil, err
+	}
+	s.mu.Lock()
+	p.proc, p.pid = proc, proc.Pid()
+	p.state = shimapi.MustNext(shimapi.Exec, p.state, shimapi.ReqStart)
+	s.mu.Unlock()
+	if err := s.recordProcess(p); err != nil {
+		s.cfg.Log.Error("cannot record exec", "exec", r.ExecID, "error", err)
+	}
+	err = s.emit("/tasks/exec-started", &events.TaskExecStarted{ContainerID: r.ID, ExecID: r.ExecID, Pid: uint32(p.pid)})
+	go s.awaitExit(p)
+	return &task.StartResponse{Pid: uint32(p.pid)}, err
+}
+
+// Wait answers when the process has ended.
+func (s *Service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
+	p, err := s.find(r.ID, r.ExecID, shimapi.ReqWait)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.exited:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &task.WaitResponse{ExitStatus: uint32(p.status), ExitedAt: timestamppb.New(p.exitedAt)}, nil
+}
+
+// Kill signals a process, or with all every process of the container.
+func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
+	sig, err := s.killed(r.Signal)
+	if err != nil {
+		return nil, fmt.Errorf("cannot kill container %s: %w", r.ID, err)
+	}
+	s.mu.Lock()
+	p, err := s.findLocked(r.ID, r.ExecID, shimapi.ReqKill)
+	if err != nil && r.All && r.ExecID == "" && s.init != nil && s.init.state == shimapi.Stopped {
+		p, err = s.init, nil // processes may be left after init
+	}
+	c := s.container
+	var proc *reaper.Process
+	if p != nil {
+		proc = p.proc
+	}
+	s.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case p.kind == shimapi.Init:
+		return empty, c.Signal(sig, r.All)
+	case proc == nil:
+		return nil, fmt.Errorf("cannot kill exec %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
+	}
+	if err := proc.Signal(sig); err != nil {
+		return nil, fmt.Errorf("cannot kill exec %s: %w: %w", p.label(r.ID), err, errdefs.ErrNotFound)
+	}
+	return empty, nil
+}
+
+// Pids lists the container's processes; those that an exec started carry its id.
+func (s *Service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
+	s.mu.Lock()
+	_, err := s.findLocked(r.ID, "", shimapi.ReqPids)
+	c := s.container
+	execs := map[int]string{}
+	for id, e := range s.execs {
+		if e.proc != nil {
+			execs[e.pid] = id
+		}
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	pids, err := c.Pids()
+	if err != nil {
+		return nil, err
+	}
+	resp := &task.PidsResponse{}
+	for _, pid := range pids {
+		info := &tasktypes.ProcessInfo{Pid: uint32(pid)}
+		if id, ok := execs[pid]; ok {
+			if info.Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: id}); err != nil {
+				return nil, err
+			}
+		}
+		resp.Processes = append(resp.Processes, info)
+	}
+	return resp, nil
+}
+
+// Pause freezes the container.
+func (s *Service) Pause(_ context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
+	s.transition.Lock()
+	defer s.transition.Unlock()
+	p, err := s.find(r.ID, "", shimapi.ReqPause)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.through(p, shimapi.ReqPause, s.container.Pause); err != nil {
+		return nil, err
+	}
+	return empty, s.emit("/tasks/paused", &events.TaskPaused{ContainerID: r.ID})
+}
+
+// Resume undoes Pause.
+func (s *Service) Resume(_ context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
+	s.transition.Lock()
+	defer s.transition.Unlock()
+	p, err := s.find(r.ID, "", shimapi.ReqResume)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.through(p, shimapi.ReqResume, s.container.Resume); err != nil {
+		return nil, err
+	}
+	return empty, s.emit("/tasks/resumed", &events.TaskResumed{ContainerID: r.ID})
+}
+
+// Update changes limits of the running container.
+func (s *Service) Update(_ context.Context, r *task.UpdateTaskRequest) (*emptypb.Empty, error) {
+	s.transition.Lock()
+	defer s.transition.Unlock()
+	if _, err := s.find(r.ID, "", shimapi.ReqUpdate); err != nil {
+		return nil, err
+	}
+	if r.Resources == nil {
+		return nil, fmt.Errorf("cannot update container %s: no resources given: %w", r.ID, errdefs.ErrInvalidArgument)
+	}
+	var res specs.LinuxResources
+	if err := json.Unmarshal(r.Resources.Value, &res); err != nil {
+		return nil, fmt.Errorf("cannot update container %s: malformed resources: %w: %w", r.ID, err, errdefs.ErrInvalidArgument)
+	}
+	return empty, s.container.Update(&res)
+}
+
+// Stats reads the cgroup's counters.
+func (s *Service) Stats(_ context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
+	s.mu.Lock()
+	_, err := s.findLocked(r.ID, "", shimapi.ReqStats)
+	cg := s.cgroup
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if cg == nil {
+		return nil, fmt.Errorf("container %s has no cgroup to read: %w", r.ID, errdefs.ErrUnavailable)
+	}
+	m, err := cg.Stats()
+	if err != nil {
+		return nil, err
+	}
+	any, err := typeurl.MarshalAny(m)
+	if err != nil {
+		return nil, err
+	}
+	return &task.StatsResponse{Stats: &anypb.Any{TypeUrl: any.GetTypeUrl(), Value: any.GetValue()}}, nil
+}
+
+// ResizePty sets the size of a process's terminal.
+func (s *Service) ResizePty(_ context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
+	p, err := s.find(r.ID, r.ExecID, shimapi.ReqResizePty)
+	if err != nil {
+		return nil, err
+	}
+	open := s.streamsOf(p)
+	if open == nil {
+		return nil, fmt.Errorf("cannot resize the terminal of exec %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
+	}
+	return empty, open.Resize(r.Width, r.Height)
+}
+
+// CloseIO ends a process's input, after what the client has written so far.
+func (s *Service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
+	p, err := s.find(r.ID, r.ExecID, shimapi.ReqCloseIO)
+	if err != nil {
+		return nil, err
+	}
+	if open := s.streamsOf(p); r.Stdin && open != nil {
+		open.CloseStdin()
+	}
+	return empty, nil
+}
+
+// Checkpoint is not supported yet.
+func (s *Service) Checkpoint(_ context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	if _, err := s.find(r.ID, "", shimapi.ReqCheckpoint); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("cannot checkpoint container %s: checkpoint and restore are not supported: %w", r.ID, errdefs.ErrNotImplemented)
+}
+
+// Delete removes an ended exec, or the ended (or never started) container.
+func (s *Service) Delete(_ context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+	s.transition.Lock()
+	defer s.transition.Unlock()
+	p, err := s.find(r.ID, r.ExecID, shimapi.ReqDelete)
+	if err != nil {
+		return nil, err
+	}
+	if p.kind == shimapi.Init {
+		if err := s.removeContainer(p); err != nil {
+			return nil, err
+		}
+	} else if open := s.streamsOf(p); open != nil {
+		open.Close()
+	}
+	s.mu.Lock()
+	resp := &task.DeleteResponse{Pid: uint32(p.pid), ExitStatus: uint32(p.status)}
+	if !p.exitedAt.IsZero() {
+		resp.ExitedAt = timestamppb.New(p.exitedAt)
+	}
+	p.state = shimapi.MustNext(p.kind, p.state, shimapi.ReqDelete)
+	if p.kind == shimapi.Exec {
+		delete(s.execs, r.ExecID)
+	} else {
+		s.deleted = true
+	}
+	s.mu.Unlock()
+	if p.kind == shimapi.Init {
+		err = s.emit("/tasks/delete", &events.TaskDelete{
+			ContainerID: r.ID, ID: r.ID, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt,
+		})
+	}
+	return resp, err
+}
+
+// removeContainer takes everything of the container away but its record.
+func (s *Service) removeContainer(p *process) error {
+	s.mu.Lock()
+	parked := p.state == shimapi.Created
+	s.mu.Unlock()
+	if parked {
+		if err := s.container.Signal(9, false); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		<-p.exited
+	}
+	begin := time.Now()
+	if err := s.container.Destroy(); err != nil {
+		return err
+	}
+	s.stopOOM()
+	p.io.open.Close()
+	s.mu.Lock()
+	execs := make([]*process, 0, len(s.execs))
+	for _, e := range s.execs {
+		execs = append(execs, e)
+	}
+	s.mu.Unlock()
+	for _, e := range execs {
+		if open := s.streamsOf(e); open != nil {
+			open.Close()
+		}
+	}
+	if err := mount.Unmount(filepath.Join(s.cfg.Bundle, shimapi.RootfsDir)); err != nil {
+		return err
+	}
+	s.phases.note("delete", time.Since(begin))
+	return os.RemoveAll(filepath.Join(s.cfg.Bundle, shimapi.StdioDir))
+}
+
+// Connect says which processes are behind this connection.
+func (s *Service) Connect(_ context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
+	resp := &task.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "v3"}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.init != nil {
+		resp.TaskPid = uint32(s.init.pid)
+	}
+	return resp, nil
+}
+
+// Shutdown ends the shim, if it keeps nothing any more; else it is not an error, and does nothing.
+func (s *Service) Shutdown(context.Context, *task.ShutdownRequest) (*emptypb.Empty, error) {
+	s.transition.Lock() // a Create under way decides first
+	defer s.transition.Unlock()
+	s.mu.Lock()
+	idle := s.init == nil || s.deleted
+	s.mu.Unlock()
+	if idle {
+		s.end.Do(func() { close(s.ending) })
+	}
+	return empty, nil
+}

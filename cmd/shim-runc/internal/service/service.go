@@ -1,0 +1,241 @@
+// Package service is the task API of one container: containerd.task.v3.Task (and v2), and managerd.shim.v1.Shim beside it.
+// Whether a request is legal is judged by shimapi's lifecycle table and nowhere else; what it does is the engine's, and
+// where output goes is stdio's. Every exit and event is in the ledger before anyone is told.
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/managerd/managerd/cgroups"
+	ledgerpb "github.com/managerd/managerd/protos/ledger"
+	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/ledger"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+)
+
+// Config says whose shim this is.
+type Config struct {
+	Namespace string
+	ID        string // of the container
+	Bundle    string // absolute path
+	Log       *slog.Logger
+	Reaper    *reaper.Reaper
+}
+
+// Service keeps one container.
+type Service struct {
+	cfg         Config
+	ledger      *ledger.Ledger
+	incarnation string
+	started     time.Time
+
+	phases phases
+
+	// transition is held through every request that changes the container's own state, so that two never overlap.
+	transition sync.Mutex
+
+	mu        sync.Mutex // guards all below; never held while waiting for anything
+	init      *process   // nil: nothing was created
+	execs     map[string]*process
+	container *engine.Container
+	cgroup    *cgroups.Cgroup
+	stopOOM   context.CancelFunc
+	deleted   bool // the container is gone: Shutdown may end the process
+
+	ending chan struct{} // closed by Shutdown
+	end    sync.Once
+	// Streams counts the event streams being served: the process ends after the last.
+	Streams sync.WaitGroup
+}
+
+// New opens the bundle's ledger. Close releases it.
+func New(cfg Config) (*Service, error) {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	s := &Service{
+		cfg: cfg, incarnation: hex.EncodeToString(b[:]), started: time.Now(),
+		execs: map[string]*process{}, ending: make(chan struct{}), stopOOM: func() {},
+	}
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var err error
+	s.ledger, err = ledger.Open(filepath.Join(cfg.Bundle, shimapi.LedgerFile), ledgerpb.Header{
+		Namespace: cfg.Namespace, ContainerId: cfg.ID, Incarnation: s.incarnation,
+		BootId: strings.TrimSpace(string(boot)), ShimPid: uint32(os.Getpid()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Ending is closed when a Shutdown has been accepted.
+func (s *Service) Ending() <-chan struct{} { return s.ending }
+
+// Ledger is the shim's ledger; Close closes it.
+func (s *Service) Ledger() *ledger.Ledger { return s.ledger }
+
+// Close closes the ledger, when nothing is served any more.
+func (s *Service) Close() error { return s.ledger.Close() }
+
+// process is the init or an exec, as the API sees it.
+type process struct {
+	kind   shimapi.Kind
+	execID string // empty for the init
+	spec   *specs.Process
+	io     streams
+
+	// starting is held by Start, and taken by the one who records the exit: a start is always told before the exit.
+	starting sync.Mutex
+
+	state    shimapi.State // guarded by Service.mu, like all below
+	pid      int
+	proc     *reaper.Process
+	status   int
+	exitedAt time.Time
+	exited   chan struct{} // closed once the exit is in the ledger and above
+}
+
+// label names a process in errors.
+func (p *process) label(id string) string {
+	if p.kind == shimapi.Init {
+		return id
+	}
+	return p.execID + " of container " + id
+}
+
+// find looks a process up and asks the lifecycle table whether req is legal.
+func (s *Service) find(id, execID string, req shimapi.Request) (*process, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.findLocked(id, execID, req)
+}
+
+func (s *Service) findLocked(id, execID string, req shimapi.Request) (*process, error) {
+	if id != s.cfg.ID {
+		return nil, fmt.Errorf("container %s is not kept by this shim, which keeps %s: %w", id, s.cfg.ID, errdefs.ErrNotFound)
+	}
+	if s.init == nil {
+		return nil, shimapi.Check(shimapi.Init, id, shimapi.Absent, req)
+	}
+	p := s.init
+	if execID != "" {
+		if p = s.execs[execID]; p == nil {
+			return nil, shimapi.Check(shimapi.Exec, execID+" of container "+id, shimapi.Absent, req)
+		}
+	}
+	if err := shimapi.Check(p.kind, p.label(id), p.state, req); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// step moves a process along an edge of the table; to take one that is not there is a bug, and panics.
+func (s *Service) step(p *process, req shimapi.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.state = shimapi.MustNext(p.kind, p.state, req)
+}
+
+// through runs fn with p in the state that req passes through, and leaves it in the one that follows, or, when fn
+// fails, where it was. An exit meanwhile wins.
+func (s *Service) through(p *process, req shimapi.Request, fn func() error) error {
+	s.mu.Lock()
+	t, ok := shimapi.Next(p.kind, p.state, req)
+	if !ok {
+		err := shimapi.Check(p.kind, p.label(s.cfg.ID), p.state, req)
+		s.mu.Unlock()
+		return err
+	}
+	held := t.From
+	if t.Via != "" {
+		held = t.Via
+		p.state = held
+	}
+	s.mu.Unlock()
+	err := fn()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.state != held {
+		return err // it has ended
+	}
+	if p.state = t.To; err != nil {
+		p.state = t.From
+	}
+	return err
+}
+
+// emit writes an event to the ledger: from there it is streamed or forwarded.
+func (s *Service) emit(topic string, event proto.Message) error {
+	body, err := typeurl.MarshalAnyToProto(event)
+	if err != nil {
+		return fmt.Errorf("cannot encode event %s: %w", topic, err)
+	}
+	_, err = s.ledger.Append(&ledgerpb.Record{Event: &ledgerpb.Event{Topic: topic, TypeUrl: body.TypeUrl, Value: body.Value}})
+	if err != nil {
+		s.cfg.Log.Error("cannot record event", "topic", topic, "error", err)
+	}
+	return err
+}
+
+// startTicks is field 22 of /proc/PID/stat: with the pid it names a process for as long as the machine runs.
+func startTicks(pid int) uint64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	var ticks uint64
+	if len(fields) > 19 {
+		_, _ = fmt.Sscan(fields[19], &ticks)
+	}
+	return ticks
+}
+
+// phases keeps how long the parts of the last create, start and exec took.
+type phases struct {
+	mu   sync.Mutex
+	last map[string]int64
+}
+
+func (p *phases) note(name string, took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.last == nil {
+		p.last = map[string]int64{}
+	}
+	p.last[name] = int64(took)
+}
+
+func (p *phases) copy() map[string]int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[string]int64, len(p.last))
+	for k, v := range p.last {
+		out[k] = v
+	}
+	return out
+}
+
+func (s *Service) killed(sig uint32) (unix.Signal, error) {
+	if sig == 0 || sig > 64 {
+		return 0, fmt.Errorf("signal %d does not exist: %w", sig, errdefs.ErrInvalidArgument)
+	}
+	return unix.Signal(sig), nil
+}

@@ -1,0 +1,13 @@
+// Command shim-runc keeps one container: it runs it with libcontainer, carries its output, and knows how it ended.
+package main
+
+import (
+	"os"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/boot"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+)
+
+func init() { engine.InitHook() }
+
+func main() { os.Exit(boot.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
