@@ -15,7 +15,8 @@ import (
 
 // DB is the open database. Close it when every transaction has ended.
 type DB struct {
-	bolt *bolt.DB
+	bolt  *bolt.DB
+	group group
 }
 
 // Tx is one transaction; it is valid only inside the function it was passed to.
@@ -28,10 +29,13 @@ func (db *DB) View(fn func(*Tx) error) error {
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{tx}) })
 }
 
-// Update runs fn in the one read-write transaction; it is on disk when Update returns nil, and undone on an error.
-func (db *DB) Update(fn func(*Tx) error) error {
-	return db.bolt.Update(func(tx *bolt.Tx) error { return fn(&Tx{tx}) })
-}
+// Update runs fn, once, in a read-write transaction; it is on disk when Update returns nil, and undone on an error.
+// Writers that wait for each other share a commit (see group). fn must not call Update or Batch.
+func (db *DB) Update(fn func(*Tx) error) error { return db.group.do(db.bolt, fn, true) }
+
+// Batch is Update for an fn that may run again: any number of them share a commit, and when one fails the others are
+// repeated without it. So fn must touch nothing but the transaction and variables that it sets anew in each run.
+func (db *DB) Batch(fn func(*Tx) error) error { return db.group.do(db.bolt, fn, false) }
 
 // Close releases the file.
 func (db *DB) Close() error { return db.bolt.Close() }
@@ -67,8 +71,13 @@ func (tx *Tx) MakeBucket(path ...string) (*bolt.Bucket, error) {
 }
 
 // Open opens or makes the database at path. A database of a newer schema is refused with FailedPrecondition, one that
-// another process holds with Unavailable.
-func Open(path string) (*DB, error) {
+// another process holds with Unavailable, a damaged one with DataLoss.
+func Open(path string) (db *DB, err error) {
+	defer func() {
+		if p := recover(); p != nil { // how bolt reports pages that make no sense
+			db, err = nil, fmt.Errorf("cannot open %s: %v: %w", path, p, errdefs.ErrDataLoss)
+		}
+	}()
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("cannot make directory of %s: %w", path, err)
 	}
@@ -76,10 +85,13 @@ func Open(path string) (*DB, error) {
 	if errors.Is(err, bolt.ErrTimeout) {
 		return nil, fmt.Errorf("cannot open %s: another process has it open: %w", path, errdefs.ErrUnavailable)
 	}
+	if errors.Is(err, bolt.ErrInvalid) || errors.Is(err, bolt.ErrChecksum) || errors.Is(err, bolt.ErrVersionMismatch) {
+		return nil, fmt.Errorf("cannot open %s: %w: %w", path, err, errdefs.ErrDataLoss)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot open %s: %w", path, err)
 	}
-	db := &DB{bolt: b}
+	db = &DB{bolt: b}
 	if err := db.Update(migrate); err != nil {
 		_ = b.Close()
 		return nil, fmt.Errorf("cannot use %s: %w", path, err)

@@ -16,6 +16,7 @@ import (
 //	    containers/                 ID → metadata.Container
 //	    images/                     NAME → metadata.Image
 //	    leases/                     ID → metadata.Lease
+//	    lease-resources/LEASE/      TYPE NUL ID → empty: what the lease keeps
 //	    content/                    DIGEST → metadata.Blob
 //	    ingests/                    REF → metadata.Ingest
 //	    snapshots/SNAPSHOTTER/      KEY → metadata.Snapshot
@@ -34,6 +35,9 @@ const (
 	Content    = "content"
 	Ingests    = "ingests"
 	Snapshots  = "snapshots"
+
+	// LeaseResources has one bucket per lease.
+	LeaseResources = "lease-resources"
 )
 
 // Path is the path of a namespace's bucket of one kind; Path() is where the namespaces stand, Path(ns) one of them.

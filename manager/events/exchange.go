@@ -1,0 +1,251 @@
+// Package events takes what happened from whoever made it happen, and hands it to those who subscribed. It knows events
+// by their envelope: time, namespace, topic, and a typed body that only filters look into.
+package events
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/managerd/managerd/manager/filters"
+	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/namespaces"
+)
+
+const (
+	// backlog is how many events a subscriber may lag behind before it is cut off.
+	backlog = 4096
+	// grace is for how long after the start a subscriber is also given what happened while no daemon lived: clients
+	// need a moment to come back.
+	grace = 30 * time.Second
+)
+
+// Exchange connects publishers and subscribers.
+type Exchange struct {
+	mu        sync.Mutex
+	subs      map[*Subscription]struct{}
+	recovered []*types.Envelope // in order; dropped after grace
+	until     time.Time
+}
+
+// NewExchange gives an exchange whose grace period begins now.
+func NewExchange() *Exchange {
+	return &Exchange{subs: map[*Subscription]struct{}{}, until: time.Now().Add(grace)}
+}
+
+// Publish hands on an event of the namespace of ctx.
+func (x *Exchange) Publish(ctx context.Context, topic string, event proto.Message) error {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return fmt.Errorf("cannot publish %s: %w", topic, err)
+	}
+	body, err := typeurl.MarshalAnyToProto(event)
+	if err != nil {
+		return fmt.Errorf("cannot publish %s: %w", topic, err)
+	}
+	return x.Forward(&types.Envelope{Timestamp: timestamppb.Now(), Namespace: ns, Topic: topic, Event: body})
+}
+
+// Forward hands on an event that already has its envelope.
+func (x *Exchange) Forward(e *types.Envelope) error {
+	if err := validate(e); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.sendLocked(e)
+	return nil
+}
+
+// Recover is Forward for an event of the time when no daemon lived: those who subscribe within the grace period, half a
+// minute from the start, get it too.
+func (x *Exchange) Recover(e *types.Envelope) error {
+	if err := validate(e); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if time.Now().Before(x.until) {
+		x.recovered = append(x.recovered, e)
+	}
+	x.sendLocked(e)
+	return nil
+}
+
+func (x *Exchange) sendLocked(e *types.Envelope) {
+	for s := range x.subs {
+		s.offer(e)
+	}
+}
+
+func validate(e *types.Envelope) error {
+	fail := func(format string, a ...any) error {
+		return fmt.Errorf("event "+format+": %w", append(a, errdefs.ErrInvalidArgument)...)
+	}
+	switch {
+	case e == nil:
+		return fail("has no envelope")
+	case e.Timestamp == nil:
+		return fail("%q has no timestamp", e.Topic)
+	case !strings.HasPrefix(e.Topic, "/"):
+		return fail("topic %q must begin with /", e.Topic)
+	}
+	if err := identifiers.Validate(e.Namespace); err != nil {
+		return fmt.Errorf("event %q: namespace: %w", e.Topic, err)
+	}
+	for _, part := range strings.Split(e.Topic[1:], "/") {
+		if err := identifiers.Validate(part); err != nil {
+			return fmt.Errorf("event topic %q: %w", e.Topic, err)
+		}
+	}
+	return nil
+}
+
+// Subscription delivers events in order until it is closed, or cut off because its reader is too slow.
+type Subscription struct {
+	x      *Exchange
+	filter filters.Filter
+
+	mu    sync.Mutex
+	queue []*types.Envelope
+	wake  chan struct{} // has a token when queue or lost changed
+	lost  bool
+}
+
+// Subscribe begins to collect what matches any of the filters (all, without one): topic, namespace, event.FIELD. The
+// caller closes the subscription.
+func (x *Exchange) Subscribe(fs ...string) (*Subscription, error) {
+	f, err := filters.ParseAll(fs...)
+	if err != nil {
+		return nil, err
+	}
+	s := &Subscription{x: x, filter: f, wake: make(chan struct{}, 1)}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if time.Now().After(x.until) {
+		x.recovered = nil
+	}
+	for _, e := range x.recovered {
+		s.offer(e)
+	}
+	x.subs[s] = struct{}{}
+	return s, nil
+}
+
+// offer never waits.
+func (s *Subscription) offer(e *types.Envelope) {
+	if !s.filter.Match(adaptor{e}) {
+		return
+	}
+	s.mu.Lock()
+	switch {
+	case s.lost:
+	case len(s.queue) >= backlog:
+		s.lost, s.queue = true, nil
+		slog.Warn("an event subscriber was cut off: it does not read", "backlog", backlog)
+	default:
+		s.queue = append(s.queue, e)
+	}
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Next waits for the next event. ResourceExhausted says that the subscriber lagged too far behind to be told all.
+func (s *Subscription) Next(ctx context.Context) (*types.Envelope, error) {
+	for {
+		s.mu.Lock()
+		if s.lost {
+			s.mu.Unlock()
+			return nil, fmt.Errorf("subscriber is more than %d events behind; subscribe again: %w", backlog, errdefs.ErrResourceExhausted)
+		}
+		if len(s.queue) > 0 {
+			e := s.queue[0]
+			s.queue = s.queue[1:]
+			s.mu.Unlock()
+			return e, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Close ends the delivery.
+func (s *Subscription) Close() {
+	s.x.mu.Lock()
+	defer s.x.mu.Unlock()
+	delete(s.x.subs, s)
+}
+
+// adaptor gives filters the fields of an event.
+type adaptor struct{ e *types.Envelope }
+
+func (a adaptor) Field(path []string) (string, bool) {
+	if len(path) == 0 {
+		return "", false
+	}
+	switch path[0] {
+	case "topic":
+		return a.e.Topic, a.e.Topic != ""
+	case "namespace":
+		return a.e.Namespace, a.e.Namespace != ""
+	case "event":
+		return bodyField(a.e.Event, path[1:])
+	}
+	return "", false
+}
+
+// bodyField looks into a typed body by the names of its .proto file: event.container_id, event.labels.KEY.
+func bodyField(body *anypb.Any, path []string) (string, bool) {
+	if body == nil || len(path) == 0 {
+		return "", false
+	}
+	v, err := typeurl.UnmarshalAny(body)
+	if err != nil {
+		return "", false
+	}
+	msg, ok := v.(proto.Message)
+	if !ok {
+		return "", false
+	}
+	m := msg.ProtoReflect()
+	for i, name := range path {
+		fd := m.Descriptor().Fields().ByName(protoreflect.Name(name))
+		if fd == nil {
+			return "", false
+		}
+		switch {
+		case fd.IsMap():
+			key := protoreflect.ValueOfString(strings.Join(path[i+1:], ".")).MapKey()
+			if fd.MapKey().Kind() != protoreflect.StringKind || !m.Get(fd).Map().Has(key) {
+				return "", false
+			}
+			return m.Get(fd).Map().Get(key).String(), true
+		case fd.IsList():
+			return "", false
+		case fd.Kind() == protoreflect.MessageKind:
+			m = m.Get(fd).Message()
+		default:
+			s := m.Get(fd).String()
+			return s, i == len(path)-1 && s != ""
+		}
+	}
+	return "", false
+}

@@ -1,0 +1,87 @@
+package metadata
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+)
+
+// Record is a value of protos/metadata.
+type Record interface {
+	Marshal() ([]byte, error)
+	Unmarshal([]byte) error
+}
+
+type pointer[T any] interface {
+	*T
+	Record
+}
+
+// Put writes r below key.
+func Put(b *bolt.Bucket, key string, r Record) error {
+	v, err := r.Marshal()
+	if err != nil {
+		return fmt.Errorf("cannot encode record %q: %w", key, err)
+	}
+	if err := b.Put([]byte(key), v); err != nil {
+		return fmt.Errorf("cannot write record %q: %w", key, err)
+	}
+	return nil
+}
+
+// Get reads the record below key into r, which must be empty. NotFound, also when b is nil; DataLoss when it is damaged.
+func Get(b *bolt.Bucket, key string, r Record) error {
+	var v []byte
+	if b != nil && key != "" {
+		v = b.Get([]byte(key))
+	}
+	if v == nil {
+		return fmt.Errorf("%q: %w", key, errdefs.ErrNotFound)
+	}
+	if err := r.Unmarshal(v); err != nil {
+		return fmt.Errorf("record of %q is damaged: %w: %w", key, err, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+// Each calls fn for every record of b (nil: none) in the order of the keys. A damaged record is logged and left out, so
+// that it takes no other away; whoever deletes by what it has not seen needs EachStrict.
+func Each[T any, P pointer[T]](b *bolt.Bucket, fn func(key string, r P) error) error {
+	return each(b, fn, false)
+}
+
+// EachStrict is Each, but a damaged record ends it with DataLoss.
+func EachStrict[T any, P pointer[T]](b *bolt.Bucket, fn func(key string, r P) error) error {
+	return each(b, fn, true)
+}
+
+func each[T any, P pointer[T]](b *bolt.Bucket, fn func(key string, r P) error, strict bool) error {
+	if b == nil {
+		return nil
+	}
+	return b.ForEach(func(k, v []byte) error {
+		if v == nil {
+			return nil // a bucket
+		}
+		r := P(new(T))
+		if err := r.Unmarshal(v); err != nil {
+			if strict {
+				return fmt.Errorf("record of %q is damaged: %w: %w", k, err, errdefs.ErrDataLoss)
+			}
+			slog.Error("a damaged record was left out", "key", string(k), "error", err)
+			return nil
+		}
+		return fn(string(k), r)
+	})
+}
+
+// Time is the inverse of UnixNano as records keep it: 0 is the zero time.
+func Time(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
