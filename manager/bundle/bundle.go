@@ -1,0 +1,229 @@
+// Package bundle owns the bundle directories, one per task, below STATE/io.containerd.runtime.v2.task/NAMESPACE/ID. It is
+// the only one in the daemon that knows what stands in them (shimapi names what the shim shares). They die with the boot.
+package bundle
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	ledgerpb "github.com/managerd/managerd/protos/ledger"
+	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/ledger"
+	"github.com/managerd/managerd/shimapi/mount"
+)
+
+// Dir is the directory of all bundles below the daemon's state directory.
+const Dir = "io.containerd.runtime.v2.task"
+
+const (
+	cursorFile = "events.cursor"    // sequence number of the last event that was handed on, 8 bytes, little endian
+	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
+	newPrefix  = ".new-"            // a bundle that is being made; ids never begin with a dot
+	oldPrefix  = ".old-"            // one that is being removed
+)
+
+// Store is the directory of all bundles.
+type Store struct {
+	root string
+}
+
+// Bundle is one task's directory.
+type Bundle struct {
+	Namespace, ID string
+	Path          string // absolute
+}
+
+// NewStore uses STATE, which need not exist, and removes what an earlier daemon left half made or half removed.
+func NewStore(state string) (*Store, error) {
+	s := &Store{root: filepath.Join(state, Dir)}
+	if err := os.MkdirAll(s.root, 0o711); err != nil {
+		return nil, fmt.Errorf("cannot make bundle directory: %w", err)
+	}
+	half, err := filepath.Glob(filepath.Join(s.root, "*", ".*-*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range half {
+		if err := remove(path); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Create makes the bundle of a task, with spec, JSON of the OCI runtime spec, as its config. It is there whole or not at
+// all. InvalidArgument for malformed JSON, AlreadyExists when there is one.
+func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {
+	if !json.Valid(spec) {
+		var v any
+		return nil, fmt.Errorf("spec of container %s is malformed JSON: %w: %w", id, json.Unmarshal(spec, &v), errdefs.ErrInvalidArgument)
+	}
+	dir := filepath.Join(s.root, ns)
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	b := s.at(ns, id)
+	half := filepath.Join(dir, newPrefix+id)
+	if err := remove(half); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = remove(half)
+			err = fmt.Errorf("cannot make bundle %s: %w", b.Path, err)
+		}
+	}()
+	if err := os.Mkdir(half, 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(filepath.Join(half, shimapi.RootfsDir), 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(half, shimapi.ConfigFile), spec, 0o600); err != nil {
+		return nil, err
+	}
+	if err := unix.Mkfifo(filepath.Join(half, shimapi.LogFIFO), 0o600); err != nil {
+		return nil, err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, half, unix.AT_FDCWD, b.Path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		err = fmt.Errorf("%w: %w", err, errdefs.ErrAlreadyExists)
+	}
+	return b, err
+}
+
+func (s *Store) at(ns, id string) *Bundle {
+	return &Bundle{Namespace: ns, ID: id, Path: filepath.Join(s.root, ns, id)}
+}
+
+// List gives every bundle of every namespace.
+func (s *Store) List() ([]*Bundle, error) {
+	var out []*Bundle
+	spaces, err := os.ReadDir(s.root)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list bundles: %w", err)
+	}
+	for _, ns := range spaces {
+		entries, err := os.ReadDir(filepath.Join(s.root, ns.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("cannot list bundles: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+				out = append(out, s.at(ns.Name(), e.Name()))
+			}
+		}
+	}
+	return out, nil
+}
+
+// Remove unmounts what is mounted in the bundle and removes it. A bundle that is not there is no error.
+func (b *Bundle) Remove() error {
+	half := filepath.Join(filepath.Dir(b.Path), oldPrefix+b.ID)
+	if err := mount.Unmount(filepath.Join(b.Path, shimapi.RootfsDir)); err != nil {
+		return err
+	}
+	if err := os.Rename(b.Path, half); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("cannot remove bundle %s: %w", b.Path, err)
+	}
+	return remove(half)
+}
+
+func remove(path string) error {
+	// Never remove through a mount: what is below it is not ours.
+	if err := mount.Unmount(filepath.Join(path, shimapi.RootfsDir)); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return fmt.Errorf("cannot remove bundle %s: %w", path, err)
+	}
+	return nil
+}
+
+func (b *Bundle) file(name string) string { return filepath.Join(b.Path, name) }
+
+// LogFIFO is the path of the FIFO into which the shim logs.
+func (b *Bundle) LogFIFO() string { return b.file(shimapi.LogFIFO) }
+
+// SetShim writes down which binary keeps the task, and where it listens.
+func (b *Bundle) SetShim(binary string, p shimapi.BootstrapParams) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(b.file(binaryFile), []byte(binary), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(b.file(shimapi.BootstrapFile), data, 0o644)
+}
+
+// Shim reads what SetShim wrote. NotFound when the daemon ended before it had spawned one.
+func (b *Bundle) Shim() (binary string, p shimapi.BootstrapParams, err error) {
+	data, err := os.ReadFile(b.file(shimapi.BootstrapFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", p, fmt.Errorf("bundle %s has no shim: %w", b.Path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return "", p, err
+	}
+	if p, err = shimapi.ParseBootstrap(data); err != nil {
+		return "", p, fmt.Errorf("bundle %s: %w", b.Path, err)
+	}
+	name, err := os.ReadFile(b.file(binaryFile))
+	return string(name), p, err
+}
+
+// Ledger reads the shim's ledger; one that was never made is empty.
+func (b *Bundle) Ledger() ([]*ledgerpb.Record, error) {
+	records, err := ledger.Read(b.file(shimapi.LedgerFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return records, err
+}
+
+// Cursor is the sequence number of the last event that was handed on; 0 for none.
+func (b *Bundle) Cursor() uint64 {
+	data, err := os.ReadFile(b.file(cursorFile))
+	if err != nil || len(data) != 8 {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(data)
+}
+
+// SetCursor writes the cursor; one write(2) of eight bytes is there whole or not at all.
+func (b *Bundle) SetCursor(seq uint64) error {
+	f, err := os.OpenFile(b.file(cursorFile), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, seq), 0)
+	return errors.Join(err, f.Close())
+}
+
+// InitAlive says whether process pid, which began at ticks (field 22 of /proc/PID/stat), is there and no zombie.
+func InitAlive(pid uint32, ticks uint64) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+		return false
+	}
+	got, err := strconv.ParseUint(f[19], 10, 64)
+	return err == nil && (got == ticks || ticks == 0)
+}
