@@ -176,9 +176,9 @@ func merge(dst *Container, src Container, paths []string) error {
 		field, key, nested := strings.Cut(path, ".")
 		switch {
 		case nested && field == "labels":
-			dst.Labels = with(dst.Labels, key, src.Labels[key])
+			dst.Labels = metadata.With(dst.Labels, key, src.Labels[key])
 		case nested && field == "extensions":
-			dst.Extensions = with(dst.Extensions, key, src.Extensions[key])
+			dst.Extensions = metadata.With(dst.Extensions, key, src.Extensions[key])
 		case path == "labels":
 			dst.Labels = src.Labels
 		case path == "spec":
@@ -194,19 +194,6 @@ func merge(dst *Container, src Container, paths []string) error {
 		}
 	}
 	return nil
-}
-
-// with sets key in a copy of m; the zero value removes it.
-func with[V comparable](m map[string]V, key string, v V) map[string]V {
-	out := map[string]V{}
-	for k, old := range m {
-		out[k] = old
-	}
-	var zero V
-	if out[key] = v; v == zero {
-		delete(out, key)
-	}
-	return out
 }
 
 func validate(c Container) error {

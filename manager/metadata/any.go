@@ -21,3 +21,16 @@ func ToAny(a *records.Any) *anypb.Any {
 	}
 	return &anypb.Any{TypeUrl: a.TypeUrl, Value: a.Value}
 }
+
+// With sets key in a copy of m; the zero value removes it. It is how a field mask like labels.KEY changes a map.
+func With[V comparable](m map[string]V, key string, v V) map[string]V {
+	out := make(map[string]V, len(m)+1)
+	for k, old := range m {
+		out[k] = old
+	}
+	var zero V
+	if out[key] = v; v == zero {
+		delete(out, key)
+	}
+	return out
+}

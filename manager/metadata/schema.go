@@ -18,8 +18,8 @@ import (
 //	    leases/                     ID → metadata.Lease
 //	    lease-resources/LEASE/      TYPE NUL ID → empty: what the lease keeps
 //	    content/                    DIGEST → metadata.Blob
-//	    ingests/                    REF → metadata.Ingest
 //	    snapshots/SNAPSHOTTER/      KEY → metadata.Snapshot
+//	snapshot-ids                    empty; its sequence numbers snapshots
 const Schema = 1
 
 const root = "v1"
@@ -33,7 +33,6 @@ const (
 	Images     = "images"
 	Leases     = "leases"
 	Content    = "content"
-	Ingests    = "ingests"
 	Snapshots  = "snapshots"
 
 	// LeaseResources has one bucket per lease.

@@ -278,4 +278,3 @@ func (s *Service) tellDeleted(t *Task, resp *task.DeleteResponse) error {
 		Timestamp: timestamppb.New(time.Now()), Namespace: t.key.ns, Topic: "/tasks/delete", Event: body,
 	})
 }
-
