@@ -112,7 +112,7 @@ func (s *Store) Create(ctx context.Context, c Container) (Container, error) {
 	}
 	c.CreatedAt = time.Now().UTC()
 	c.UpdatedAt = c.CreatedAt
-	return c, s.db.Batch(func(tx *metadata.Tx) error {
+	err = s.db.Batch(func(tx *metadata.Tx) error {
 		b, err := tx.MakeBucket(metadata.Path(ns, metadata.Containers)...)
 		if err != nil {
 			return err
@@ -122,6 +122,7 @@ func (s *Store) Create(ctx context.Context, c Container) (Container, error) {
 		}
 		return metadata.Put(b, c.ID, encode(c))
 	})
+	return c, err
 }
 
 // Update changes the fields of c that paths name, or without any, all that may change. A path is a field of containerd's
@@ -131,7 +132,7 @@ func (s *Store) Update(ctx context.Context, c Container, paths ...string) (out C
 	if err != nil {
 		return c, err
 	}
-	return out, s.db.Batch(func(tx *metadata.Tx) error {
+	err = s.db.Batch(func(tx *metadata.Tx) error {
 		b := tx.Bucket(metadata.Path(ns, metadata.Containers)...)
 		if out, err = get(b, c.ID); err != nil {
 			return err
@@ -145,6 +146,7 @@ func (s *Store) Update(ctx context.Context, c Container, paths ...string) (out C
 		out.UpdatedAt = time.Now().UTC()
 		return metadata.Put(b, out.ID, encode(out))
 	})
+	return out, err
 }
 
 // Delete removes a container.

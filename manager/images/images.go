@@ -69,10 +69,11 @@ func (s *Store) Get(ctx context.Context, name string) (i Image, err error) {
 	if err != nil {
 		return i, err
 	}
-	return i, s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.View(func(tx *metadata.Tx) error {
 		i, err = get(tx, ns, name)
 		return err
 	})
+	return i, err
 }
 
 // List gives the images that match f, ordered by name.
@@ -81,7 +82,7 @@ func (s *Store) List(ctx context.Context, f filters.Filter) (out []Image, err er
 	if err != nil {
 		return nil, err
 	}
-	return out, s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.View(func(tx *metadata.Tx) error {
 		return metadata.Each(tx.Bucket(metadata.Path(ns, metadata.Images)...), func(name string, r *records.Image) error {
 			if i := decode(name, r); f.Match(i) {
 				out = append(out, i)
@@ -89,6 +90,7 @@ func (s *Store) List(ctx context.Context, f filters.Filter) (out []Image, err er
 			return nil
 		})
 	})
+	return out, err
 }
 
 // Create adds a name. AlreadyExists when it is taken.
@@ -102,7 +104,7 @@ func (s *Store) Create(ctx context.Context, i Image) (Image, error) {
 	}
 	i.CreatedAt = time.Now().UTC()
 	i.UpdatedAt = i.CreatedAt
-	return i, s.db.Batch(func(tx *metadata.Tx) error {
+	err = s.db.Batch(func(tx *metadata.Tx) error {
 		b, err := tx.MakeBucket(metadata.Path(ns, metadata.Images)...)
 		if err != nil {
 			return err
@@ -112,6 +114,7 @@ func (s *Store) Create(ctx context.Context, i Image) (Image, error) {
 		}
 		return metadata.Put(b, i.Name, encode(i))
 	})
+	return i, err
 }
 
 // Update changes what paths name (labels, labels.KEY, target, annotations, annotations.KEY), or without any, labels and
@@ -121,7 +124,7 @@ func (s *Store) Update(ctx context.Context, i Image, paths ...string) (out Image
 	if err != nil {
 		return i, err
 	}
-	return out, s.db.Batch(func(tx *metadata.Tx) error {
+	err = s.db.Batch(func(tx *metadata.Tx) error {
 		if out, err = get(tx, ns, i.Name); err != nil {
 			return err
 		}
@@ -151,6 +154,7 @@ func (s *Store) Update(ctx context.Context, i Image, paths ...string) (out Image
 		out.UpdatedAt = time.Now().UTC()
 		return metadata.Put(tx.Bucket(metadata.Path(ns, metadata.Images)...), out.Name, encode(out))
 	})
+	return out, err
 }
 
 // Delete removes a name; with target set only while it stands for that digest, else NotFound.

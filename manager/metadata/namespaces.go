@@ -42,13 +42,14 @@ func (n *Namespaces) Create(name string, labels map[string]string) error {
 
 // Labels gives a namespace's labels.
 func (n *Namespaces) Labels(name string) (labels map[string]string, err error) {
-	return labels, n.db.View(func(tx *Tx) error {
+	err = n.db.View(func(tx *Tx) error {
 		if tx.Bucket(Path(name)...) == nil || name == "" {
 			return fmt.Errorf("namespace %q: %w", name, errdefs.ErrNotFound)
 		}
 		labels = getLabels(tx.Bucket(Path(name, Labels)...))
 		return nil
 	})
+	return labels, err
 }
 
 // SetLabels replaces the labels, or with paths (labels.KEY) those that they name, and returns all.
@@ -56,7 +57,7 @@ func (n *Namespaces) SetLabels(name string, labels map[string]string, paths ...s
 	if err := identifiers.ValidateLabels(labels); err != nil {
 		return nil, fmt.Errorf("cannot update namespace %q: %w", name, err)
 	}
-	return out, n.db.Batch(func(tx *Tx) error {
+	err = n.db.Batch(func(tx *Tx) error {
 		if tx.Bucket(Path(name)...) == nil || name == "" {
 			return fmt.Errorf("namespace %q: %w", name, errdefs.ErrNotFound)
 		}
@@ -81,17 +82,19 @@ func (n *Namespaces) SetLabels(name string, labels map[string]string, paths ...s
 		}
 		return putLabels(b, out)
 	})
+	return out, err
 }
 
 // List gives all names, sorted.
 func (n *Namespaces) List() (names []string, err error) {
-	return names, n.db.View(func(tx *Tx) error {
+	err = n.db.View(func(tx *Tx) error {
 		names = nil
 		return tx.Bucket(Path()...).ForEachBucket(func(k []byte) error {
 			names = append(names, string(k))
 			return nil
 		})
 	})
+	return names, err
 }
 
 // Delete removes an empty namespace. FailedPrecondition names what is still in it.

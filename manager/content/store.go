@@ -1,0 +1,339 @@
+// Package content keeps blobs by their digest, on disk below ROOT/io.containerd.content.v1.content as containerd lays
+// them out: blobs/ALGORITHM/HEX, and ingest/HASH/{data,ref,total,expected,startedat} for what is being written. A blob's
+// file is shared by all namespaces; it is visible in one only by its record in the database.
+package content
+
+import (
+	"context"
+	_ "crypto/sha256" // go-digest finds it by name
+	_ "crypto/sha512"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/managerd/managerd/manager/filters"
+	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/leases"
+	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/namespaces"
+	records "github.com/managerd/managerd/protos/metadata"
+)
+
+// Dir is the store's directory below the daemon's root.
+const Dir = "io.containerd.content.v1.content"
+
+type publisher interface {
+	Publish(ctx context.Context, topic string, event proto.Message) error
+}
+
+// Store keeps content. Every method works in the namespace of its context.
+type Store struct {
+	root   string
+	db     *metadata.DB
+	events publisher
+
+	// files is held for reading while a blob's file and its record are made to agree, for writing while a file that no
+	// record has any more is removed.
+	files sync.RWMutex
+
+	mu   sync.Mutex
+	refs map[string]struct{} // ingests with a writer
+}
+
+// Info describes a blob.
+type Info struct {
+	Digest    digest.Digest
+	Size      int64 // bytes
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	Labels    map[string]string
+}
+
+// Field lets filters look at a blob: digest, size, labels.KEY.
+func (i Info) Field(path []string) (string, bool) {
+	if len(path) == 0 {
+		return "", false
+	}
+	switch path[0] {
+	case "digest":
+		return i.Digest.String(), true
+	case "size":
+		return fmt.Sprint(i.Size), true
+	case "labels":
+		v, ok := i.Labels[strings.Join(path[1:], ".")]
+		return v, ok
+	}
+	return "", false
+}
+
+// New opens the store below root, the daemon's root directory, and removes files that no record knows: a commit that
+// was interrupted between the two.
+func New(root string, db *metadata.DB, events publisher) (*Store, error) {
+	s := &Store{root: filepath.Join(root, Dir), db: db, events: events, refs: map[string]struct{}{}}
+	for _, d := range []string{s.blobs(), s.ingests()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("cannot make content directory: %w", err)
+		}
+	}
+	return s, s.sweep()
+}
+
+func (s *Store) blobs() string   { return filepath.Join(s.root, "blobs") }
+func (s *Store) ingests() string { return filepath.Join(s.root, "ingest") }
+
+func (s *Store) path(d digest.Digest) string {
+	return filepath.Join(s.blobs(), d.Algorithm().String(), d.Encoded())
+}
+
+func (s *Store) sweep() error {
+	known := map[string]bool{}
+	err := s.db.View(func(tx *metadata.Tx) error {
+		return eachNamespace(tx, func(ns string) error {
+			return metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Content)...), func(d string, _ *records.Blob) error {
+				known[d] = true
+				return nil
+			})
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("cannot look for unknown content: %w", err)
+	}
+	algorithms, err := os.ReadDir(s.blobs())
+	if err != nil {
+		return err
+	}
+	for _, a := range algorithms {
+		files, err := os.ReadDir(filepath.Join(s.blobs(), a.Name()))
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			if known[a.Name()+":"+f.Name()] {
+				continue
+			}
+			if err := os.Remove(filepath.Join(s.blobs(), a.Name(), f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func eachNamespace(tx *metadata.Tx, fn func(ns string) error) error {
+	return tx.Bucket(metadata.Path()...).ForEachBucket(func(k []byte) error { return fn(string(k)) })
+}
+
+func valid(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %q: %w: %w", d, err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Info finds a blob.
+func (s *Store) Info(ctx context.Context, d digest.Digest) (i Info, err error) {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return i, err
+	}
+	if err := valid(d); err != nil {
+		return i, err
+	}
+	err = s.db.View(func(tx *metadata.Tx) error {
+		i, err = info(tx, ns, d)
+		return err
+	})
+	return i, err
+}
+
+func info(tx *metadata.Tx, ns string, d digest.Digest) (Info, error) {
+	var r records.Blob
+	if err := metadata.Get(tx.Bucket(metadata.Path(ns, metadata.Content)...), d.String(), &r); err != nil {
+		return Info{}, fmt.Errorf("content %w", err)
+	}
+	return decode(d, &r), nil
+}
+
+func decode(d digest.Digest, r *records.Blob) Info {
+	return Info{Digest: d, Size: r.Size_, Labels: r.Labels, CreatedAt: metadata.Time(r.CreatedAt), UpdatedAt: metadata.Time(r.UpdatedAt)}
+}
+
+func (i Info) put(tx *metadata.Tx, ns string) error {
+	b, err := tx.MakeBucket(metadata.Path(ns, metadata.Content)...)
+	if err != nil {
+		return err
+	}
+	return metadata.Put(b, i.Digest.String(), &records.Blob{
+		Size_: i.Size, Labels: i.Labels, CreatedAt: i.CreatedAt.UnixNano(), UpdatedAt: i.UpdatedAt.UnixNano(),
+	})
+}
+
+// Walk calls fn for every blob that matches f, ordered by digest.
+func (s *Store) Walk(ctx context.Context, f filters.Filter, fn func(Info) error) error {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return err
+	}
+	var all []Info // fn may take its time: not inside the transaction
+	err = s.db.View(func(tx *metadata.Tx) error {
+		return metadata.Each(tx.Bucket(metadata.Path(ns, metadata.Content)...), func(d string, r *records.Blob) error {
+			if i := decode(digest.Digest(d), r); f.Match(i) {
+				all = append(all, i)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("cannot list content: %w", err)
+	}
+	for _, i := range all {
+		if err := fn(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Update changes labels: all, or those that paths name (labels, labels.KEY).
+func (s *Store) Update(ctx context.Context, i Info, paths ...string) (out Info, err error) {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return i, err
+	}
+	if err := valid(i.Digest); err != nil {
+		return i, err
+	}
+	if err := identifiers.ValidateLabels(i.Labels); err != nil {
+		return i, fmt.Errorf("cannot update content %s: %w", i.Digest, err)
+	}
+	err = s.db.Batch(func(tx *metadata.Tx) error {
+		if out, err = info(tx, ns, i.Digest); err != nil {
+			return err
+		}
+		if len(paths) == 0 {
+			out.Labels = i.Labels
+		}
+		for _, path := range paths {
+			key, nested := strings.CutPrefix(path, "labels.")
+			switch {
+			case nested:
+				out.Labels = metadata.With(out.Labels, key, i.Labels[key])
+			case path == "labels":
+				out.Labels = i.Labels
+			default:
+				return fmt.Errorf("cannot update content %s: field %q cannot be changed: %w", i.Digest, path, errdefs.ErrInvalidArgument)
+			}
+		}
+		out.UpdatedAt = time.Now().UTC()
+		return out.put(tx, ns)
+	})
+	return out, err
+}
+
+// Delete removes a blob from the namespace, and its file when no other namespace has it.
+func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return err
+	}
+	if err := valid(d); err != nil {
+		return err
+	}
+	s.files.Lock()
+	defer s.files.Unlock()
+	var shared bool
+	err = s.db.Batch(func(tx *metadata.Tx) error {
+		if _, err := info(tx, ns, d); err != nil {
+			return err
+		}
+		if err := tx.Bucket(metadata.Path(ns, metadata.Content)...).Delete([]byte(d)); err != nil {
+			return err
+		}
+		shared = false
+		return eachNamespace(tx, func(other string) error {
+			if b := tx.Bucket(metadata.Path(other, metadata.Content)...); b != nil && b.Get([]byte(d)) != nil {
+				shared = true
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	if !shared {
+		if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot remove content %s: %w", d, err)
+		}
+	}
+	return s.events.Publish(ctx, "/content/delete", &events.ContentDelete{Digest: d.String()})
+}
+
+// Reader reads one blob. The caller closes it.
+type Reader interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+}
+
+type reader struct {
+	*os.File
+	size int64
+}
+
+func (r reader) Size() int64 { return r.size }
+
+// ReaderAt opens a blob.
+func (s *Store) ReaderAt(ctx context.Context, d digest.Digest) (Reader, error) {
+	i, err := s.Info(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(s.path(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("content %s has a record but no file: %w", d, errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return reader{f, i.Size}, nil
+}
+
+// adopt makes a blob that another namespace has visible in this one. false when nobody has it.
+func (s *Store) adopt(ctx context.Context, ns string, d digest.Digest, labels map[string]string) (bool, error) {
+	s.files.RLock()
+	defer s.files.RUnlock()
+	fi, err := os.Stat(s.path(d))
+	if err != nil {
+		return false, nil //nolint:nilerr // not there
+	}
+	return true, s.record(ctx, ns, d, fi.Size(), labels)
+}
+
+// record enters a blob whose file is in place. AlreadyExists when the namespace has it.
+func (s *Store) record(ctx context.Context, ns string, d digest.Digest, size int64, labels map[string]string) error {
+	now := time.Now().UTC()
+	err := s.db.Batch(func(tx *metadata.Tx) error {
+		if err := leases.Attach(ctx, tx, ns, leases.Resource{ID: d.String(), Type: leases.Content}); err != nil {
+			return err
+		}
+		if _, err := info(tx, ns, d); err == nil {
+			return nil
+		}
+		return Info{Digest: d, Size: size, Labels: labels, CreatedAt: now, UpdatedAt: now}.put(tx, ns)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot record content %s: %w", d, err)
+	}
+	return s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: d.String(), Size: size})
+}
