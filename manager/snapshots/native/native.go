@@ -1,0 +1,88 @@
+// Package native stores each snapshot as a full copy of its parent, in a plain directory: slow and large, and it works
+// on every file system.
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/api/types"
+	continuity "github.com/containerd/continuity/fs"
+
+	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/snapshots/internal/dirs"
+)
+
+// Name is what the snapshotter is called.
+const Name = "native"
+
+// Backend implements snapshots.Backend.
+type Backend struct {
+	dirs *dirs.Dirs
+}
+
+// New stores snapshots below root.
+func New(root string) (*Backend, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open native snapshotter: %w", err)
+	}
+	d, err := dirs.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	return &Backend{dirs: d}, nil
+}
+
+// Create copies the parent; a view needs no copy, it shows the parent itself.
+func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
+	path, err := b.dirs.Make(s.ID)
+	if err != nil {
+		return err
+	}
+	err = os.Chmod(path, 0o755)
+	if err == nil && s.Kind == snapshots.Active && len(s.Parents) > 0 {
+		err = continuity.CopyDir(path, b.dirs.Path(s.Parents[0].ID))
+	}
+	if err != nil {
+		return errors.Join(err, b.dirs.Remove(s.ID))
+	}
+	return nil
+}
+
+// Mounts gives one bind mount.
+func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Mount, error) {
+	id, mode := s.ID, "rw"
+	if s.Kind == snapshots.View {
+		mode = "ro"
+		if len(s.Parents) > 0 {
+			id = s.Parents[0].ID
+		}
+	}
+	return []*types.Mount{{Type: "bind", Source: b.dirs.Path(id), Options: []string{"rbind", mode}}}, nil
+}
+
+// Usage walks the copy: all of it is this snapshot's own.
+func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Usage, error) {
+	u, err := continuity.DiskUsage(ctx, b.dirs.Path(s.ID))
+	return snapshots.Usage{Inodes: u.Inodes, Size: u.Size}, err
+}
+
+// Commit leaves the directory where it is.
+func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.Ref) (snapshots.Usage, error) {
+	return b.Usage(ctx, s)
+}
+
+// Remove deletes the directory.
+func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return b.dirs.Remove(s.ID) }
+
+// Sweep deletes the directories that nobody keeps.
+func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
+	return b.dirs.Sweep(ctx, keep)
+}
+
+// Close has nothing to do.
+func (b *Backend) Close() error { return nil }

@@ -1,0 +1,184 @@
+// Package overlayfs stores snapshots as layers of an overlay: a directory per snapshot, in which fs holds what that
+// snapshot changed (deletions as overlayfs marks them) and work is the kernel's scratch. Nothing is copied or mounted
+// to make one.
+package overlayfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/api/types"
+	continuity "github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/snapshots/internal/dirs"
+	"github.com/managerd/managerd/shimapi/mount"
+)
+
+// Name is what the snapshotter is called.
+const Name = "overlayfs"
+
+const upper, work = "fs", "work"
+
+// Backend implements snapshots.Backend.
+type Backend struct {
+	dirs    *dirs.Dirs
+	options []string // that every overlay mount gets
+}
+
+// New stores snapshots below root. NotImplemented when overlayfs does not work there; root is then left as it was.
+func New(root string) (*Backend, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
+	}
+	if strings.ContainsAny(root, `:,\`) {
+		return nil, fmt.Errorf("cannot use overlayfs in %q: the path must have no colon, comma or backslash: %w", root, errdefs.ErrInvalidArgument)
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
+	}
+	b := &Backend{}
+	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
+		// The index would refuse to mount a layer in two overlays at once.
+		b.options = append(b.options, "index=off")
+	}
+	if err := b.probe(root); err != nil {
+		return nil, err
+	}
+	if b.dirs, err = dirs.Open(root); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// probe mounts an overlay below root, without privileges over trusted attributes if need be.
+func (b *Backend) probe(root string) error {
+	dir, err := os.MkdirTemp(root, "probe-")
+	if err != nil {
+		return fmt.Errorf("cannot use overlayfs: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	for _, d := range []string{"a", "b", upper, work} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			return fmt.Errorf("cannot use overlayfs: %w", err)
+		}
+	}
+	try := func() error {
+		lower := filepath.Join(dir, "a") + ":" + filepath.Join(dir, "b")
+		return mount.WithTemp([]*types.Mount{b.overlay(filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
+			return os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
+		})
+	}
+	if inUserns() {
+		b.options = append(b.options, "userxattr")
+	}
+	if err := try(); err != nil {
+		return fmt.Errorf("cannot use overlayfs in %s: %w: %w", root, err, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// inUserns: the initial user namespace is the one that maps everything onto itself.
+func inUserns() bool {
+	m, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(m))
+	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
+}
+
+func (b *Backend) overlay(work, upper, lower string) *types.Mount {
+	o := append([]string{}, b.options...)
+	if upper != "" {
+		o = append(o, "workdir="+work, "upperdir="+upper)
+	}
+	return &types.Mount{Type: "overlay", Source: "overlay", Options: append(o, "lowerdir="+lower)}
+}
+
+func (b *Backend) fs(id uint64) string { return filepath.Join(b.dirs.Path(id), upper) }
+
+// Create makes fs, whose attributes are those of the root directory that will be seen, and work.
+func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
+	mode, uid, gid := uint32(0o755), 0, 0
+	if len(s.Parents) > 0 {
+		var st unix.Stat_t
+		if err := unix.Stat(b.fs(s.Parents[0].ID), &st); err != nil {
+			return &os.PathError{Op: "stat", Path: b.fs(s.Parents[0].ID), Err: err}
+		}
+		mode, uid, gid = st.Mode&0o7777, int(st.Uid), int(st.Gid)
+	}
+	dir, err := b.dirs.Make(s.ID)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, upper)
+	err = os.Mkdir(path, 0o755)
+	if err == nil && uid|gid != 0 {
+		err = os.Lchown(path, uid, gid)
+	}
+	if err == nil {
+		err = unix.Chmod(path, mode) // the umask is not ours
+	}
+	if err == nil && s.Kind == snapshots.Active {
+		err = os.Mkdir(filepath.Join(dir, work), 0o711)
+	}
+	if err != nil {
+		return errors.Join(err, b.dirs.Remove(s.ID))
+	}
+	return nil
+}
+
+// Mounts gives one mount: a bind where there is only one layer to see, else an overlay.
+func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Mount, error) {
+	bind := func(id uint64, mode string) []*types.Mount {
+		return []*types.Mount{{Type: "bind", Source: b.fs(id), Options: []string{mode, "rbind"}}}
+	}
+	view := s.Kind == snapshots.View
+	switch {
+	case len(s.Parents) == 0 && view:
+		return bind(s.ID, "ro"), nil
+	case len(s.Parents) == 0:
+		return bind(s.ID, "rw"), nil
+	case len(s.Parents) == 1 && view:
+		return bind(s.Parents[0].ID, "ro"), nil
+	}
+	lower := make([]string, 0, len(s.Parents))
+	for _, p := range s.Parents {
+		lower = append(lower, b.fs(p.ID))
+	}
+	joined := strings.Join(lower, ":")
+	if view {
+		return []*types.Mount{b.overlay("", "", joined)}, nil
+	}
+	return []*types.Mount{b.overlay(filepath.Join(b.dirs.Path(s.ID), work), b.fs(s.ID), joined)}, nil
+}
+
+// Usage walks fs.
+func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Usage, error) {
+	u, err := continuity.DiskUsage(ctx, b.fs(s.ID))
+	return snapshots.Usage{Inodes: u.Inodes, Size: u.Size}, err
+}
+
+// Commit has nothing to move: a directory becomes a lower one by being mounted so.
+func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.Ref) (snapshots.Usage, error) {
+	return b.Usage(ctx, s)
+}
+
+// Remove deletes the directory.
+func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return b.dirs.Remove(s.ID) }
+
+// Sweep deletes the directories that nobody keeps.
+func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
+	return b.dirs.Sweep(ctx, keep)
+}
+
+// Close has nothing to do.
+func (b *Backend) Close() error { return nil }

@@ -1,0 +1,393 @@
+package snapshots
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/managerd/managerd/manager/filters"
+	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/leases"
+	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/namespaces"
+	records "github.com/managerd/managerd/protos/metadata"
+)
+
+// Store has the snapshotters of a daemon.
+type Store struct {
+	named map[string]*store
+}
+
+// NewStore makes a snapshotter of each backend and frees what a crash left half made. The store owns the backends and
+// closes them with Close; db and pub stay the caller's.
+func NewStore(ctx context.Context, db *metadata.DB, pub Publisher, backends map[string]Backend) (*Store, error) {
+	s := &Store{named: map[string]*store{}}
+	for name, b := range backends {
+		st := &store{name: name, db: db, pub: pub, backend: b}
+		if err := st.open(ctx); err != nil {
+			return nil, fmt.Errorf("cannot open snapshotter %s: %w", name, err)
+		}
+		s.named[name] = st
+	}
+	return s, nil
+}
+
+// Snapshotter finds one by name; InvalidArgument when there is none, as containerd has it.
+func (s *Store) Snapshotter(name string) (Snapshotter, error) {
+	if name == "" {
+		return nil, fmt.Errorf("a snapshotter must be named: %w", errdefs.ErrInvalidArgument)
+	}
+	if st, ok := s.named[name]; ok {
+		return st, nil
+	}
+	return nil, fmt.Errorf("snapshotter %q is not loaded, there are %s: %w", name, strings.Join(s.Names(), ", "), errdefs.ErrInvalidArgument)
+}
+
+// Names lists the snapshotters.
+func (s *Store) Names() []string {
+	var out []string
+	for name := range s.named {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Close closes the backends.
+func (s *Store) Close() error {
+	var errs []error
+	for _, st := range s.named {
+		errs = append(errs, st.backend.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// store is one snapshotter.
+//
+// Storage is made before its record and freed after it, so what a crash leaves is storage without a record, never the
+// reverse. The database's transaction is short: it decides, the backend's work is done outside of it.
+type store struct {
+	name    string
+	db      *metadata.DB
+	pub     Publisher
+	backend Backend
+	ids     ids
+}
+
+func (s *store) errorf(verb, key string, err error) error {
+	return fmt.Errorf("cannot %s %s snapshot %q: %w", verb, s.name, key, err)
+}
+
+func (s *store) publish(ctx context.Context, topic string, e proto.Message) {
+	if err := s.pub.Publish(ctx, topic, e); err != nil {
+		slog.Error("cannot publish event", "topic", topic, "error", err)
+	}
+}
+
+func (s *store) Stat(ctx context.Context, key string) (out Info, err error) {
+	err = s.view(ctx, func(t table) error {
+		r, err := t.get(key)
+		if err == nil {
+			out = info(key, r)
+		}
+		return err
+	})
+	return out, err
+}
+
+func (s *store) view(ctx context.Context, fn func(table) error) error {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return err
+	}
+	return s.db.View(func(tx *metadata.Tx) error { return fn(table{tx, ns, s.name}) })
+}
+
+// update runs fn in a transaction that may be repeated, see metadata.Batch.
+func (s *store) update(ctx context.Context, fn func(table) error) error {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return err
+	}
+	return s.db.Batch(func(tx *metadata.Tx) error { return fn(table{tx, ns, s.name}) })
+}
+
+func (s *store) Update(ctx context.Context, in Info, fields ...string) (out Info, err error) {
+	err = s.update(ctx, func(t table) error {
+		r, err := t.get(in.Name)
+		if err != nil {
+			return err
+		}
+		labels := r.Labels
+		if len(fields) == 0 {
+			labels = in.Labels
+		}
+		for _, f := range fields {
+			key, one := strings.CutPrefix(f, "labels.")
+			switch {
+			case f == "labels":
+				labels = in.Labels
+			case one:
+				if labels == nil {
+					labels = map[string]string{}
+				}
+				if v, ok := in.Labels[key]; ok && v != "" {
+					labels[key] = v
+				} else {
+					delete(labels, key)
+				}
+			default:
+				return fmt.Errorf("field %q cannot be changed: %w", f, errdefs.ErrInvalidArgument)
+			}
+		}
+		if err := identifiers.ValidateLabels(labels); err != nil {
+			return err
+		}
+		r.Labels, r.UpdatedAt = labels, time.Now().UnixNano()
+		out = info(in.Name, r)
+		return t.put(in.Name, r)
+	})
+	if err != nil {
+		return Info{}, s.errorf("update", in.Name, err)
+	}
+	return out, nil
+}
+
+// lookup reads a record and what the backend is told of it.
+func (s *store) lookup(ctx context.Context, key string) (out Snapshot, r *records.Snapshot, err error) {
+	err = s.view(ctx, func(t table) error {
+		var err error
+		if r, err = t.get(key); err != nil {
+			return err
+		}
+		out, err = t.snapshot(key, r)
+		return err
+	})
+	return out, r, err
+}
+
+func (s *store) Usage(ctx context.Context, key string) (Usage, error) {
+	snap, r, err := s.lookup(ctx, key)
+	if err != nil {
+		return Usage{}, err
+	}
+	if snap.Kind == Committed {
+		return Usage{Inodes: r.Inodes, Size: r.Size_}, nil
+	}
+	u, err := s.backend.Usage(ctx, snap)
+	if err != nil {
+		return Usage{}, s.errorf("count usage of", key, err)
+	}
+	return u, nil
+}
+
+func (s *store) Mounts(ctx context.Context, key string) ([]*types.Mount, error) {
+	snap, _, err := s.lookup(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if snap.Kind == Committed {
+		return nil, fmt.Errorf("%s snapshot %q is committed and cannot be mounted, prepare one on top of it: %w", s.name, key, errdefs.ErrFailedPrecondition)
+	}
+	return s.mounts(ctx, snap)
+}
+
+func (s *store) mounts(ctx context.Context, snap Snapshot) ([]*types.Mount, error) {
+	m, err := s.backend.Mounts(ctx, snap)
+	if err != nil {
+		return nil, s.errorf("find mounts of", snap.Key, err)
+	}
+	return m, nil
+}
+
+func (s *store) Prepare(ctx context.Context, key, parent string, labels map[string]string) ([]*types.Mount, error) {
+	return s.create(ctx, Active, key, parent, labels)
+}
+
+func (s *store) View(ctx context.Context, key, parent string, labels map[string]string) ([]*types.Mount, error) {
+	return s.create(ctx, View, key, parent, labels)
+}
+
+func (s *store) create(ctx context.Context, kind Kind, key, parent string, labels map[string]string) ([]*types.Mount, error) {
+	if err := validateKey("key", key); err != nil {
+		return nil, err
+	}
+	if err := identifiers.ValidateLabels(labels); err != nil {
+		return nil, s.errorf("prepare", key, err)
+	}
+	snap := Snapshot{Ref: Ref{Key: key}, Kind: kind, Labels: labels}
+	// Most refusals are found here, before anything is made.
+	check := func(t table) (err error) {
+		if target := labels[LabelRef]; target != "" && kind == Active {
+			if err := t.absent(target); err != nil {
+				return fmt.Errorf("target: %w", err)
+			}
+		}
+		if err := t.absent(key); err != nil {
+			return err
+		}
+		snap.Namespace = t.ns
+		snap.Parents, err = t.parents(parent)
+		return err
+	}
+	if err := s.view(ctx, check); err != nil {
+		return nil, s.errorf("prepare", key, err)
+	}
+	expected := snap.Parents
+
+	snap.ID = s.ids.take()
+	defer s.ids.done(snap.ID)
+	if err := s.backend.Create(ctx, snap); err != nil {
+		return nil, s.errorf("prepare", key, err)
+	}
+	err := s.update(ctx, func(t table) error {
+		if err := check(t); err != nil {
+			return err
+		}
+		if !slices.Equal(snap.Parents, expected) {
+			return fmt.Errorf("parent %q was replaced meanwhile: %w", parent, errdefs.ErrAborted)
+		}
+		now := time.Now().UnixNano()
+		if err := t.put(key, &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}); err != nil {
+			return err
+		}
+		if err := t.mark(snap.ID); err != nil {
+			return err
+		}
+		return leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name})
+	})
+	if err != nil {
+		s.free(snap)
+		return nil, s.errorf("prepare", key, err)
+	}
+	s.publish(ctx, "/snapshot/prepare", &events.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: s.name})
+	return s.mounts(ctx, snap)
+}
+
+// free gives storage back that no record names (any more). Should that fail, Cleanup or the next start tries again.
+func (s *store) free(snap Snapshot) {
+	// Not the caller's context: it may be what ended.
+	if err := s.backend.Remove(context.Background(), snap); err != nil {
+		slog.Warn("cannot free the storage of a snapshot; cleanup tries again", "snapshotter", s.name, "snapshot", snap.String(), "error", err)
+	}
+}
+
+func (s *store) Commit(ctx context.Context, name, key string, labels map[string]string) error {
+	if err := validateKey("name", name); err != nil {
+		return err
+	}
+	if err := identifiers.ValidateLabels(labels); err != nil {
+		return s.errorf("commit", key, err)
+	}
+	active := func(t table) (*records.Snapshot, error) {
+		r, err := t.get(key)
+		if err != nil {
+			return nil, err
+		}
+		if Kind(r.Kind) != Active {
+			return nil, fmt.Errorf("it is %s, not active: %w", r.Kind, errdefs.ErrFailedPrecondition)
+		}
+		return r, t.absent(name)
+	}
+	var snap Snapshot
+	err := s.view(ctx, func(t table) error {
+		r, err := active(t)
+		if err == nil {
+			snap, err = t.snapshot(key, r)
+		}
+		return err
+	})
+	if err != nil {
+		return s.errorf("commit", key, err)
+	}
+	to := snap.Ref
+	to.Key = name
+	usage, err := s.backend.Commit(ctx, snap, to)
+	if err != nil {
+		return s.errorf("commit", key, err)
+	}
+	err = s.update(ctx, func(t table) error {
+		r, err := active(t)
+		if err != nil {
+			return err
+		}
+		if r.Id != snap.ID {
+			return fmt.Errorf("it was replaced meanwhile: %w", errdefs.ErrAborted)
+		}
+		if err := t.delete(key, r); err != nil {
+			return err
+		}
+		r.Kind, r.Labels, r.Inodes, r.Size_ = string(Committed), labels, usage.Inodes, usage.Size
+		r.UpdatedAt = time.Now().UnixNano()
+		r.CreatedAt = r.UpdatedAt
+		if err := t.put(name, r); err != nil {
+			return err
+		}
+		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
+			return err
+		}
+		return leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: name, Type: leases.Snapshots + s.name})
+	})
+	if err != nil {
+		return s.errorf("commit", key, err)
+	}
+	s.publish(ctx, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
+	return nil
+}
+
+func (s *store) Remove(ctx context.Context, key string) error {
+	var snap Snapshot
+	err := s.update(ctx, func(t table) error {
+		r, err := t.get(key)
+		if err != nil {
+			return err
+		}
+		if child, ok := t.child(key); ok {
+			return fmt.Errorf("snapshot %q stands on it: %w", child, errdefs.ErrFailedPrecondition)
+		}
+		if snap, err = t.snapshot(key, r); err != nil {
+			// A parent whose record is damaged must not keep this one for ever.
+			snap = Snapshot{Ref: Ref{ID: r.Id, Namespace: t.ns, Key: key}, Kind: Kind(r.Kind)}
+		}
+		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
+			return err
+		}
+		return t.delete(key, r)
+	})
+	if err != nil {
+		return s.errorf("remove", key, err)
+	}
+	s.free(snap)
+	s.publish(ctx, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
+	return nil
+}
+
+func (s *store) Walk(ctx context.Context, f filters.Filter, fn func(Info) error) error {
+	var found []Info // fn may write, which it could not do inside a transaction
+	err := s.view(ctx, func(t table) error {
+		return metadata.Each(t.bucket(), func(key string, r *records.Snapshot) error {
+			if i := info(key, r); f.Match(i) {
+				found = append(found, i)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("cannot list %s snapshots: %w", s.name, err)
+	}
+	for _, i := range found {
+		if err := fn(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}

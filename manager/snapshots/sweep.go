@@ -1,0 +1,81 @@
+package snapshots
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+
+	"github.com/managerd/managerd/manager/metadata"
+)
+
+// ids gives out IDs and remembers for which of them storage may be there without a record yet.
+type ids struct {
+	mu      sync.Mutex
+	last    uint64
+	pending map[uint64]bool
+}
+
+func (i *ids) take() uint64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.pending == nil {
+		i.pending = map[uint64]bool{}
+	}
+	i.last++
+	i.pending[i.last] = true
+	return i.last
+}
+
+func (i *ids) done(id uint64) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.pending, id)
+}
+
+func (i *ids) now() (last uint64, pending map[uint64]bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.last, maps.Clone(i.pending)
+}
+
+// open finds out where IDs continue and sweeps what has no record. A record that cannot be read stops the sweep, not
+// the snapshotter.
+func (s *store) open(ctx context.Context) error {
+	var have map[uint64]bool
+	err := s.db.View(func(tx *metadata.Tx) (err error) {
+		s.ids.last = highest(tx.Bucket(marks), s.name)
+		have, err = used(tx, s.name)
+		return err
+	})
+	keepAll := err != nil
+	if keepAll {
+		slog.Error("a snapshot's record cannot be read; unused storage is not freed", "snapshotter", s.name, "error", err)
+	}
+	for id := range have {
+		s.ids.last = max(s.ids.last, id)
+	}
+	return s.backend.Sweep(ctx, func(id uint64) bool {
+		s.ids.last = max(s.ids.last, id)
+		return keepAll || have[id]
+	})
+}
+
+// Cleanup works beside requests: storage that is being made has an ID that is pending, or later than the sweep.
+func (s *store) Cleanup(ctx context.Context) error {
+	last, pending := s.ids.now() // before the records are read: what is not pending any more has its record
+	var have map[uint64]bool
+	err := s.db.View(func(tx *metadata.Tx) (err error) {
+		have, err = used(tx, s.name)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("cannot clean up snapshotter %s: %w", s.name, err)
+	}
+	err = s.backend.Sweep(ctx, func(id uint64) bool { return id > last || pending[id] || have[id] })
+	if err != nil {
+		return fmt.Errorf("cannot clean up snapshotter %s: %w", s.name, err)
+	}
+	return nil
+}
