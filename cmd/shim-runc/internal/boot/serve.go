@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -21,10 +22,17 @@ import (
 	"github.com/managerd/managerd/shimapi"
 )
 
+// maxProcs is how many threads run Go code at once: a shim mostly waits, and each costs memory.
+const maxProcs = 4
+
+// lastEvents is how long the end waits for a client to read the last events.
+const lastEvents = 5 * time.Second
+
 // serve is the long life of a shim: it answers on the socket that it was handed as descriptor 3, until it keeps nothing
 // any more and is told to shut down. No signal but SIGKILL ends it.
 func serve(a *args) error {
-	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE, unix.SIGQUIT)
+	runtime.GOMAXPROCS(min(maxProcs, runtime.NumCPU()))
+	outlive()
 	if err := os.Chdir(a.bundle); err != nil {
 		return err
 	}
@@ -65,7 +73,9 @@ func serve(a *args) error {
 	case <-svc.Ending():
 	}
 	<-forwarded
-	svc.Streams.Wait()
+	last, cancelLast := context.WithTimeout(context.Background(), lastEvents)
+	defer cancelLast()
+	svc.Finish(last)
 	if a.forward {
 		// Nobody else knows the name: under managerd, the daemon removes what it made.
 		_ = os.Remove(listener.Addr().String())
@@ -76,6 +86,17 @@ func serve(a *args) error {
 		log.Warn("shutdown", "error", err)
 	}
 	return svc.Close()
+}
+
+// outlive keeps signals from ending us. They are caught and dropped, not ignored: an ignored signal stays ignored across
+// fork and execve(2), in every container too.
+func outlive() {
+	dropped := make(chan os.Signal, 1)
+	signal.Notify(dropped, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE, unix.SIGQUIT)
+	go func() {
+		for range dropped { //nolint:revive // on purpose: nothing is done
+		}
+	}()
 }
 
 // inherited is the listening socket at descriptor 3.

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,8 +76,9 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		s.phases.note("create.mount", time.Since(begin))
 	}
 	if err := s.keepOptions(opts); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
+	undo.add(func() error { return os.Remove(filepath.Join(s.cfg.Bundle, shimapi.OptionsFile)) })
 	p := &process{
 		kind: shimapi.Init, state: shimapi.Absent, exited: make(chan struct{}), spec: spec.Process,
 		io: streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
@@ -86,7 +88,7 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
 	undo.add(func() error { p.io.open.Close(); return nil })
-	e := engine.New(engine.Config{
+	e := s.cfg.NewEngine(engine.Config{
 		Root: StateRoot(s.cfg.Bundle, s.cfg.Namespace, opts), SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
 		NoNewKeyring: opts.NoNewKeyring, Log: s.cfg.Log, Reaper: s.cfg.Reaper, OnPhase: s.phases.note,
 	})
@@ -101,7 +103,9 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		<-c.Init().Done()
 		return c.Destroy()
 	})
-	if err := os.WriteFile(filepath.Join(s.cfg.Bundle, shimapi.InitPidFile), []byte(strconv.Itoa(p.pid)), 0o644); err != nil {
+	pidFile := filepath.Join(s.cfg.Bundle, shimapi.InitPidFile)
+	undo.add(func() error { return os.RemoveAll(pidFile) })
+	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(p.pid)), 0o644); err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
 	if err := s.recordProcess(p); err != nil {
@@ -135,8 +139,11 @@ func (s *Service) mayCreate(r *task.CreateTaskRequest) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.init != nil {
+	switch {
+	case s.init != nil:
 		return shimapi.Check(shimapi.Init, r.ID, s.init.state, shimapi.ReqCreate)
+	case s.ended:
+		return fmt.Errorf("cannot create container %s: its shim was shut down: %w", r.ID, errdefs.ErrUnavailable)
 	}
 	return nil
 }
@@ -156,7 +163,11 @@ func (s *Service) openStreams(p *process, opts *options.Options) (engine.IO, err
 	}
 	s.mu.Lock()
 	p.io.open = open
+	ended := p.inputEnd
 	s.mu.Unlock()
+	if ended {
+		open.CloseStdin()
+	}
 	if p.io.terminal {
 		return engine.IO{Console: open.SetConsole}, nil
 	}
@@ -190,8 +201,7 @@ func (s *Service) watchCgroup(p *process) {
 	s.mu.Lock()
 	s.cgroup, s.stopOOM = cg, cancel
 	s.mu.Unlock()
-	err = cg.WatchOOM(ctx, func(uint64) { _ = s.emit("/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID}) })
-	if err != nil {
+	if err := cg.WatchOOM(ctx, s.tellOOM); err != nil {
 		s.cfg.Log.Warn("no OOM events", "error", err)
 	}
 }
@@ -209,13 +219,20 @@ func readSpec(bundle string) (*specs.Spec, error) {
 		var typ *json.UnmarshalTypeError
 		switch {
 		case errors.As(err, &syntax):
-			return nil, fmt.Errorf("malformed %s at byte %d: %w: %w", path, syntax.Offset, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("malformed %s, %s: %w: %w", path, position(data, syntax.Offset), err, errdefs.ErrInvalidArgument)
 		case errors.As(err, &typ):
-			return nil, fmt.Errorf("malformed %s: field %s is a %s: %w: %w", path, typ.Field, typ.Value, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("malformed %s, %s: field %s is a %s, must be a %s: %w",
+				path, position(data, typ.Offset), typ.Field, typ.Value, typ.Type, errdefs.ErrInvalidArgument)
 		}
 		return nil, fmt.Errorf("malformed %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
 	return &spec, nil
+}
+
+// position is where in a text its byte offset lies, for people.
+func position(data []byte, offset int64) string {
+	before := data[:min(max(offset, 0), int64(len(data)))]
+	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte("\n"))+1, len(before)-bytes.LastIndexByte(before, '\n')-1)
 }
 
 // decodeOptions reads containerd.runc.v1.Options; none is the default.

@@ -14,6 +14,9 @@ import (
 // goes on being copied, after that.
 const patience = 2 * time.Second
 
+// stubborn is how long the exit of init waits for processes that do not end (uninterruptible sleep).
+const stubborn = 10 * time.Second
+
 // awaitExit waits for a process to end and tells of it: first what it wrote, then the ledger, then everyone.
 func (s *Service) awaitExit(p *process) {
 	exit := p.proc.Exit()
@@ -22,7 +25,7 @@ func (s *Service) awaitExit(p *process) {
 	}
 	p.io.open.Drain(patience)
 	if p.kind == shimapi.Init {
-		s.reportOOM()
+		s.lastOOM()
 	}
 
 	p.starting.Lock() // a Start under way tells first
@@ -46,56 +49,69 @@ func (s *Service) awaitExit(p *process) {
 	close(p.exited)
 }
 
-// endOthers ends what can outlive init, and waits until the exits of the execs have been told: a container's own exit
-// comes last.
+// endOthers keeps new execs from starting, ends what can outlive init, and waits until the exits of the execs have been
+// told: a container's own exit comes last.
 func (s *Service) endOthers() {
 	s.mu.Lock()
-	c := s.container
-	var running []*process
-	for _, e := range s.execs {
-		if e.proc != nil {
-			running = append(running, e)
-		}
-	}
+	s.dying = true
+	execs := s.execsLocked()
 	s.mu.Unlock()
-	if c.SharedPID() {
-		if err := c.Signal(9, true); err != nil {
-			s.cfg.Log.Error("cannot end what outlives init", "error", err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, e := range execs {
+			e.starting.Lock() // a start under way has its process now, or has failed
+			e.starting.Unlock()
 		}
-	}
-	for _, e := range running {
-		<-e.exited
+		if s.container.SharedPID() {
+			if err := s.container.Signal(9, true); err != nil {
+				s.cfg.Log.Error("cannot end what outlives init", "error", err)
+			}
+		}
+		for _, e := range execs {
+			s.mu.Lock()
+			started := e.proc != nil
+			s.mu.Unlock()
+			if started {
+				<-e.exited
+			}
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(stubborn):
+		s.cfg.Log.Error("init has ended, other processes of the container do not", "waited", stubborn)
 	}
 }
 
-// reportOOM reads the counters a last time: the kernel may have killed init before the watch had its turn.
-func (s *Service) reportOOM() {
-	s.mu.Lock()
-	cg, stop := s.cgroup, s.stopOOM
-	s.mu.Unlock()
-	if cg == nil {
-		return
+func (s *Service) execsLocked() []*process {
+	out := make([]*process, 0, len(s.execs))
+	for _, e := range s.execs {
+		out = append(out, e)
 	}
-	kills, err := cg.OOMKills()
-	stop()
-	if err == nil && kills > 0 && !s.oomTold() {
+	return out
+}
+
+// tellOOM emits an event when the kernel has killed more processes than were told of.
+func (s *Service) tellOOM(kills uint64) {
+	s.oomMu.Lock()
+	defer s.oomMu.Unlock()
+	if kills > s.oomTold {
+		s.oomTold = kills
 		_ = s.emit("/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID})
 	}
 }
 
-// oomTold says whether the ledger has an OOM event.
-func (s *Service) oomTold() bool {
-	since := uint64(0)
-	for {
-		records, _, err := s.ledger.Since(since, 256)
-		if err != nil || len(records) == 0 {
-			return false
-		}
-		for _, r := range records {
-			since = r.Seq
-			if r.Event != nil && r.Event.Topic == "/tasks/oom" {
-				return true
-			}
-		}
+// lastOOM reads the counter a last time: the kernel may have killed init before the watch had its turn.
+func (s *Service) lastOOM() {
+	s.mu.Lock()
+	cg, stop := s.cgroup, s.stopOOM
+	s.mu.Unlock()
+	stop()
+	if cg == nil {
+		return
+	}
+	if kills, err := cg.OOMKills(); err == nil {
+		s.tellOOM(kills)
 	}
 }

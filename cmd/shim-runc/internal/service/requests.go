@@ -119,10 +119,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	}
 	p.starting.Lock()
 	defer p.starting.Unlock()
-	if _, err := s.find(r.ID, r.ExecID, shimapi.ReqStart); err != nil { // another Start was first
-		return nil, err
-	}
-	if _, err := s.find(r.ID, "", shimapi.ReqExec); err != nil { // the container's state may have changed since Exec
+	if err := s.mayStartExec(r); err != nil {
 		return nil, err
 	}
 	files, err := s.openStreams(p, KeptOptions(s.cfg.Bundle))
@@ -147,6 +144,23 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	return &task.StartResponse{Pid: uint32(p.pid)}, err
 }
 
+// mayStartExec asks again under the exec's starting lock: another Start or a Delete may have been first, and the
+// container's state may have changed since Exec.
+func (s *Service) mayStartExec(r *task.StartRequest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.findLocked(r.ID, r.ExecID, shimapi.ReqStart); err != nil {
+		return err
+	}
+	if _, err := s.findLocked(r.ID, "", shimapi.ReqExec); err != nil {
+		return err
+	}
+	if s.dying {
+		return fmt.Errorf("cannot start exec %s: the init of container %s has ended: %w", r.ExecID, r.ID, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
 // Wait answers when the process has ended.
 func (s *Service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
 	p, err := s.find(r.ID, r.ExecID, shimapi.ReqWait)
@@ -165,7 +179,7 @@ func (s *Service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResp
 
 // Kill signals a process, or with all every process of the container.
 func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
-	sig, err := s.killed(r.Signal)
+	sig, err := signal(r.Signal)
 	if err != nil {
 		return nil, fmt.Errorf("cannot kill container %s: %w", r.ID, err)
 	}
@@ -313,7 +327,14 @@ func (s *Service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.E
 	if err != nil {
 		return nil, err
 	}
-	if open := s.streamsOf(p); r.Stdin && open != nil {
+	if !r.Stdin {
+		return empty, nil
+	}
+	s.mu.Lock()
+	open := p.io.open
+	p.inputEnd = true // should it not have been started yet
+	s.mu.Unlock()
+	if open != nil {
 		open.CloseStdin()
 	}
 	return empty, nil
@@ -327,39 +348,57 @@ func (s *Service) Checkpoint(_ context.Context, r *task.CheckpointTaskRequest) (
 	return nil, fmt.Errorf("cannot checkpoint container %s: checkpoint and restore are not supported: %w", r.ID, errdefs.ErrNotImplemented)
 }
 
-// Delete removes an ended exec, or the ended (or never started) container.
+// Delete removes an ended or never started exec, or the ended or never started container.
 func (s *Service) Delete(_ context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+	if r.ExecID != "" {
+		return s.deleteExec(r)
+	}
 	s.transition.Lock()
 	defer s.transition.Unlock()
+	p, err := s.find(r.ID, "", shimapi.ReqDelete)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.removeContainer(p); err != nil {
+		return nil, err
+	}
+	resp := s.forget(p)
+	return resp, s.emit("/tasks/delete", &events.TaskDelete{
+		ContainerID: r.ID, ID: r.ID, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt,
+	})
+}
+
+func (s *Service) deleteExec(r *task.DeleteRequest) (*task.DeleteResponse, error) {
 	p, err := s.find(r.ID, r.ExecID, shimapi.ReqDelete)
 	if err != nil {
 		return nil, err
 	}
-	if p.kind == shimapi.Init {
-		if err := s.removeContainer(p); err != nil {
-			return nil, err
-		}
-	} else if open := s.streamsOf(p); open != nil {
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	if p, err = s.find(r.ID, r.ExecID, shimapi.ReqDelete); err != nil { // a Start or another Delete was first
+		return nil, err
+	}
+	if open := s.streamsOf(p); open != nil {
 		open.Close()
 	}
+	return s.forget(p), nil
+}
+
+// forget takes a process's last step, and says how it ended.
+func (s *Service) forget(p *process) *task.DeleteResponse {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	resp := &task.DeleteResponse{Pid: uint32(p.pid), ExitStatus: uint32(p.status)}
 	if !p.exitedAt.IsZero() {
 		resp.ExitedAt = timestamppb.New(p.exitedAt)
 	}
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.ReqDelete)
 	if p.kind == shimapi.Exec {
-		delete(s.execs, r.ExecID)
+		delete(s.execs, p.execID)
 	} else {
 		s.deleted = true
 	}
-	s.mu.Unlock()
-	if p.kind == shimapi.Init {
-		err = s.emit("/tasks/delete", &events.TaskDelete{
-			ContainerID: r.ID, ID: r.ID, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt,
-		})
-	}
-	return resp, err
+	return resp
 }
 
 // removeContainer takes everything of the container away but its record.
@@ -380,10 +419,7 @@ func (s *Service) removeContainer(p *process) error {
 	s.stopOOM()
 	p.io.open.Close()
 	s.mu.Lock()
-	execs := make([]*process, 0, len(s.execs))
-	for _, e := range s.execs {
-		execs = append(execs, e)
-	}
+	execs := s.execsLocked()
 	s.mu.Unlock()
 	for _, e := range execs {
 		if open := s.streamsOf(e); open != nil {
@@ -413,10 +449,10 @@ func (s *Service) Shutdown(context.Context, *task.ShutdownRequest) (*emptypb.Emp
 	s.transition.Lock() // a Create under way decides first
 	defer s.transition.Unlock()
 	s.mu.Lock()
-	idle := s.init == nil || s.deleted
-	s.mu.Unlock()
-	if idle {
-		s.end.Do(func() { close(s.ending) })
+	defer s.mu.Unlock()
+	if idle := s.init == nil || s.deleted; idle && !s.ended {
+		s.ended = true
+		close(s.ending)
 	}
 	return empty, nil
 }

@@ -37,6 +37,8 @@ type Config struct {
 	Bundle    string // absolute path
 	Log       *slog.Logger
 	Reaper    *reaper.Reaper
+	// NewEngine makes what runs the container; nil is libcontainer in this process.
+	NewEngine func(engine.Config) Engine
 }
 
 // Service keeps one container.
@@ -54,15 +56,19 @@ type Service struct {
 	mu        sync.Mutex // guards all below; never held while waiting for anything
 	init      *process   // nil: nothing was created
 	execs     map[string]*process
-	container *engine.Container
+	container Container
 	cgroup    *cgroups.Cgroup
 	stopOOM   context.CancelFunc
-	deleted   bool // the container is gone: Shutdown may end the process
+	dying     bool          // init has ended: no exec starts any more
+	deleted   bool          // the container is gone: Shutdown may end the process
+	streams   int           // event streams being served
+	closed    bool          // no more of them
+	quiet     chan struct{} // closed when there is no stream and there will be none
+	ended     bool          // ending is closed
+	ending    chan struct{} // closed by Shutdown
 
-	ending chan struct{} // closed by Shutdown
-	end    sync.Once
-	// Streams counts the event streams being served: the process ends after the last.
-	Streams sync.WaitGroup
+	oomMu   sync.Mutex
+	oomTold uint64 // OOM kills that were told of
 }
 
 // New opens the bundle's ledger. Close releases it.
@@ -71,7 +77,10 @@ func New(cfg Config) (*Service, error) {
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	s := &Service{
 		cfg: cfg, incarnation: hex.EncodeToString(b[:]), started: time.Now(),
-		execs: map[string]*process{}, ending: make(chan struct{}), stopOOM: func() {},
+		execs: map[string]*process{}, stopOOM: func() {}, ending: make(chan struct{}), quiet: make(chan struct{}),
+	}
+	if s.cfg.NewEngine == nil {
+		s.cfg.NewEngine = newBuiltin
 	}
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	var err error
@@ -88,8 +97,38 @@ func New(cfg Config) (*Service, error) {
 // Ending is closed when a Shutdown has been accepted.
 func (s *Service) Ending() <-chan struct{} { return s.ending }
 
-// Ledger is the shim's ledger; Close closes it.
-func (s *Service) Ledger() *ledger.Ledger { return s.ledger }
+// Finish waits, after Ending, until every event stream has sent its last event, or ctx has ended; from then on new ones
+// are refused.
+func (s *Service) Finish(ctx context.Context) {
+	s.mu.Lock()
+	s.closed = true
+	if s.streams == 0 {
+		close(s.quiet)
+	}
+	s.mu.Unlock()
+	select {
+	case <-s.quiet:
+	case <-ctx.Done():
+		s.cfg.Log.Warn("an event stream is not read to its end")
+	}
+}
+
+// stream counts an event stream in; done counts it out.
+func (s *Service) stream() (done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fmt.Errorf("shim of container %s has ended: %w", s.cfg.ID, errdefs.ErrUnavailable)
+	}
+	s.streams++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.streams--; s.closed && s.streams == 0 {
+			close(s.quiet)
+		}
+	}, nil
+}
 
 // Close closes the ledger, when nothing is served any more.
 func (s *Service) Close() error { return s.ledger.Close() }
@@ -101,7 +140,8 @@ type process struct {
 	spec   *specs.Process
 	io     streams
 
-	// starting is held by Start, and taken by the one who records the exit: a start is always told before the exit.
+	// starting is held by Start, by Delete of an exec, and by the one who records the exit: a start is always told before
+	// the exit, and nothing is deleted while it starts. It is taken before Service.mu.
 	starting sync.Mutex
 
 	state    shimapi.State // guarded by Service.mu, like all below
@@ -109,6 +149,7 @@ type process struct {
 	proc     *reaper.Process
 	status   int
 	exitedAt time.Time
+	inputEnd bool          // CloseIO came before the streams were open
 	exited   chan struct{} // closed once the exit is in the ledger and above
 }
 
@@ -134,6 +175,9 @@ func (s *Service) findLocked(id, execID string, req shimapi.Request) (*process, 
 	if s.init == nil {
 		return nil, shimapi.Check(shimapi.Init, id, shimapi.Absent, req)
 	}
+	if s.init.state == shimapi.Deleted { // its execs went with it
+		return nil, shimapi.Check(shimapi.Init, id, shimapi.Deleted, req)
+	}
 	p := s.init
 	if execID != "" {
 		if p = s.execs[execID]; p == nil {
@@ -144,13 +188,6 @@ func (s *Service) findLocked(id, execID string, req shimapi.Request) (*process, 
 		return nil, err
 	}
 	return p, nil
-}
-
-// step moves a process along an edge of the table; to take one that is not there is a bug, and panics.
-func (s *Service) step(p *process, req shimapi.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p.state = shimapi.MustNext(p.kind, p.state, req)
 }
 
 // through runs fn with p in the state that req passes through, and leaves it in the one that follows, or, when fn
@@ -233,9 +270,10 @@ func (p *phases) copy() map[string]int64 {
 	return out
 }
 
-func (s *Service) killed(sig uint32) (unix.Signal, error) {
-	if sig == 0 || sig > 64 {
-		return 0, fmt.Errorf("signal %d does not exist: %w", sig, errdefs.ErrInvalidArgument)
+// signal is the number that a client sent, if there is such a signal.
+func signal(n uint32) (unix.Signal, error) {
+	if n == 0 || n > 64 {
+		return 0, fmt.Errorf("signal %d does not exist: %w", n, errdefs.ErrInvalidArgument)
 	}
-	return unix.Signal(sig), nil
+	return unix.Signal(n), nil
 }

@@ -53,8 +53,11 @@ func (s *Service) describeLocked(p *process) *shim.Process {
 
 // Events streams the ledger's events, those to come too, until the client goes or the shim ends.
 func (s *Service) Events(ctx context.Context, r *shim.EventsRequest, stream shim.Shim_EventsServer) error {
-	s.Streams.Add(1)
-	defer s.Streams.Done()
+	done, err := s.stream()
+	if err != nil {
+		return shimapi.ToWire(err)
+	}
+	defer done()
 	return s.Follow(ctx, r.Since, func(rec *ledgerpb.Record) error {
 		return stream.Send(&shim.EventRecord{
 			Seq: rec.Seq, Timestamp: timestamppb.New(time.Unix(0, rec.UnixNano)), Topic: rec.Event.Topic,

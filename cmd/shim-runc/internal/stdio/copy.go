@@ -2,6 +2,7 @@ package stdio
 
 import (
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -12,17 +13,60 @@ import (
 )
 
 // pipe is one direction: src is a FIFO or a terminal, dst a FIFO, a terminal or a file.
+//
+// One goroutine copies, and it alone closes the files, after its last use of their descriptor numbers: were they closed
+// under it, splice could move bytes of whatever got the number next. Others ask it to end, with halt.
 type pipe struct {
 	src, dst *os.File
 	moved    atomic.Int64 // bytes so far
+	finished atomic.Bool  // end when src is empty, instead of waiting for more
+	stopped  atomic.Bool  // end now
+	once     sync.Once
+	stop     chan struct{} // closed with stopped
 }
 
-// errFinished ends a copy that was asked to stop when src is empty.
-var errFinished = errors.New("finished")
+// Why a copy ended before its end of file.
+var (
+	errFinished = errors.New("finished")
+	errStopped  = errors.New("stopped")
+)
 
-// splice moves bytes from FIFO to FIFO inside the kernel until src is at its end of file (nil), an end has been closed
-// (an error), or, with finished set and src empty, errFinished. Waiting is done in Go's poller.
-func (p *pipe) splice(finished *atomic.Bool) error {
+var past = time.Unix(1, 0)
+
+// halt ends the copy, whatever it waits for. It does not wait for that.
+func (p *pipe) halt() {
+	p.once.Do(func() {
+		p.stopped.Store(true)
+		close(p.stop)
+		// Wake it. A file that has no deadlines never waits either.
+		_ = p.src.SetReadDeadline(past)
+		_ = p.dst.SetWriteDeadline(past)
+	})
+}
+
+// finish lets the copy end once src is empty.
+func (p *pipe) finish() {
+	p.finished.Store(true)
+	_ = p.src.SetReadDeadline(past)
+}
+
+// woken says what to do after a wait for src has failed: nil to go on.
+func (p *pipe) woken(err error) error {
+	if !errors.Is(err, os.ErrDeadlineExceeded) || !p.finished.Load() {
+		return err
+	}
+	// From now on an empty src is the end, and nothing waits for it. stopped is looked at after the deadline was taken
+	// back: halt sets it before it sets the deadline, so that one of the two is always seen.
+	_ = p.src.SetReadDeadline(time.Time{})
+	if p.stopped.Load() {
+		return errStopped
+	}
+	return nil
+}
+
+// splice moves bytes from FIFO to FIFO inside the kernel until src is at its end of file (nil), it was halted
+// (an error), or, when finished, src is empty (errFinished). Waiting is done in Go's poller.
+func (p *pipe) splice() error {
 	src, err := p.src.SyscallConn()
 	if err != nil {
 		return err
@@ -31,12 +75,8 @@ func (p *pipe) splice(finished *atomic.Bool) error {
 	if err != nil {
 		return err
 	}
-	dstFD := -1
-	if err := dst.Control(func(fd uintptr) { dstFD = int(fd) }); err != nil {
-		return err
-	}
-	srcFD := -1
-	if err := src.Control(func(fd uintptr) { srcFD = int(fd) }); err != nil {
+	srcFD, dstFD := -1, -1
+	if err := errors.Join(src.Control(func(fd uintptr) { srcFD = int(fd) }), dst.Control(func(fd uintptr) { dstFD = int(fd) })); err != nil {
 		return err
 	}
 	var n int64
@@ -50,6 +90,9 @@ func (p *pipe) splice(finished *atomic.Bool) error {
 		}
 	}
 	for {
+		if p.stopped.Load() {
+			return errStopped
+		}
 		full := false
 		err := src.Read(func(uintptr) bool {
 			try()
@@ -57,14 +100,15 @@ func (p *pipe) splice(finished *atomic.Bool) error {
 				return true
 			}
 			full = unread(srcFD) > 0
-			return full || finished != nil && finished.Load()
+			return full || p.finished.Load()
 		})
-		if errors.Is(err, os.ErrDeadlineExceeded) && finished != nil && finished.Load() {
-			// Woken by finish: from now on an empty src is the end, and nothing waits for it.
-			_ = p.src.SetReadDeadline(time.Time{})
+		if err != nil {
+			if err = p.woken(err); err != nil {
+				return err
+			}
 			continue
 		}
-		if err == nil && full {
+		if full {
 			err = dst.Write(func(uintptr) bool {
 				try()
 				return !errors.Is(serr, unix.EAGAIN) || unread(srcFD) == 0
@@ -74,7 +118,7 @@ func (p *pipe) splice(finished *atomic.Bool) error {
 		case err != nil:
 			return err
 		case errors.Is(serr, unix.EAGAIN):
-			if finished != nil && finished.Load() && unread(srcFD) == 0 {
+			if p.finished.Load() && unread(srcFD) == 0 {
 				return errFinished
 			}
 		case serr != nil:
@@ -87,29 +131,54 @@ func (p *pipe) splice(finished *atomic.Bool) error {
 	}
 }
 
-// plain copies with read(2) and write(2), for what splice(2) does not take: terminals and O_APPEND files. finished is
-// as for splice.
-func (p *pipe) plain(finished *atomic.Bool) error {
+// plain copies with read(2) and write(2), for what splice(2) does not take: terminals and O_APPEND files. Its results are
+// those of splice.
+func (p *pipe) plain() error {
 	buf := make([]byte, 32<<10)
 	for {
-		if finished != nil && finished.Load() && unreadFile(p.src) == 0 {
+		if p.finished.Load() && unreadFile(p.src) == 0 {
 			return errFinished
 		}
 		n, err := p.src.Read(buf)
 		if n > 0 {
-			if _, werr := p.dst.Write(buf[:n]); werr != nil {
+			if werr := p.write(buf[:n]); werr != nil {
 				return werr
 			}
 			p.moved.Add(int64(n))
 		}
 		switch {
 		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded) && finished != nil && finished.Load():
-			_ = p.src.SetReadDeadline(time.Time{})
 		case errors.Is(err, syscall.EIO): // a terminal whose last other end was closed
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if err = p.woken(err); err != nil {
+				return err
+			}
+		case errors.Is(err, io.EOF):
 			return nil
 		default:
 			return err
+		}
+	}
+}
+
+// write hands all of b on. A file that refuses (a full disk, a quota) is tried again until it takes it: meanwhile the
+// kernel's pipe is the buffer, nothing is lost, and the stream goes on when there is room.
+func (p *pipe) write(b []byte) error {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		n, err := p.dst.Write(b)
+		b = b[n:]
+		switch {
+		case len(b) == 0:
+			return nil
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG), err == nil:
+		default:
+			return err
+		}
+		select {
+		case <-p.stop:
+			return errStopped
+		case <-time.After(wait):
 		}
 	}
 }
@@ -134,35 +203,42 @@ func unreadFile(f *os.File) int {
 // output copies what a process writes.
 type output struct {
 	pipe
-	eof  chan struct{} // src is at its end, everything is in dst
-	once sync.Once
-	stop chan struct{} // closed by close
+	terminal bool          // src is a terminal's master, which is not ours to close
+	eof      chan struct{} // closed when src was at its end and everything is in dst
 }
 
-func newOutput(src, dst *os.File) *output {
-	grow(dst)
-	return &output{pipe: pipe{src: src, dst: dst}, eof: make(chan struct{}), stop: make(chan struct{})}
+func newOutput(src, dst *os.File, terminal bool) *output {
+	if !terminal {
+		grow(dst)
+	}
+	return &output{pipe: pipe{src: src, dst: dst, stop: make(chan struct{})}, terminal: terminal, eof: make(chan struct{})}
 }
 
 func (o *output) run() {
-	err := o.splice(nil)
+	defer func() {
+		_ = o.dst.Close()
+		if !o.terminal {
+			_ = o.src.Close()
+		}
+	}()
+	err := error(unix.EINVAL)
+	if !o.terminal {
+		err = o.splice()
+	}
 	if errors.Is(err, unix.EINVAL) {
-		err = o.plain(nil)
+		err = o.plain()
 	}
-	if err != nil {
-		return // closed, or dst failed: nothing more can be handed on
+	if err == nil {
+		close(o.eof)
+		o.linger()
 	}
-	close(o.eof)
-	o.linger()
-	_ = o.dst.Close()
-	_ = o.src.Close()
 }
 
 // linger keeps the client's FIFO open while there is something unread in it: closing the last descriptor of a FIFO
 // throws its contents away, and a client may come to open it a moment after a short process has ended. Nobody tells us
 // that a pipe has run empty, so it looks, ever less often.
 func (o *output) linger() {
-	for wait := time.Millisecond; unreadFile(o.dst) > 0; wait = min(2*wait, 50*time.Millisecond) {
+	for wait := time.Millisecond; unreadFile(o.dst) > 0; wait = min(wait+wait/4+1, 100*time.Millisecond) {
 		select {
 		case <-o.stop:
 			return
@@ -171,8 +247,8 @@ func (o *output) linger() {
 	}
 }
 
-// drain is Streams.Drain for one stream.
-func (o *output) drain(patience time.Duration) {
+// drain is Streams.Drain for one stream, until deadline at the latest.
+func (o *output) drain(patience time.Duration, deadline time.Time) {
 	last, since := int64(-1), time.Now()
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		select {
@@ -182,47 +258,36 @@ func (o *output) drain(patience time.Duration) {
 			return
 		case <-time.After(wait):
 		}
-		moved := o.moved.Load()
-		if wait > time.Millisecond && unreadFile(o.src) == 0 && moved == last {
+		moved, now := o.moved.Load(), time.Now()
+		switch {
+		case wait > time.Millisecond && unreadFile(o.src) == 0 && moved == last:
 			return // empty, and what was read is in dst: splice leaves nothing in between
-		}
-		if moved != last {
-			last, since = moved, time.Now()
-		} else if time.Since(since) > patience {
+		case now.After(deadline):
+			return
+		case moved != last:
+			last, since = moved, now
+		case now.Sub(since) > patience:
 			return
 		}
 	}
 }
 
-func (o *output) close() {
-	o.once.Do(func() { close(o.stop) })
-	_ = o.src.Close()
-	_ = o.dst.Close()
-}
-
 // input copies what the client writes.
 type input struct {
 	pipe
-	finished atomic.Bool
+	terminal bool // dst is a terminal's master, which is not ours to close
 }
 
-func newInput(src, dst *os.File) *input {
-	return &input{pipe: pipe{src: src, dst: dst}}
+func newInput(src, dst *os.File, terminal bool) *input {
+	return &input{pipe: pipe{src: src, dst: dst, stop: make(chan struct{})}, terminal: terminal}
 }
 
 func (i *input) run() {
-	_ = i.splice(&i.finished) // EPIPE: the process closed its input; the rest stays unread
-	_ = i.dst.Close()
+	if i.terminal {
+		_ = i.plain()
+	} else {
+		_ = i.splice() // EPIPE: the process closed its input; the rest stays unread
+		_ = i.dst.Close()
+	}
 	_ = i.src.Close()
-}
-
-// finish lets the copy end when src is empty.
-func (i *input) finish() {
-	i.finished.Store(true)
-	_ = i.src.SetReadDeadline(time.Unix(1, 0))
-}
-
-func (i *input) close() {
-	_ = i.src.Close()
-	_ = i.dst.Close()
 }

@@ -44,21 +44,23 @@ type Config struct {
 
 // Streams are the open streams of one process. Close releases everything.
 type Streams struct {
-	cfg   Config
-	paths []string   // container-side FIFOs that we made
-	files []*os.File // the container's ends, until Started
+	cfg    Config
+	paths  []string   // container-side FIFOs that we made
+	files  []*os.File // the container's ends, until Started
+	stdin  *os.File   // these three are in files
+	stdout *os.File
+	stderr *os.File
 
-	in       *input
-	outs     []*output
-	stdin    *os.File
-	stdout   *os.File
-	stderr   *os.File
-	client   *os.File // terminal: where output goes
-	clientIn *os.File // terminal: where input comes from
-
-	mu     sync.Mutex
-	master *os.File
 	copies sync.WaitGroup
+
+	mu         sync.Mutex // guards all below
+	in         *input
+	outs       []*output
+	master     *os.File // terminal
+	client     *os.File // terminal: where output goes, until SetConsole
+	clientIn   *os.File // terminal: where input comes from, until SetConsole
+	inputEnded bool     // CloseStdin was called
+	closed     bool
 }
 
 // Open makes and opens the FIFOs of a process and starts to copy. Errors: InvalidArgument for a stream that cannot be
@@ -83,7 +85,7 @@ func Open(cfg Config) (_ *Streams, err error) {
 			_ = src.Close()
 			return nil, err
 		}
-		s.stdin, s.in = theirs, newInput(src, ours)
+		s.stdin, s.in = theirs, newInput(src, ours, false)
 		s.spawn(s.in.run)
 	}
 	for _, o := range []struct {
@@ -102,7 +104,7 @@ func Open(cfg Config) (_ *Streams, err error) {
 			_ = dst.Close()
 			return nil, err
 		}
-		out := newOutput(ours, dst)
+		out := newOutput(ours, dst, false)
 		*o.end = theirs
 		s.outs = append(s.outs, out)
 		s.spawn(out.run)
@@ -207,7 +209,11 @@ func openClient(uri, stream string) (*os.File, error) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return fail(err)
 		}
-		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+		if err != nil {
+			return fail(err)
+		}
+		return f, nil
 	}
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -217,7 +223,11 @@ func openClient(uri, stream string) (*os.File, error) {
 		if stream == "stdin" {
 			return fail(fmt.Errorf("not a FIFO: %w", errdefs.ErrInvalidArgument))
 		}
-		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return fail(err)
+		}
+		return f, nil
 	}
 	f, err := openRaw(path, unix.O_RDWR|unix.O_NONBLOCK)
 	if err != nil {
@@ -226,7 +236,7 @@ func openClient(uri, stream string) (*os.File, error) {
 	return f, nil
 }
 
-// Files gives the container's ends, nil for /dev/null. They stay ours; Started closes them.
+// Files gives the container's ends, nil for /dev/null. They stay ours: Started closes them.
 func (s *Streams) Files() (stdin, stdout, stderr *os.File) { return s.stdin, s.stdout, s.stderr }
 
 // Started must be called when the process has its ends, or could not be made: only then is an end of file seen.
@@ -237,34 +247,56 @@ func (s *Streams) Started() {
 	s.files, s.stdin, s.stdout, s.stderr = nil, nil, nil, nil
 }
 
-// CloseStdin ends the process's input once everything that the client wrote has been delivered. It does not wait.
+// CloseStdin ends the process's input once everything that the client wrote has been delivered. It does not wait. A
+// terminal's process sees no end of its input by that: it is only that nothing more is copied.
 func (s *Streams) CloseStdin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inputEnded = true
 	if s.in != nil {
 		s.in.finish()
 	}
 }
 
+// drainMost bounds Drain, however slowly a client goes on reading.
+const drainMost = 10 * time.Second
+
 // Drain waits until everything that the process had written when it ended has been handed on: to the end of file, or,
 // when a descendant still holds the stream, until the FIFO has been empty. A client that does not read is waited for
-// at most as long as patience without progress; copying goes on after that.
+// at most as long as patience without progress, and one that reads slowly for ten seconds; copying goes on after that.
 func (s *Streams) Drain(patience time.Duration) {
-	for _, o := range s.outs {
-		o.drain(patience)
+	s.mu.Lock()
+	outs := s.outs
+	s.mu.Unlock()
+	deadline := time.Now().Add(drainMost)
+	for _, o := range outs {
+		o.drain(patience, deadline)
 	}
 }
 
-// Close stops copying and releases everything, the container-side FIFOs included.
+// Close stops copying and releases everything, the container-side FIFOs included. It may be called more than once.
 func (s *Streams) Close() {
 	s.Started()
+	s.mu.Lock()
+	s.closed = true
 	if s.in != nil {
-		s.in.close()
+		s.in.halt()
 	}
 	for _, o := range s.outs {
-		o.close()
+		o.halt()
 	}
-	s.closeTerminal()
+	held := []*os.File{s.client, s.clientIn, s.master}
+	s.client, s.clientIn, s.master = nil, nil, nil
+	paths := s.paths
+	s.paths = nil
+	s.mu.Unlock()
 	s.copies.Wait()
-	for _, p := range s.paths {
+	for _, f := range held {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	for _, p := range paths {
 		_ = os.Remove(p)
 	}
 }

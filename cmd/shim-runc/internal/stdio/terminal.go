@@ -16,44 +16,37 @@ func (s *Streams) openTerminal() (err error) {
 			return err
 		}
 	}
-	if s.cfg.Stdout != "" {
-		if s.client, err = openClient(s.cfg.Stdout, "stdout"); err != nil {
-			return err
-		}
+	out := s.cfg.Stdout
+	if out == "" {
+		// Somebody has to read, or the process blocks on a full terminal.
+		s.client, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		return err
 	}
-	return nil
+	s.client, err = openClient(out, "stdout")
+	return err
 }
 
 // SetConsole takes over the master of the process's terminal and starts to copy. The file must be in non-blocking mode.
+// It is called at most once; FailedPrecondition when Close was first.
 func (s *Streams) SetConsole(master *os.File) error {
 	s.mu.Lock()
-	s.master = master
-	s.mu.Unlock()
-	dst := s.client
-	if dst == nil {
-		var err error
-		// Somebody has to read, or the process blocks on a full terminal.
-		if dst, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
-			return err
-		}
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = master.Close()
+		return fmt.Errorf("cannot take over the terminal: its streams were closed: %w", errdefs.ErrFailedPrecondition)
 	}
+	s.master = master
+	out := newOutput(master, s.client, true)
 	s.client = nil
-	out := newOutput(master, dst)
 	s.outs = append(s.outs, out)
-	s.spawn(func() {
-		if out.plain(nil) == nil {
-			close(out.eof)
-			out.linger()
-		}
-		_ = out.dst.Close()
-	})
+	s.spawn(out.run)
 	if s.clientIn != nil {
-		s.in = newInput(s.clientIn, master)
+		s.in = newInput(s.clientIn, master, true)
 		s.clientIn = nil
-		s.spawn(func() {
-			_ = s.in.plain(&s.in.finished)
-			_ = s.in.src.Close() // the master is not the input's to close
-		})
+		if s.inputEnded {
+			s.in.finish()
+		}
+		s.spawn(s.in.run)
 	}
 	return nil
 }
@@ -67,21 +60,11 @@ func (s *Streams) Resize(width, height uint32) error {
 	}
 	c, err := s.master.SyscallConn()
 	if err != nil {
-		return err
+		return fmt.Errorf("terminal is closed: %w", errdefs.ErrFailedPrecondition)
 	}
 	var ierr error
 	err = c.Control(func(fd uintptr) {
 		ierr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(width), Row: uint16(height)})
 	})
 	return errors.Join(err, ierr)
-}
-
-func (s *Streams) closeTerminal() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, f := range []*os.File{s.client, s.clientIn, s.master} {
-		if f != nil {
-			_ = f.Close()
-		}
-	}
 }
