@@ -59,15 +59,14 @@ func Decompress(r io.Reader) (io.ReadCloser, Compression, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, none, err
 	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+	switch Detect(magic) {
+	case gzipped:
 		z, err := gzip.NewReader(b)
 		if err != nil {
 			return nil, gzipped, damaged(gzipped, err)
 		}
 		return &unpacker{z, z.Close, gzipped}, gzipped, nil
-	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}),
-		len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}): // skippable frame
+	case zstded:
 		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, zstded, damaged(zstded, err)
@@ -118,4 +117,27 @@ func unique() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
+}
+
+// LayerType is the media type of a layer that is packed so.
+func LayerType(c Compression) string {
+	switch c {
+	case gzipped:
+		return ocispec.MediaTypeImageLayerGzip
+	case zstded:
+		return ocispec.MediaTypeImageLayerZstd
+	}
+	return ocispec.MediaTypeImageLayer
+}
+
+// Detect tells by its first bytes how a stream is packed.
+func Detect(head []byte) Compression {
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+		return gzipped
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}),
+		len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}): // skippable frame
+		return zstded
+	}
+	return none
 }

@@ -1,0 +1,147 @@
+// Package local lets package archive, and the diff service, work on the stores of the daemon itself.
+package local
+
+import (
+	"context"
+	"io"
+
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/diff"
+	"github.com/managerd/managerd/manager/images"
+	"github.com/managerd/managerd/manager/snapshots"
+)
+
+// Content is a content store as packages diff and archive see it.
+type Content struct{ store *content.Store }
+
+// NewContent uses store.
+func NewContent(store *content.Store) Content { return Content{store} }
+
+// Open reads a blob.
+func (c Content) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	r, err := c.store.ReaderAt(ctx, desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(r, 0, r.Size()), r}, nil
+}
+
+// Create begins to write a blob.
+func (c Content) Create(ctx context.Context, ref string) (diff.Writer, error) {
+	w, err := c.store.Writer(ctx, ref, "", 0)
+	if err != nil {
+		return nil, err
+	}
+	if w.Status().Offset > 0 {
+		if err := w.Truncate(0); err != nil {
+			_ = w.Close()
+			return nil, err
+		}
+	}
+	return &writer{Writer: w, content: c, ctx: ctx, ref: ref}, nil
+}
+
+type writer struct {
+	*content.Writer
+	content Content
+	ctx     context.Context // of Create, for Close
+	ref     string
+	kept    bool
+}
+
+func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error {
+	got := w.Digest()
+	err := w.Writer.Commit(ctx, size, expected, labels)
+	if errdefs.IsAlreadyExists(err) {
+		w.kept = true
+		return w.content.SetLabels(ctx, got, labels)
+	}
+	w.kept = err == nil
+	return err
+}
+
+func (w *writer) Close() error {
+	err := w.Writer.Close()
+	if w.kept || err != nil {
+		return err
+	}
+	w.kept = true
+	err = w.content.store.Abort(context.WithoutCancel(w.ctx), w.ref)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// Labels of a blob.
+func (c Content) Labels(ctx context.Context, d digest.Digest) (map[string]string, error) {
+	i, err := c.store.Info(ctx, d)
+	return i.Labels, err
+}
+
+// SetLabels adds to them.
+func (c Content) SetLabels(ctx context.Context, d digest.Digest, labels map[string]string) error {
+	if len(labels) == 0 {
+		return nil
+	}
+	paths := make([]string, 0, len(labels))
+	for k := range labels {
+		paths = append(paths, "labels."+k)
+	}
+	_, err := c.store.Update(ctx, content.Info{Digest: d, Labels: labels}, paths...)
+	return err
+}
+
+// Images is an image store as package archive sees it.
+type Images struct{ store *images.Store }
+
+// NewImages uses store.
+func NewImages(store *images.Store) Images { return Images{store} }
+
+// Put creates or updates an image.
+func (i Images) Put(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error {
+	img := images.Image{Name: name, Target: target, Labels: labels}
+	_, err := i.store.Create(ctx, img)
+	if errdefs.IsAlreadyExists(err) {
+		_, err = i.store.Update(ctx, img, "target")
+	}
+	return err
+}
+
+// Snapshotter is a snapshotter as package archive sees it.
+type Snapshotter struct {
+	snapshots.Snapshotter
+	name    string
+	content Content
+}
+
+// NewSnapshotter finds the snapshotter name in store, for layers of content.
+func NewSnapshotter(store *snapshots.Store, name string, content Content) (Snapshotter, error) {
+	s, err := store.Snapshotter(name)
+	return Snapshotter{s, name, content}, err
+}
+
+// Name of the snapshotter.
+func (s Snapshotter) Name() string { return s.name }
+
+// Exists tells whether there is a committed snapshot of that name.
+func (s Snapshotter) Exists(ctx context.Context, name string) (bool, error) {
+	i, err := s.Stat(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil && i.Kind == snapshots.Committed, err
+}
+
+// Apply unpacks a layer, and has it on disk.
+func (s Snapshotter) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
+	return diff.Apply(ctx, s.content, layer, mounts, diff.ApplyOptions{Sync: true})
+}
