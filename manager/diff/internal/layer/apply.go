@@ -32,7 +32,7 @@ func Apply(ctx context.Context, dir string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	a := &applier{root: rt, seed: maphash.MakeSeed(), seen: map[uint64]struct{}{}, buf: make([]byte, 256<<10)}
+	a := &applier{ctx: ctx, root: rt, seed: maphash.MakeSeed(), seen: map[uint64]struct{}{}, buf: make([]byte, 256<<10)}
 	rt.made = a.note
 	defer rt.close()
 
@@ -66,6 +66,7 @@ func malformed(err error) error {
 }
 
 type applier struct {
+	ctx  context.Context
 	root *root
 	buf  []byte
 
@@ -178,7 +179,7 @@ func (a *applier) node(h *tar.Header, body io.Reader, at int, base string) error
 	case tar.TypeDir:
 		return os.NewSyscallError("mkdir", unix.Mkdirat(at, base, 0o700))
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
-		return a.file(body, at, base)
+		return a.file(h, body, at, base)
 	case tar.TypeSymlink:
 		if h.Linkname == "" {
 			return refuse("the symbolic link has no target")
@@ -196,35 +197,63 @@ func (a *applier) node(h *tar.Header, body io.Reader, at int, base string) error
 	return refuse("type %q of the entry is not known", h.Typeflag)
 }
 
-func (a *applier) file(body io.Reader, at int, base string) error {
+func (a *applier) file(h *tar.Header, body io.Reader, at int, base string) error {
 	fd, err := unix.Openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return os.NewSyscallError("open", err)
 	}
+	f := os.NewFile(uintptr(fd), base)
+	err = a.fill(f, body, sparse(h))
+	if err == nil && sparse(h) {
+		err = f.Truncate(h.Size)
+	}
+	return errors.Join(err, f.Close())
+}
+
+// fill copies the content. Of a sparse file the holes stay holes: a few bytes of tar may stand for terabytes of them.
+func (a *applier) fill(f *os.File, body io.Reader, holes bool) error {
 	for {
+		if err := a.ctx.Err(); err != nil {
+			return err
+		}
 		n, rerr := body.Read(a.buf)
-		for b := a.buf[:n]; len(b) > 0 && err == nil; {
-			var w int
-			w, err = unix.Write(fd, b)
-			if errors.Is(err, unix.EINTR) {
-				err = nil
-				continue
-			}
-			b = b[max(w, 0):]
+		var err error
+		if holes && allZero(a.buf[:n]) {
+			_, err = f.Seek(int64(n), io.SeekCurrent)
+		} else {
+			_, err = f.Write(a.buf[:n])
 		}
 		if err != nil {
-			err = os.NewSyscallError("write", err)
-			break
+			return err
 		}
 		if errors.Is(rerr, io.EOF) {
-			break
+			return nil
 		}
 		if rerr != nil {
-			err = malformed(rerr)
-			break
+			return malformed(rerr)
 		}
 	}
-	return errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
+}
+
+func sparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+func allZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // target opens what a hard link points to: the file of that name in the root, even when it is a symbolic link itself.

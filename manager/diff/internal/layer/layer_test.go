@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -475,4 +476,42 @@ func FuzzApply(f *testing.F) {
 			t.Errorf("beside the root: %v", list)
 		}
 	})
+}
+
+// TestForeignTar: archives of GNU tar, in each of its formats, with holes, long names and links.
+func TestForeignTar(t *testing.T) {
+	src := t.TempDir()
+	if err := apply(t, src, dir("d"), file("d/a"), symlink("l", strings.Repeat("t", 120)), hardlink("h", "d/a"), file(strings.Repeat("n", 180))); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(src, "holes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("end"), 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(f.Name(), when, when); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"gnu", "pax"} {
+		t.Run(format, func(t *testing.T) {
+			out, err := exec.Command("tar", "-C", src, "--format="+format, "--sparse", "--numeric-owner", "-c", ".").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			root := t.TempDir()
+			if err := Apply(context.Background(), root, bytes.NewReader(out)); err != nil {
+				t.Fatal(err)
+			}
+			diffTrees(t, tree(t, root, true), tree(t, src, true))
+			var st unix.Stat_t
+			if err := unix.Stat(filepath.Join(root, "holes"), &st); err != nil || st.Blocks > 2048 {
+				t.Errorf("the holes take %d blocks (%v)", st.Blocks, err)
+			}
+		})
+	}
 }
