@@ -242,14 +242,14 @@ func hint(lower, upper []*types.Mount) string {
 		return ""
 	}
 	dir, below := mount.Option(upper[0], "upperdir"), mount.Option(upper[0], "lowerdir")
-	l := lower[0]
+	l, path := lower[0], mount.Layers(dir)[0]
 	switch {
 	case dir == "" || below == "":
 		return ""
 	case l.Type == "overlay" && mount.Option(l, "upperdir") == "" && mount.Option(l, "lowerdir") == below:
-		return dir
-	case l.Type == "bind" && l.Source == below && slices.Contains(l.Options, "ro"):
-		return dir
+		return path
+	case l.Type == "bind" && mount.Escape(l.Source) == below && slices.Contains(l.Options, "ro"):
+		return path
 	}
 	return ""
 }

@@ -70,7 +70,7 @@ func shorten(data []string) (short []string, closeAll func(), err error) {
 			continue
 		}
 		var layers []string
-		for _, dir := range splitLayers(v) {
+		for _, dir := range Layers(v) {
 			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				closeAll()

@@ -98,7 +98,7 @@ func overlay(m *types.Mount, o *options) (int, error) {
 		case k == "lowerdir" && strings.Contains(v, "::"):
 			return -1, errClassic // data-only layers have a key of their own, in newer kernels
 		case k == "lowerdir":
-			for i, dir := range splitLayers(v) {
+			for i, dir := range Layers(v) {
 				err := unix.FsconfigSetString(fs, "lowerdir+", dir)
 				if i == 0 && errors.Is(err, unix.EINVAL) {
 					return -1, errClassic // the key is not known
@@ -155,8 +155,9 @@ func explain(fs int, what string, err error) error {
 	return fmt.Errorf("%s: %s: %w", what, strings.Join(words, "; "), err)
 }
 
-// splitLayers splits the value of lowerdir at its colons; a backslash keeps one from being a separator.
-func splitLayers(s string) []string {
+// Layers splits the value of an overlay's lowerdir (or of its upperdir, which is one path) at the colons and undoes
+// Escape.
+func Layers(s string) []string {
 	var out []string
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
@@ -172,4 +173,13 @@ func splitLayers(s string) []string {
 		}
 	}
 	return append(out, b.String())
+}
+
+// Escape makes a path fit for the value of an overlay's option: a backslash keeps a colon from ending a layer and a comma
+// from ending the option.
+func Escape(path string) string {
+	if !strings.ContainsAny(path, `\:,`) {
+		return path
+	}
+	return strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`).Replace(path)
 }

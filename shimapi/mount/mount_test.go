@@ -125,7 +125,7 @@ func TestBindFileAndRecursion(t *testing.T) {
 
 func overlayOptions(t *testing.T, layers int) (opts []string, top string) {
 	t.Helper()
-	d := dirs(t, "lower", "upper", "work")
+	d := dirs(t, `lo,w:e\r`, `up,p:e\r`, `wo,r:\k`) // awkward names: any path may be the daemon's root
 	var lower []string
 	for i := range layers {
 		p := filepath.Join(d[0], strings.Repeat("l", 80), fmt.Sprint(i))
@@ -133,9 +133,9 @@ func overlayOptions(t *testing.T, layers int) (opts []string, top string) {
 			t.Fatal(err)
 		}
 		write(t, filepath.Join(p, fmt.Sprint("f", i)), fmt.Sprint(i))
-		lower = append(lower, p)
+		lower = append(lower, Escape(p))
 	}
-	return []string{"index=off", "workdir=" + d[2], "upperdir=" + d[1], "lowerdir=" + strings.Join(lower, ":")}, d[1]
+	return []string{"index=off", "workdir=" + Escape(d[2]), "upperdir=" + Escape(d[1]), "lowerdir=" + strings.Join(lower, ":")}, d[1]
 }
 
 func TestOverlay(t *testing.T) {

@@ -38,9 +38,6 @@ func New(root string) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
 	}
-	if strings.ContainsAny(root, `:,\`) {
-		return nil, fmt.Errorf("cannot use overlayfs in %q: the path must have no colon, comma or backslash: %w", root, errdefs.ErrInvalidArgument)
-	}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
 	}
@@ -71,7 +68,7 @@ func (b *Backend) probe(root string) error {
 		}
 	}
 	try := func() error {
-		lower := filepath.Join(dir, "a") + ":" + filepath.Join(dir, "b")
+		lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
 		return mount.WithTemp([]*types.Mount{b.overlay(filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
 			return os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
 		})
@@ -95,10 +92,11 @@ func inUserns() bool {
 	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
 }
 
+// overlay is the mount; lower is escaped already, and joined.
 func (b *Backend) overlay(work, upper, lower string) *types.Mount {
 	o := append([]string{}, b.options...)
 	if upper != "" {
-		o = append(o, "workdir="+work, "upperdir="+upper)
+		o = append(o, "workdir="+mount.Escape(work), "upperdir="+mount.Escape(upper))
 	}
 	return &types.Mount{Type: "overlay", Source: "overlay", Options: append(o, "lowerdir="+lower)}
 }
@@ -152,7 +150,7 @@ func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Moun
 	}
 	lower := make([]string, 0, len(s.Parents))
 	for _, p := range s.Parents {
-		lower = append(lower, b.fs(p.ID))
+		lower = append(lower, mount.Escape(b.fs(p.ID)))
 	}
 	joined := strings.Join(lower, ":")
 	if view {
