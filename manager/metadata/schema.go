@@ -19,7 +19,9 @@ import (
 //	    lease-resources/LEASE/      TYPE NUL ID → empty: what the lease keeps
 //	    content/                    DIGEST → metadata.Blob
 //	    snapshots/SNAPSHOTTER/      KEY → metadata.Snapshot
-//	snapshot-ids                    empty; its sequence numbers snapshots
+//	    snapshot-children/SNAPSHOTTER/
+//	                                PARENT NUL CHILD → empty: who stands on whom
+//	snapshot-ids/                   SNAPSHOTTER → uint64, big endian: the highest id that was given out
 const Schema = 1
 
 const root = "v1"
