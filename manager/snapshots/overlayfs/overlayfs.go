@@ -57,6 +57,12 @@ func New(root string) (*Backend, error) {
 
 // probe mounts an overlay below root, without privileges over trusted attributes if need be.
 func (b *Backend) probe(root string) error {
+	left, _ := filepath.Glob(filepath.Join(root, "probe-*")) // of a daemon that was killed meanwhile; the pattern is right
+	for _, dir := range left {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("cannot use overlayfs: %w", err)
+		}
+	}
 	dir, err := os.MkdirTemp(root, "probe-")
 	if err != nil {
 		return fmt.Errorf("cannot use overlayfs: %w", err)
