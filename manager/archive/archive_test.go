@@ -20,7 +20,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/archive"
-	"github.com/managerd/managerd/manager/content"
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/native"
