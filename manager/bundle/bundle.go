@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -43,7 +42,7 @@ type Bundle struct {
 	Path          string // absolute
 }
 
-// NewStore uses STATE, which need not exist, and removes what an earlier daemon left half made or half removed.
+// NewStore uses state, the daemon's state directory, which need not exist. It removes what an earlier daemon left half made or half removed.
 func NewStore(state string) (*Store, error) {
 	s := &Store{root: filepath.Join(state, Dir)}
 	if err := os.MkdirAll(s.root, 0o711); err != nil {
@@ -106,6 +105,21 @@ func (s *Store) at(ns, id string) *Bundle {
 	return &Bundle{Namespace: ns, ID: id, Path: filepath.Join(s.root, ns, id)}
 }
 
+// Load finds the bundle of a task. NotFound when there is none.
+func (s *Store) Load(ns, id string) (*Bundle, error) {
+	b := s.at(ns, id)
+	fi, err := os.Stat(b.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("task %s has no bundle: %w", id, errdefs.ErrNotFound)
+	case err != nil:
+		return nil, err
+	case !fi.IsDir():
+		return nil, fmt.Errorf("bundle %s is not a directory: %w", b.Path, errdefs.ErrDataLoss)
+	}
+	return b, nil
+}
+
 // List gives every bundle of every namespace.
 func (s *Store) List() ([]*Bundle, error) {
 	var out []*Bundle
@@ -114,6 +128,9 @@ func (s *Store) List() ([]*Bundle, error) {
 		return nil, fmt.Errorf("cannot list bundles: %w", err)
 	}
 	for _, ns := range spaces {
+		if !ns.IsDir() {
+			continue
+		}
 		entries, err := os.ReadDir(filepath.Join(s.root, ns.Name()))
 		if err != nil {
 			return nil, fmt.Errorf("cannot list bundles: %w", err)
@@ -131,6 +148,9 @@ func (s *Store) List() ([]*Bundle, error) {
 func (b *Bundle) Remove() error {
 	half := filepath.Join(filepath.Dir(b.Path), oldPrefix+b.ID)
 	if err := mount.Unmount(filepath.Join(b.Path, shimapi.RootfsDir)); err != nil {
+		return err
+	}
+	if err := remove(half); err != nil { // an earlier attempt failed half way
 		return err
 	}
 	if err := os.Rename(b.Path, half); err != nil {
@@ -164,10 +184,19 @@ func (b *Bundle) SetShim(binary string, p shimapi.BootstrapParams) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(b.file(binaryFile), []byte(binary), 0o644); err != nil {
+	if err := b.write(binaryFile, []byte(binary)); err != nil {
 		return err
 	}
-	return os.WriteFile(b.file(shimapi.BootstrapFile), data, 0o644)
+	return b.write(shimapi.BootstrapFile, data)
+}
+
+// write replaces a file of the bundle: whoever reads it finds the old or the new one, whole.
+func (b *Bundle) write(name string, data []byte) error {
+	half := b.file("." + name + ".new")
+	if err := os.WriteFile(half, data, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(half, b.file(name))
 }
 
 // Shim reads what SetShim wrote. NotFound when the daemon ended before it had spawned one.
@@ -180,10 +209,13 @@ func (b *Bundle) Shim() (binary string, p shimapi.BootstrapParams, err error) {
 		return "", p, err
 	}
 	if p, err = shimapi.ParseBootstrap(data); err != nil {
-		return "", p, fmt.Errorf("bundle %s: %w", b.Path, err)
+		return "", p, fmt.Errorf("bundle %s: %w: %w", b.Path, err, errdefs.ErrDataLoss)
 	}
 	name, err := os.ReadFile(b.file(binaryFile))
-	return string(name), p, err
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", p, err
+	}
+	return string(name), p, nil
 }
 
 // Ledger reads the shim's ledger; one that was never made is empty.
@@ -212,18 +244,4 @@ func (b *Bundle) SetCursor(seq uint64) error {
 	}
 	_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, seq), 0)
 	return errors.Join(err, f.Close())
-}
-
-// InitAlive says whether process pid, which began at ticks (field 22 of /proc/PID/stat), is there and no zombie.
-func InitAlive(pid uint32, ticks uint64) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
-		return false
-	}
-	got, err := strconv.ParseUint(f[19], 10, 64)
-	return err == nil && (got == ticks || ticks == 0)
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/managerd/managerd/manager/filters"
@@ -31,17 +30,18 @@ const (
 	grace = 30 * time.Second
 )
 
-// Exchange connects publishers and subscribers.
+// Exchange connects publishers and subscribers. A publisher never waits for a subscriber.
 type Exchange struct {
-	mu        sync.Mutex
-	subs      map[*Subscription]struct{}
-	recovered []*types.Envelope // in order; dropped after grace
-	until     time.Time
+	started time.Time // what happened before is of the time when no daemon lived
+
+	mu     sync.Mutex
+	subs   map[*Subscription]struct{}
+	missed []*event // of the time when no daemon lived, in the order of their arrival; dropped after grace
 }
 
 // NewExchange gives an exchange whose grace period begins now.
 func NewExchange() *Exchange {
-	return &Exchange{subs: map[*Subscription]struct{}{}, until: time.Now().Add(grace)}
+	return &Exchange{subs: map[*Subscription]struct{}{}, started: time.Now()}
 }
 
 // Publish hands on an event of the namespace of ctx.
@@ -57,37 +57,25 @@ func (x *Exchange) Publish(ctx context.Context, topic string, event proto.Messag
 	return x.Forward(&types.Envelope{Timestamp: timestamppb.Now(), Namespace: ns, Topic: topic, Event: body})
 }
 
-// Forward hands on an event that already has its envelope.
+// Forward hands on an event that already has its envelope. One that happened while no daemon lived is also kept, for the
+// subscribers who come within half a minute from the start.
 func (x *Exchange) Forward(e *types.Envelope) error {
 	if err := validate(e); err != nil {
 		return err
 	}
+	ev := &event{Envelope: e}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.sendLocked(e)
-	return nil
-}
-
-// Recover is Forward for an event of the time when no daemon lived: those who subscribe within the grace period, half a
-// minute from the start, get it too.
-func (x *Exchange) Recover(e *types.Envelope) error {
-	if err := validate(e); err != nil {
-		return err
+	if e.Timestamp.AsTime().Before(x.started) && x.inGrace() {
+		x.missed = append(x.missed, ev)
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if time.Now().Before(x.until) {
-		x.recovered = append(x.recovered, e)
-	}
-	x.sendLocked(e)
-	return nil
-}
-
-func (x *Exchange) sendLocked(e *types.Envelope) {
 	for s := range x.subs {
-		s.offer(e)
+		s.offer(ev)
 	}
+	return nil
 }
+
+func (x *Exchange) inGrace() bool { return time.Since(x.started) < grace }
 
 func validate(e *types.Envelope) error {
 	fail := func(format string, a ...any) error {
@@ -116,6 +104,7 @@ func validate(e *types.Envelope) error {
 type Subscription struct {
 	x      *Exchange
 	filter filters.Filter
+	limit  int // most events that may wait
 
 	mu    sync.Mutex
 	queue []*types.Envelope
@@ -133,10 +122,11 @@ func (x *Exchange) Subscribe(fs ...string) (*Subscription, error) {
 	s := &Subscription{x: x, filter: f, wake: make(chan struct{}, 1)}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if time.Now().After(x.until) {
-		x.recovered = nil
+	if !x.inGrace() {
+		x.missed = nil
 	}
-	for _, e := range x.recovered {
+	s.limit = backlog + len(x.missed)
+	for _, e := range x.missed {
 		s.offer(e)
 	}
 	x.subs[s] = struct{}{}
@@ -144,18 +134,18 @@ func (x *Exchange) Subscribe(fs ...string) (*Subscription, error) {
 }
 
 // offer never waits.
-func (s *Subscription) offer(e *types.Envelope) {
-	if !s.filter.Match(adaptor{e}) {
+func (s *Subscription) offer(e *event) {
+	if !s.filter.Match(e) {
 		return
 	}
 	s.mu.Lock()
 	switch {
 	case s.lost:
-	case len(s.queue) >= backlog:
+	case len(s.queue) >= s.limit:
 		s.lost, s.queue = true, nil
 		slog.Warn("an event subscriber was cut off: it does not read", "backlog", backlog)
 	default:
-		s.queue = append(s.queue, e)
+		s.queue = append(s.queue, e.Envelope)
 	}
 	s.mu.Unlock()
 	select {
@@ -194,38 +184,43 @@ func (s *Subscription) Close() {
 	delete(s.x.subs, s)
 }
 
-// adaptor gives filters the fields of an event.
-type adaptor struct{ e *types.Envelope }
+// event is one on its way; filters see its fields. Its body is decoded once, and only if a filter looks into it.
+type event struct {
+	*types.Envelope
+	decode sync.Once
+	body   proto.Message // nil: of an unknown type, or damaged
+}
 
-func (a adaptor) Field(path []string) (string, bool) {
+// Field is a field of the envelope, or with event.FIELD of the body.
+func (e *event) Field(path []string) (string, bool) {
 	if len(path) == 0 {
 		return "", false
 	}
 	switch path[0] {
 	case "topic":
-		return a.e.Topic, a.e.Topic != ""
+		return e.Topic, e.Topic != ""
 	case "namespace":
-		return a.e.Namespace, a.e.Namespace != ""
+		return e.Namespace, e.Namespace != ""
 	case "event":
-		return bodyField(a.e.Event, path[1:])
+		return e.bodyField(path[1:])
 	}
 	return "", false
 }
 
-// bodyField looks into a typed body by the names of its .proto file: event.container_id, event.labels.KEY.
-func bodyField(body *anypb.Any, path []string) (string, bool) {
-	if body == nil || len(path) == 0 {
+// bodyField looks into the body by the names of its .proto file: event.container_id, event.labels.KEY.
+func (e *event) bodyField(path []string) (string, bool) {
+	e.decode.Do(func() {
+		if e.Event == nil {
+			return
+		}
+		if v, err := typeurl.UnmarshalAny(e.Event); err == nil {
+			e.body, _ = v.(proto.Message)
+		}
+	})
+	if e.body == nil || len(path) == 0 {
 		return "", false
 	}
-	v, err := typeurl.UnmarshalAny(body)
-	if err != nil {
-		return "", false
-	}
-	msg, ok := v.(proto.Message)
-	if !ok {
-		return "", false
-	}
-	m := msg.ProtoReflect()
+	m := e.body.ProtoReflect()
 	for i, name := range path {
 		fd := m.Descriptor().Fields().ByName(protoreflect.Name(name))
 		if fd == nil {
