@@ -67,6 +67,12 @@ func (b *Bundle) Init() (pid uint32, ticks uint64) {
 	return uint32(n), ticks
 }
 
+// Created says whether a container was ever made in the bundle.
+func (b *Bundle) Created() bool {
+	_, err := os.Stat(b.file(shimapi.InitPidFile))
+	return err == nil
+}
+
 // SignalInit sends a signal to the process that InitAlive speaks of, and to no other. NotFound when it has ended.
 func SignalInit(pid uint32, ticks uint64, signal unix.Signal) error {
 	return signalIf(int(pid), signal, func() bool { return InitAlive(pid, ticks) })

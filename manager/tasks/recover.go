@@ -3,38 +3,45 @@ package tasks
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io/fs"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/shims"
 )
 
-// adopters is how many shims are connected to at once after a start.
-const adopters = 16
+const (
+	// adopters is how many shims are connected to at once after a start; those that somebody asks for come on top.
+	adopters = 16
+	// connecting is how long connecting to a shim may take: the kernel accepts, even for one that is stopped.
+	connecting = 5 * time.Second
+	// again is how long to wait before an event stream that broke is opened anew.
+	again = time.Second
+)
 
 // Recover enters every task that has a bundle, and returns; whether their shims live is found out behind that, and the
-// returned channel closed when it is known of all. A request for a task waits for that task alone.
+// returned channel closed when it is known of all. A request for a task has that task looked at first. To be called once,
+// before the service is used.
 func (s *Service) Recover() (<-chan struct{}, error) {
 	found, err := s.bundles.List()
 	if err != nil {
 		return nil, err
 	}
-	type job struct {
-		t *Task
-		b *bundle.Bundle
-	}
-	jobs := make(chan job, len(found))
+	jobs := make(chan *Task, len(found))
 	s.mu.Lock()
 	for _, b := range found {
-		k := key{b.Namespace, b.ID}
-		t := newTask(k)
-		s.tasks[k] = t
-		jobs <- job{t, b}
+		t := newTask(key{b.Namespace, b.ID})
+		t.adopt = func() { s.adopt(t, b) }
+		s.tasks[t.key] = t
+		jobs <- t
 	}
 	s.mu.Unlock()
 	close(jobs)
@@ -42,14 +49,16 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 	var adopting sync.WaitGroup
 	for range min(adopters, len(found)) {
 		adopting.Add(1)
-		s.work.Add(1)
-		go func() {
-			defer s.work.Done()
+		err := s.background(func() {
 			defer adopting.Done()
-			for j := range jobs {
-				s.adopt(j.t, j.b)
+			for t := range jobs {
+				t.begin.Do(t.adopt)
 			}
-		}()
+		})
+		if err != nil {
+			adopting.Done()
+			return nil, err
+		}
 	}
 	go func() {
 		adopting.Wait()
@@ -61,161 +70,251 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 // adopt finds out what there is of a task: a living shim, the remains of a dead one, or nothing that anybody was told of.
 func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 	log := s.log.With("namespace", b.Namespace, "id", b.ID)
-	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
 	defer cancel()
 	shim, err := s.shims.Adopt(ctx, b)
 	switch {
 	case err == nil:
+	case s.ctx.Err() != nil:
+		t.settle(nil, nil)
+		return
 	case errdefs.IsNotFound(err):
-		s.bury(ctx, t, b)
+		s.bury(t, b)
 		return
 	default:
 		log.Error("cannot reach shim; its task is shown as unknown", "error", err)
-		t.settle(nil, &remains{bundle: b})
+		d := s.read(b).remains
+		t.settle(nil, &d)
 		close(t.followed)
 		return
 	}
-	state, err := shim.State(ctx, &task.StateRequest{ID: b.ID})
-	if errdefs.IsNotFound(err) {
-		// Killed before it could send Create, or after Delete: nobody was told of a task, or somebody that it is gone.
-		log.Info("ending a shim that keeps nothing")
-		s.follow(t, b, shim, true)
-		if err := s.release(ctx, t, shim); err != nil {
-			log.Error("cannot remove bundle", "error", err)
+	s.follow(t, b, shim)
+	// A shim that is wedged holds nobody up: its task is adopted, and its answer judged when it comes.
+	answered, late := make(chan struct{}), make(chan struct{})
+	err = s.background(func() {
+		state, err := shim.State(s.in(b.Namespace), &task.StateRequest{ID: b.ID})
+		defer close(answered)
+		switch {
+		case errdefs.IsNotFound(err):
+			// Killed before it could send Create, or after Delete: nobody was told of a task, or somebody that it is gone.
+			s.retire(t, shim)
+		case err != nil:
+			log.Warn("shim was adopted but does not answer", "error", err)
+		default:
+			log.Info("adopted", "pid", state.Pid, "status", state.Status.String(), "late", isClosed(late))
 		}
+	})
+	if err != nil {
+		shim.Close()
 		t.settle(nil, nil)
 		return
 	}
-	if err != nil {
-		log.Warn("shim was adopted but does not answer", "error", err)
-	} else {
-		log.Info("adopted", "pid", state.Pid, "status", state.Status.String())
+	wait := time.NewTimer(answer)
+	defer wait.Stop()
+	select {
+	case <-answered:
+	case <-wait.C:
+		close(late)
+		log.Warn("shim was adopted but has not answered yet")
+		t.mu.Lock()
+		t.overdue = answered
+		t.mu.Unlock()
 	}
-	t.settle(shim, nil)
-	s.follow(t, b, shim, true)
+	t.once.Do(func() { // unless it has been retired, or has died meanwhile
+		t.mu.Lock()
+		t.shim = shim
+		t.mu.Unlock()
+		close(t.settled)
+	})
 }
 
-// follow hands on what our own shim tells, from where the last daemon stopped, until the shim ends. missed says that its
-// older events are of the time when no daemon lived.
-func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim, missed bool) {
-	since := b.Cursor()
-	old := uint64(0)
-	if missed && shim.Own {
-		ctx, cancel := context.WithTimeout(s.ctx, answer)
-		if d, err := shim.Shim().Describe(ctx, describe); err == nil {
-			old = d.LastSeq
-		}
-		cancel()
-	}
-	s.work.Add(1)
-	go func() {
-		defer s.work.Done()
-		defer close(t.followed)
-		var err error
-		if shim.Own {
-			err = shim.Follow(s.ctx, since, func(e *shims.Event) { s.hand(b, e, e.Seq <= old) })
-		} else {
-			select {
-			case <-shim.Gone():
-				err = fmt.Errorf("shim has ended: %w", errdefs.ErrUnavailable)
-			case <-s.ctx.Done():
-				err = s.ctx.Err()
-			}
-		}
-		if s.ctx.Err() != nil || t.endExpected() {
+// retire ends a shim that keeps nothing. A Create of the last daemon may still be under way in it: then it keeps a task
+// after all.
+func (s *Service) retire(t *Task, shim *shims.Shim) {
+	ctx, cancel := context.WithTimeout(s.in(t.key.ns), ending)
+	defer cancel()
+	t.expectEnd(true)
+	if err := shim.End(ctx); err == nil {
+		if _, err := shim.State(ctx, &task.StateRequest{ID: t.key.id}); err == nil {
+			t.expectEnd(false)
 			return
 		}
-		s.log.Error("a shim has died", "namespace", b.Namespace, "id", b.ID, "error", err)
-		shim.Close()
-		if dead := s.examine(b); dead != nil {
-			t.settle(nil, dead)
-		} else {
-			t.settle(nil, &remains{bundle: b})
+	}
+	s.log.Info("ended a shim that keeps nothing", "namespace", t.key.ns, "id", t.key.id)
+	_ = s.release(s.in(t.key.ns), t, shim) // what fails is logged
+}
+
+// follow hands on what our own shim tells, from where the last daemon stopped, until the shim ends. A connection that
+// breaks is made anew; a shim that is dead leaves remains.
+func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
+	log := s.log.With("namespace", b.Namespace, "id", b.ID)
+	err := s.background(func() {
+		defer close(t.followed)
+		since := b.Cursor()
+		for {
+			err := s.stream(t, b, shim, &since)
+			if s.ctx.Err() != nil || (err == nil && t.endExpected()) {
+				return
+			}
+			if err != nil && !isClosed(shim.Gone()) {
+				log.Warn("the event stream of a shim broke", "error", err)
+				select {
+				case <-time.After(again):
+				case <-shim.Gone():
+				case <-s.ctx.Done():
+					return
+				}
+				continue
+			}
+			ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
+			next, aerr := s.shims.Adopt(ctx, b)
+			cancel()
+			if aerr == nil {
+				log.Warn("the connection to a shim broke, and was made anew", "error", err)
+				shim.Close()
+				shim = next
+				t.settle(shim, nil)
+				continue
+			}
+			if s.ctx.Err() != nil || t.endExpected() {
+				return
+			}
+			log.Error("a shim has died", "error", errors.Join(err, aerr))
+			shim.Close()
+			s.bequeath(t, b)
+			return
 		}
-	}()
+	})
+	if err != nil {
+		close(t.followed)
+	}
+}
+
+// stream hands on events until the shim has shut down (nil), or the stream breaks.
+func (s *Service) stream(t *Task, b *bundle.Bundle, shim *shims.Shim, since *uint64) error {
+	if !shim.Own { // it forwards its events
+		select {
+		case <-shim.Gone():
+		case <-s.ctx.Done():
+		}
+		return nil
+	}
+	return shim.Follow(s.in(b.Namespace), *since, func(e *shims.Event) {
+		if e.Seq > *since {
+			*since = e.Seq
+			s.hand(b, e)
+		}
+	})
 }
 
 // hand hands an event on, then remembers that it was.
-func (s *Service) hand(b *bundle.Bundle, e *shims.Event, missed bool) {
-	send := s.events.Forward
-	if missed {
-		send = s.events.Recover
-	}
-	if err := send(shims.Envelope(b.Namespace, e)); err != nil {
+func (s *Service) hand(b *bundle.Bundle, e *shims.Event) {
+	if err := s.events.Forward(shims.Envelope(b.Namespace, e)); err != nil {
 		s.log.Error("a shim's event is malformed", "namespace", b.Namespace, "id", b.ID, "topic", e.Topic, "error", err)
 	}
-	if err := b.SetCursor(e.Seq); err != nil && !errors.Is(err, context.Canceled) {
+	if err := b.SetCursor(e.Seq); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("cannot remember which events were handed on", "bundle", b.Path, "error", err)
 	}
 }
 
-// bury settles a task whose shim is dead. What nobody was ever told of is cleaned up; a container that lives is left
-// alone.
-func (s *Service) bury(ctx context.Context, t *Task, b *bundle.Bundle) {
-	log := s.log.With("namespace", b.Namespace, "id", b.ID)
+// bury settles a task whose shim was dead when this daemon began. What nobody was ever told of, or was told that it is
+// gone, is cleaned up; a container that lives is left alone.
+func (s *Service) bury(t *Task, b *bundle.Bundle) {
 	defer close(t.followed)
-	if dead := s.examine(b); dead != nil {
-		log.Warn("the shim of a task is dead", "exited", dead.exited, "pid", dead.pid)
-		t.settle(nil, dead)
+	if s.bequeath(t, b) {
 		return
 	}
-	if _, err := s.shims.Cleanup(ctx, b); err != nil {
-		log.Error("cannot clean up after a dead shim", "error", err)
-	}
-	if err := b.Remove(); err != nil {
+	log := s.log.With("namespace", b.Namespace, "id", b.ID)
+	log.Info("clearing away a task that was never made, or is deleted")
+	if _, err := s.shims.Cleanup(s.in(b.Namespace), b); err != nil {
+		log.Error("cannot clean up after a dead shim", "error", err) // the bundle stays: the next Create or start tries again
+	} else if err := b.Remove(); err != nil {
 		log.Error("cannot remove bundle", "error", err)
 	}
 	s.drop(t)
-	t.settle(nil, nil)
+}
+
+// bequeath settles a task whose shim is dead with what the shim has left, and says whether there is anything.
+func (s *Service) bequeath(t *Task, b *bundle.Bundle) bool {
+	d := s.examine(b)
+	if d == nil {
+		return false
+	}
+	s.log.Warn("the shim of a task is dead", "namespace", b.Namespace, "id", b.ID, "exited", d.exited, "pid", d.pid, "runs", d.alive())
+	t.settle(nil, d)
+	return true
+}
+
+// legacy is what a shim has written down.
+type legacy struct {
+	remains remains
+	made    bool // somebody was told of the task, or there is a process
+	deleted bool // and then that it is gone
+	events  []*shims.Event
+}
+
+// read reads what a shim has written down.
+func (s *Service) read(b *bundle.Bundle) legacy {
+	l := legacy{remains: remains{bundle: b, own: s.shims.Own(b)}}
+	d := &l.remains
+	records, err := b.Ledger()
+	if err != nil {
+		s.log.Error("the ledger of a shim is damaged; what could be read is used", "bundle", b.Path, "error", err)
+	}
+	boot := ""
+	for _, r := range records {
+		if r.Header != nil {
+			boot = r.Header.BootId
+		}
+		if p := r.Process; p != nil && p.ExecId == "" {
+			d.pid, d.ticks, d.terminal = p.Pid, p.StartTicks, p.Terminal
+			d.stdio = [3]string{p.Stdin, p.Stdout, p.Stderr}
+		}
+		if e := r.Exit; e != nil && e.ExecId == "" {
+			d.exited, d.status, d.exitedAt = true, e.Status, time.Unix(0, e.ExitedUnixNano)
+		}
+		if e := shims.FromLedger(r); e != nil {
+			l.made = l.made || e.Topic == "/tasks/create"
+			l.deleted = l.deleted || isDeletion(e, b.ID)
+			l.events = append(l.events, e)
+		}
+	}
+	if boot != "" && boot != bootID() {
+		d.pid = 0 // the number means nothing after a reboot
+	}
+	if len(records) == 0 {
+		d.pid, d.ticks = b.Init()
+		l.made = b.Created()
+	}
+	l.made = l.made || d.alive()
+	return l
+}
+
+func isDeletion(e *shims.Event, id string) bool {
+	if e.Topic != "/tasks/delete" {
+		return false
+	}
+	var d events.TaskDelete
+	return proto.Unmarshal(e.Event.GetValue(), &d) == nil && (d.ID == "" || d.ID == id)
+}
+
+func bootID() string {
+	data, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(data))
 }
 
 // examine reads what a dead shim has written down, and hands on the events that nobody was told of. nil: it had made no
-// container.
+// container, or that is deleted.
 func (s *Service) examine(b *bundle.Bundle) *remains {
-	records, err := b.Ledger()
-	if err != nil {
-		s.log.Error("the ledger of a dead shim is damaged; what could be read is used", "bundle", b.Path, "error", err)
-	}
-	dead := &remains{bundle: b}
-	var ticks uint64
-	told, cursor := false, b.Cursor()
-	for _, r := range records {
-		if p := r.Process; p != nil && p.ExecId == "" {
-			dead.pid, ticks, dead.terminal = p.Pid, p.StartTicks, p.Terminal
-			dead.stdio = [3]string{p.Stdin, p.Stdout, p.Stderr}
-		}
-		if e := r.Exit; e != nil && e.ExecId == "" {
-			dead.exited, dead.status, dead.exitedAt = true, e.Status, time.Unix(0, e.ExitedUnixNano)
-		}
-		if e := shims.FromLedger(r); e != nil {
-			told = told || e.Topic == "/tasks/create"
-			if e.Seq > cursor {
-				s.hand(b, e, true)
-			}
+	l := s.read(b)
+	cursor := b.Cursor()
+	for _, e := range l.events {
+		if e.Seq > cursor {
+			s.hand(b, e)
 		}
 	}
-	if !told && !(dead.pid != 0 && bundle.InitAlive(dead.pid, ticks)) {
+	if !l.made || l.deleted {
 		return nil
 	}
-	return dead
-}
-
-// deleteDead removes a task whose shim is dead, and whose container has ended.
-func (s *Service) deleteDead(ctx context.Context, t *Task) (*task.DeleteResponse, error) {
-	d := t.remains()
-	records, _ := d.bundle.Ledger()
-	for _, r := range records {
-		if p := r.Process; !d.exited && p != nil && p.ExecId == "" && bundle.InitAlive(p.Pid, p.StartTicks) {
-			return nil, fmt.Errorf("cannot delete task %s: its shim is dead but process %d runs: %w", t.key.id, p.Pid, errdefs.ErrFailedPrecondition)
-		}
-	}
-	resp, err := s.shims.Cleanup(ctx, d.bundle)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.bundle.Remove(); err != nil {
-		return nil, err
-	}
-	s.drop(t)
-	return resp, s.tellDeleted(t, resp)
+	return &l.remains
 }

@@ -6,26 +6,23 @@ import (
 	"fmt"
 	"sort"
 	"sync"
-	"time"
 
-	"github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/filters"
-	shim "github.com/managerd/managerd/protos/shim/v1"
+	"github.com/managerd/managerd/manager/shims"
 )
-
-var describe = &shim.DescribeRequest{}
 
 // Start starts the parked init, or an exec, and returns its pid.
 func (s *Service) Start(ctx context.Context, id, execID string) (uint32, error) {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return 0, err
 	}
@@ -33,19 +30,30 @@ func (s *Service) Start(ctx context.Context, id, execID string) (uint32, error) 
 	return resp.GetPid(), err
 }
 
-// Get says how a process is.
+// Get says how a process is. When the shim does not answer within a second its status is unknown.
 func (s *Service) Get(ctx context.Context, id, execID string) (*task.StateResponse, error) {
-	t, err := s.find(ctx, id)
+	_, t, err := s.find(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if d := t.remains(); d != nil {
-		if execID != "" {
-			return nil, fmt.Errorf("exec %s of task %s: the shim is dead: %w", execID, id, errdefs.ErrNotFound)
+	asking, cancel := context.WithTimeout(ctx, answer)
+	defer cancel()
+	shim, dead, _ := t.now()
+	switch {
+	case shim != nil:
+		st, err := ask(asking, s, t, shim, func(ctx context.Context, c *shims.Shim) (*task.StateResponse, error) {
+			return c.State(ctx, &task.StateRequest{ID: id, ExecID: execID})
+		})
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			return &task.StateResponse{ID: id, ExecID: execID, Bundle: shim.Bundle.Path, Status: tasktypes.Status_UNKNOWN}, nil
 		}
-		return d.state(id), nil
+		return st, err
+	case dead != nil && execID == "":
+		return dead.state(id), nil
+	case dead != nil:
+		return nil, fmt.Errorf("exec %s of task %s: the shim is dead: %w", execID, id, errdefs.ErrNotFound)
 	}
-	return t.connection().State(ctx, &task.StateRequest{ID: id, ExecID: execID})
+	return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
 }
 
 // state is what can be said without a shim.
@@ -56,6 +64,8 @@ func (d *remains) state(id string) *task.StateResponse {
 	}
 	if d.exited {
 		r.Status, r.ExitStatus, r.ExitedAt = tasktypes.Status_STOPPED, d.status, timestamppb.New(d.exitedAt)
+	} else if !d.alive() {
+		r.ExitStatus = unknownExit // it has ended, and nobody saw how
 	}
 	return r
 }
@@ -100,26 +110,39 @@ func (s *Service) DeleteProcess(ctx context.Context, id, execID string) (*task.D
 	if execID == "" {
 		return nil, fmt.Errorf("cannot delete a process of task %s: no exec id: %w", id, errdefs.ErrInvalidArgument)
 	}
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	return c.Delete(ctx, &task.DeleteRequest{ID: id, ExecID: execID})
+	resp, err := c.Delete(ctx, &task.DeleteRequest{ID: id, ExecID: execID})
+	if err == nil {
+		s.endWait(ctx, id, execID)
+	}
+	return resp, err
 }
 
-// Kill signals a process, or with all every process of the task.
+// Kill signals a process, or with all every process of the task. The init can be reached even when its shim is dead.
 func (s *Service) Kill(ctx context.Context, id, execID string, signal uint32, all bool) error {
-	c, err := s.living(ctx, id)
+	ctx, t, err := s.find(ctx, id)
 	if err != nil {
 		return err
 	}
-	_, err = c.Kill(ctx, &task.KillRequest{ID: id, ExecID: execID, Signal: signal, All: all})
+	shim, dead, _ := t.now()
+	if dead != nil && dead.alive() && execID == "" && signal > 0 && signal <= 64 {
+		return bundle.SignalInit(dead.pid, dead.ticks, unix.Signal(signal))
+	}
+	if shim == nil {
+		if _, shim, err = s.living(ctx, id); err != nil {
+			return err
+		}
+	}
+	_, err = shim.Kill(ctx, &task.KillRequest{ID: id, ExecID: execID, Signal: signal, All: all})
 	return err
 }
 
 // Exec adds a process to a task; Start starts it.
 func (s *Service) Exec(ctx context.Context, r *task.ExecProcessRequest) error {
-	c, err := s.living(ctx, r.ID)
+	ctx, c, err := s.living(ctx, r.ID)
 	if err != nil {
 		return err
 	}
@@ -129,7 +152,7 @@ func (s *Service) Exec(ctx context.Context, r *task.ExecProcessRequest) error {
 
 // ResizePty sets the size of a terminal in characters.
 func (s *Service) ResizePty(ctx context.Context, id, execID string, width, height uint32) error {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -139,7 +162,7 @@ func (s *Service) ResizePty(ctx context.Context, id, execID string, width, heigh
 
 // CloseIO ends a process's input.
 func (s *Service) CloseIO(ctx context.Context, id, execID string, stdin bool) error {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -149,7 +172,7 @@ func (s *Service) CloseIO(ctx context.Context, id, execID string, stdin bool) er
 
 // Pause freezes a task.
 func (s *Service) Pause(ctx context.Context, id string) error {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -159,7 +182,7 @@ func (s *Service) Pause(ctx context.Context, id string) error {
 
 // Resume undoes Pause.
 func (s *Service) Resume(ctx context.Context, id string) error {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -169,7 +192,7 @@ func (s *Service) Resume(ctx context.Context, id string) error {
 
 // Pids lists the processes of a task.
 func (s *Service) Pids(ctx context.Context, id string) ([]*tasktypes.ProcessInfo, error) {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +202,7 @@ func (s *Service) Pids(ctx context.Context, id string) ([]*tasktypes.ProcessInfo
 
 // Update changes the limits of a running task.
 func (s *Service) Update(ctx context.Context, id string, resources *anypb.Any, annotations map[string]string) error {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -189,7 +212,7 @@ func (s *Service) Update(ctx context.Context, id string, resources *anypb.Any, a
 
 // Checkpoint writes a task's state to the directory path.
 func (s *Service) Checkpoint(ctx context.Context, id, path string, options *anypb.Any) error {
-	c, err := s.living(ctx, id)
+	ctx, c, err := s.living(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -197,34 +220,8 @@ func (s *Service) Checkpoint(ctx context.Context, id, path string, options *anyp
 	return err
 }
 
-// Wait answers when the process has ended, also when it did long ago, or while no daemon lived.
-func (s *Service) Wait(ctx context.Context, id, execID string) (status uint32, at *timestamppb.Timestamp, err error) {
-	t, err := s.find(ctx, id)
-	if err != nil {
-		return 0, nil, err
-	}
-	if c := t.connection(); c != nil {
-		resp, err := c.Wait(ctx, &task.WaitRequest{ID: id, ExecID: execID})
-		if err == nil {
-			return resp.ExitStatus, resp.ExitedAt, nil
-		}
-		if !errdefs.IsUnavailable(err) {
-			return 0, nil, err
-		}
-		select { // the shim died: it may have written the exit down
-		case <-t.followed:
-		case <-ctx.Done():
-			return 0, nil, ctx.Err()
-		}
-	}
-	if d := t.remains(); d != nil && d.exited && execID == "" {
-		return d.status, timestamppb.New(d.exitedAt), nil
-	}
-	return 0, nil, fmt.Errorf("cannot wait for task %s: its shim is dead: %w", id, errdefs.ErrUnavailable)
-}
-
-// Metrics reads the counters of the tasks that match f (id), all shims at once, each for at most a second. A task that
-// does not answer, or runs no more, is left out.
+// Metrics reads the counters of the tasks that match f (id, namespace), all shims at once, each for at most a second. A
+// task that does not answer, or runs no more, is left out.
 func (s *Service) Metrics(ctx context.Context, f filters.Filter) ([]*types.Metric, error) {
 	all, err := s.list(ctx)
 	if err != nil {
@@ -232,49 +229,63 @@ func (s *Service) Metrics(ctx context.Context, f filters.Filter) ([]*types.Metri
 	}
 	ctx, cancel := context.WithTimeout(ctx, answer)
 	defer cancel()
-	var mu sync.Mutex
-	var out []*types.Metric
+	metrics := make([]*types.Metric, len(all))
 	var asked sync.WaitGroup
-	for _, t := range all {
-		id := t.key.id
-		if !f.Match(filters.AdapterFunc(func(path []string) (string, bool) {
-			return id, len(path) == 1 && path[0] == "id"
-		})) {
+	for i, t := range all {
+		if !f.Match(t) {
 			continue
 		}
 		asked.Add(1)
 		go func() {
 			defer asked.Done()
-			c, err := s.living(ctx, id)
-			if err != nil {
-				return
+			m, err := s.metric(ctx, t)
+			if metrics[i] = m; err != nil {
+				s.log.Warn("no metrics of task", "namespace", t.key.ns, "id", t.key.id, "error", err)
 			}
-			resp, err := c.Stats(ctx, &task.StatsRequest{ID: id})
-			if err != nil {
-				if !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) && !errors.Is(err, context.DeadlineExceeded) {
-					s.log.Warn("no metrics of task", "id", id, "error", err)
-				}
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			out = append(out, &types.Metric{Timestamp: timestamppb.Now(), ID: id, Data: resp.Stats})
 		}()
 	}
 	asked.Wait()
+	out := metrics[:0]
+	for _, m := range metrics {
+		if m != nil {
+			out = append(out, m)
+		}
+	}
 	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
 	return out, nil
 }
 
-// tellDeleted is the event that a dead shim cannot send any more.
-func (s *Service) tellDeleted(t *Task, resp *task.DeleteResponse) error {
-	body, err := typeurl.MarshalAnyToProto(&events.TaskDelete{
-		ContainerID: t.key.id, ID: t.key.id, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt,
+// Field lets filters look at a task: id, namespace.
+func (t *Task) Field(path []string) (string, bool) {
+	if len(path) == 1 {
+		switch path[0] {
+		case "id":
+			return t.key.id, true
+		case "namespace":
+			return t.key.ns, true
+		}
+	}
+	return "", false
+}
+
+// metric reads one task's counters; none when it does not run.
+func (s *Service) metric(ctx context.Context, t *Task) (*types.Metric, error) {
+	_, c, err := s.living(ctx, t.key.id)
+	if err != nil {
+		return nil, unlessEnded(err)
+	}
+	resp, err := ask(ctx, s, t, c, func(ctx context.Context, c *shims.Shim) (*task.StatsResponse, error) {
+		return c.Stats(ctx, &task.StatsRequest{ID: t.key.id})
 	})
 	if err != nil {
-		return err
+		return nil, unlessEnded(err)
 	}
-	return s.events.Forward(&types.Envelope{
-		Timestamp: timestamppb.New(time.Now()), Namespace: t.key.ns, Topic: "/tasks/delete", Event: body,
-	})
+	return &types.Metric{Timestamp: timestamppb.Now(), ID: t.key.id, Data: resp.Stats}, nil
+}
+
+func unlessEnded(err error) error {
+	if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
+		return nil
+	}
+	return err
 }

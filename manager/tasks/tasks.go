@@ -9,10 +9,8 @@ import (
 	"sync"
 	"time"
 
-	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/containers"
@@ -25,6 +23,8 @@ const (
 	answer = time.Second
 	// ending is how long a shim may take to hand over its last events when its task was deleted.
 	ending = 5 * time.Second
+	// unknownExit is the status of a process of which nobody saw the exit, as containerd's clients know it.
+	unknownExit = 255
 )
 
 // containerStore is where the spec and the runtime of a task come from.
@@ -32,10 +32,9 @@ type containerStore interface {
 	Get(ctx context.Context, id string) (containers.Container, error)
 }
 
-// exchange takes events: those of now, and those of the time when no daemon lived.
+// exchange takes events.
 type exchange interface {
 	Forward(*types.Envelope) error
-	Recover(*types.Envelope) error
 }
 
 // Service keeps the tasks of all namespaces.
@@ -48,107 +47,54 @@ type Service struct {
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
-	work   sync.WaitGroup // what follows shims
+	work   sync.WaitGroup // what goes on in the background
 
-	mu    sync.Mutex
-	tasks map[key]*Task
+	mu     sync.Mutex
+	closed bool
+	tasks  map[key]*Task
 }
 
 type key struct{ ns, id string }
 
-// New gives a service without tasks: see Recover.
+// New gives a service without tasks: see Recover. Close releases it.
 func New(b *bundle.Store, s *shims.Manager, c containerStore, e exchange, log *slog.Logger) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Service{bundles: b, shims: s, containers: c, events: e, log: log, ctx: ctx, cancel: cancel, tasks: map[key]*Task{}}
 }
 
-// Close lets go of every shim; they live on.
+// Close lets go of every shim; they live on. Requests under way fail.
 func (s *Service) Close() {
-	s.cancel()
 	s.mu.Lock()
-	all := make([]*Task, 0, len(s.tasks))
-	for _, t := range s.tasks {
-		all = append(all, t)
-	}
+	s.closed = true
 	s.mu.Unlock()
-	for _, t := range all {
-		if shim := t.connection(); shim != nil {
-			shim.Close()
-		}
-	}
+	s.cancel()
 	s.work.Wait()
-}
-
-// CreateRequest is a task to be made.
-type CreateRequest struct {
-	ID                    string // of the container
-	Rootfs                []*types.Mount
-	Stdin, Stdout, Stderr string
-	Terminal              bool
-	Options               *anypb.Any // of the runtime; nil: those of the container
-	RuntimePath           string     // another shim binary than the container's runtime names
-	Checkpoint            string     // directory; empty: none
-}
-
-// Create makes a task, its init parked, and returns the init's pid. On an error nothing is left of it.
-func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err error) {
-	ns, err := namespaces.Required(ctx)
-	if err != nil {
-		return 0, err
-	}
-	c, err := s.containers.Get(ctx, r.ID)
-	if err != nil {
-		return 0, err
-	}
-	if r.Options == nil {
-		r.Options = c.Runtime.Options
-	}
-	runtime := c.Runtime.Name
-	if r.RuntimePath != "" {
-		runtime = r.RuntimePath
-	}
-	t, err := s.reserve(ns, r.ID)
-	if err != nil {
-		return 0, err
-	}
-	// A client that goes away half way does not leave half a task: it is made, or undone.
-	ctx = context.WithoutCancel(ctx)
-	var b *bundle.Bundle
-	var shim *shims.Shim
-	defer func() {
-		if err == nil {
-			return
-		}
-		if shim != nil {
-			_ = shim.End(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tasks {
+		if shim, _, _ := t.now(); shim != nil {
 			shim.Close()
-			shim.Forget()
 		}
-		if b != nil {
-			if rerr := b.Remove(); rerr != nil {
-				s.log.Error("cannot remove the bundle of a task that could not be created", "namespace", ns, "id", r.ID, "error", rerr)
-			}
-		}
-		s.drop(t)
-		t.settle(nil, nil)
-	}()
-	if b, err = s.bundles.Create(ns, r.ID, c.Spec.GetValue()); err != nil {
-		return 0, err
 	}
-	if shim, err = s.shims.Spawn(ctx, b, runtime, r.Options); err != nil {
-		return 0, err
-	}
-	resp, err := shim.Create(ctx, &task.CreateTaskRequest{
-		ID: r.ID, Bundle: b.Path, Rootfs: r.Rootfs, Terminal: r.Terminal, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
-		Checkpoint: r.Checkpoint, Options: r.Options,
-	})
-	if err != nil {
-		return 0, err
-	}
-	t.settle(shim, nil)
-	s.follow(t, b, shim, false)
-	return resp.Pid, nil
 }
+
+// background runs fn until Close, which waits for it. Unavailable after Close.
+func (s *Service) background(fn func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("the daemon is ending: %w", errdefs.ErrUnavailable)
+	}
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		fn()
+	}()
+	return nil
+}
+
+// in is the context of work that is no client's, in a namespace: it ends with Close.
+func (s *Service) in(ns string) context.Context { return namespaces.With(s.ctx, ns) }
 
 // reserve enters a task that is being made. One whose shim is dead and whose container has ended without anybody's
 // interest still counts: it is there until it is deleted.
@@ -164,53 +110,63 @@ func (s *Service) reserve(ns, id string) (*Task, error) {
 	return t, nil
 }
 
+// drop takes a task out: it is gone.
 func (s *Service) drop(t *Task) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.tasks[t.key] == t {
 		delete(s.tasks, t.key)
 	}
+	s.mu.Unlock()
+	t.settle(nil, nil)
 }
 
-// find gives the task, once it is known whether its shim lives.
-func (s *Service) find(ctx context.Context, id string) (*Task, error) {
+// find gives the task, once it is known whether its shim lives, and a context for calls to the shim.
+func (s *Service) find(ctx context.Context, id string) (context.Context, *Task, error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s.mu.Lock()
 	t := s.tasks[key{ns, id}]
 	s.mu.Unlock()
 	if t == nil {
-		return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+		return nil, nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+	}
+	if t.adopt != nil {
+		if err := s.background(func() { t.begin.Do(t.adopt) }); err != nil {
+			return nil, nil, err
+		}
 	}
 	select {
 	case <-t.settled:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("task %s is being made or adopted: %w", id, ctx.Err())
+		return nil, nil, fmt.Errorf("task %s is being made or adopted: %w", id, ctx.Err())
 	}
-	if t.connection() == nil && t.remains() == nil {
-		return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound) // it could not be made
+	if shim, dead, _ := t.now(); shim == nil && dead == nil {
+		return nil, nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound) // it could not be made, or is gone
 	}
-	return t, nil
+	return namespaces.With(ctx, ns), t, nil
 }
 
-// living gives the shim of a task, for what needs one.
-func (s *Service) living(ctx context.Context, id string) (*shims.Shim, error) {
-	t, err := s.find(ctx, id)
+// living gives the shim of a task, for what needs one, and a context for calls to it.
+func (s *Service) living(ctx context.Context, id string) (context.Context, *shims.Shim, error) {
+	ctx, t, err := s.find(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if d := t.remains(); d != nil {
-		if d.exited {
-			return nil, fmt.Errorf("task %s has ended: process already finished: %w", id, errdefs.ErrNotFound)
-		}
-		return nil, fmt.Errorf("task %s: its shim is dead: %w", id, errdefs.ErrUnavailable)
+	shim, dead, _ := t.now()
+	switch {
+	case shim != nil:
+		return ctx, shim, nil
+	case dead == nil:
+		return nil, nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+	case dead.exited:
+		return nil, nil, fmt.Errorf("task %s has ended: process already finished: %w", id, errdefs.ErrNotFound)
 	}
-	return t.connection(), nil
+	return nil, nil, fmt.Errorf("task %s: its shim is dead: %w", id, errdefs.ErrUnavailable)
 }
 
-// list gives the tasks of the context's namespace.
+// list gives the tasks of the context's namespace, but those that are being made.
 func (s *Service) list(ctx context.Context) ([]*Task, error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
@@ -220,52 +176,18 @@ func (s *Service) list(ctx context.Context) ([]*Task, error) {
 	defer s.mu.Unlock()
 	var out []*Task
 	for k, t := range s.tasks {
-		if k.ns == ns {
+		if k.ns == ns && (t.adopt != nil || isClosed(t.settled)) {
 			out = append(out, t)
 		}
 	}
 	return out, nil
 }
 
-// Delete removes an ended task and says how it ended.
-func (s *Service) Delete(ctx context.Context, id string) (*task.DeleteResponse, error) {
-	t, err := s.find(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	t.deleting.Lock()
-	defer t.deleting.Unlock()
-	if _, err := s.find(ctx, id); err != nil {
-		return nil, err // somebody else was first
-	}
-	if t.remains() != nil {
-		return s.deleteDead(ctx, t)
-	}
-	ctx = context.WithoutCancel(ctx)
-	shim := t.connection()
-	resp, err := shim.Delete(ctx, &task.DeleteRequest{ID: id})
-	if err != nil {
-		return nil, err
-	}
-	return resp, s.release(ctx, t, shim)
-}
-
-// release ends the shim of a task that is gone, once it has told its last event, and removes the bundle.
-func (s *Service) release(ctx context.Context, t *Task, shim *shims.Shim) error {
-	t.expectEnd()
-	ctx, cancel := context.WithTimeout(ctx, ending)
-	defer cancel()
-	if err := shim.End(ctx); err != nil {
-		s.log.Warn("shim does not shut down", "namespace", t.key.ns, "id", t.key.id, "error", err)
-	}
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-t.followed:
-	case <-ctx.Done():
-		s.log.Warn("shim did not finish its events", "namespace", t.key.ns, "id", t.key.id)
+	case <-c:
+		return true
+	default:
+		return false
 	}
-	shim.Close()
-	shim.Forget()
-	err := shim.Bundle.Remove()
-	s.drop(t)
-	return err
 }

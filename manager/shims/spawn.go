@@ -1,0 +1,227 @@
+package shims
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/managerd/managerd/manager/bundle"
+	"github.com/managerd/managerd/shimapi"
+)
+
+const (
+	// startTimeout is how long another's shim may take for the verb start.
+	startTimeout = 30 * time.Second
+	// deleteTimeout is how long a shim may take for the verb delete.
+	deleteTimeout = 30 * time.Second
+)
+
+// shimProcess is a shim that this daemon spawned: its child, as long as both live.
+type shimProcess struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closed once it has been waited for
+}
+
+func (p *shimProcess) kill() {
+	_ = p.cmd.Process.Kill() // an error says that it has ended
+	<-p.ended
+}
+
+// Spawn starts a shim for a bundle and connects to it. On an error no process and no socket is left.
+func (m *Manager) Spawn(ctx context.Context, b *bundle.Bundle, runtime string, options *anypb.Any) (*Shim, error) {
+	binary, own, err := m.Resolve(runtime)
+	if err != nil {
+		return nil, err
+	}
+	// Before the shim is there: another's shim may wait for a reader of its log.
+	log, err := copyLog(b, m.cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	var s *Shim
+	if own {
+		s, err = m.spawnOwn(ctx, b, binary, log)
+	} else {
+		s, err = m.spawnOther(ctx, b, binary, options, log)
+	}
+	if err != nil {
+		log.close()
+	}
+	return s, err
+}
+
+// spawnOwn hands our shim a socket that is bound already: it can be connected to at once.
+func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string, log *shimLog) (_ *Shim, err error) {
+	p := m.ownSocket(b)
+	path := strings.TrimPrefix(p.Address, "unix://")
+	if err := b.SetShim(binary, p); err != nil {
+		return nil, err
+	}
+	l, err := shimapi.Listen(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(path)
+		}
+	}()
+	socket, err := l.File()
+	_ = l.Close()
+	if err != nil {
+		return nil, err
+	}
+	// Our copy must go, or connecting to a dead shim would hang instead of being refused.
+	defer func() { _ = socket.Close() }()
+	// Until the shim has opened its log itself, what it says (a missing library, a panic) goes there too.
+	stderr, err := os.OpenFile(b.LogFIFO(), os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = stderr.Close() }()
+	argv := []string{"-namespace", b.Namespace, "-id", b.ID, "-bundle", b.Path}
+	if m.cfg.Debug {
+		argv = append(argv, "-debug")
+	}
+	cmd := exec.Command(binary, append(argv, shimapi.VerbServe)...)
+	cmd.Dir = b.Path
+	cmd.Env = environment("GOMAXPROCS=4") // a shim waits; a thread per core of a large machine would only cost
+	cmd.Stderr = stderr
+	cmd.ExtraFiles = []*os.File{socket} // descriptor 3
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("cannot spawn shim %s: %w", binary, err)
+	}
+	proc := &shimProcess{cmd: cmd, ended: make(chan struct{})}
+	go func() {
+		defer close(proc.ended)
+		_ = cmd.Wait() // while we live the shim is our child; what it did, it tells by its ledger
+	}()
+	s, err := m.connect(ctx, b, true, p, log)
+	if err != nil {
+		proc.kill()
+		return nil, err
+	}
+	s.proc = proc
+	return s, nil
+}
+
+// spawnOther starts a shim by containerd's contract: the verb start, which prints where the shim listens.
+func (m *Manager) spawnOther(ctx context.Context, b *bundle.Bundle, binary string, options *anypb.Any, log *shimLog) (_ *Shim, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	out, err := m.verb(ctx, b, binary, shimapi.VerbStart, options)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		// It may run: nobody but its own verb knows how to end it.
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)
+		defer cancel()
+		if _, derr := m.verb(dctx, b, binary, shimapi.VerbDelete, nil); derr != nil {
+			err = errors.Join(err, derr)
+		}
+	}()
+	p, err := shimapi.ParseBootstrap(out)
+	if err != nil {
+		return nil, fmt.Errorf("shim %s: %w", binary, err)
+	}
+	if err := b.SetShim(binary, p); err != nil {
+		return nil, err
+	}
+	return m.connect(ctx, b, false, p, log)
+}
+
+// verb runs a verb of containerd's contract and returns what it printed.
+func (m *Manager) verb(ctx context.Context, b *bundle.Bundle, binary, verb string, options *anypb.Any) ([]byte, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	argv := []string{"-namespace", b.Namespace, "-address", m.cfg.Address, "-publish-binary", self, "-id", b.ID}
+	if m.cfg.Debug {
+		argv = append(argv, "-debug")
+	}
+	if verb == shimapi.VerbDelete {
+		argv = append(argv, "-bundle", b.Path)
+	}
+	cmd := exec.CommandContext(ctx, binary, append(argv, verb)...)
+	cmd.Dir = b.Path
+	cmd.Env = environment(shimapi.EnvTTRPCAddress+"="+m.cfg.TTRPCAddress, shimapi.EnvGRPCAddress+"="+m.cfg.Address,
+		shimapi.EnvNamespace+"="+b.Namespace, "MAX_SHIM_VERSION=3", "GOMAXPROCS=2")
+	if options != nil {
+		data, err := proto.Marshal(options)
+		if err != nil {
+			return nil, err
+		}
+		cmd.Stdin = bytes.NewReader(data)
+	}
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	// What the verb starts may inherit its output: the verb's end counts, not that of the pipe.
+	cmd.WaitDelay = 100 * time.Millisecond
+	if err := cmd.Run(); err != nil && !errors.Is(err, exec.ErrWaitDelay) {
+		return nil, fmt.Errorf("shim %s failed to %s: %w: %s", binary, verb, err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}
+
+// environment is ours without what systemd meant for us alone, and with add.
+func environment(add ...string) []string {
+	var out []string
+	for _, e := range os.Environ() {
+		name, _, _ := strings.Cut(e, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+		default:
+			out = append(out, e)
+		}
+	}
+	return append(out, add...)
+}
+
+// Cleanup takes away what a dead shim left behind, by the verb delete of its binary, and says how the container ended.
+// It ends the container if that still runs. The bundle stays.
+func (m *Manager) Cleanup(ctx context.Context, b *bundle.Bundle) (*task.DeleteResponse, error) {
+	binary, p, err := b.Shim()
+	switch own := m.ownSocket(b); {
+	case err == nil && p.Address != own.Address:
+	case err == nil || errdefs.IsDataLoss(err):
+		// The binary that spawned it may be another one by now; ours knows what ours left.
+		binary, p = m.cfg.Binary, own
+	case errdefs.IsNotFound(err):
+		_ = os.Remove(strings.TrimPrefix(own.Address, "unix://")) // nothing was ever spawned
+		return &task.DeleteResponse{}, nil
+	default:
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	out, err := m.verb(ctx, b, binary, shimapi.VerbDelete, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp := &task.DeleteResponse{}
+	if err := proto.Unmarshal(out, resp); err != nil {
+		return nil, fmt.Errorf("shim %s printed no DeleteResponse: %w", binary, err)
+	}
+	if p.Address == m.ownSocket(b).Address {
+		_ = os.Remove(strings.TrimPrefix(p.Address, "unix://"))
+	}
+	return resp, nil
+}
