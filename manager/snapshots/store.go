@@ -24,21 +24,31 @@ import (
 
 // Store has the snapshotters of a daemon.
 type Store struct {
+	db    *metadata.DB
+	pub   Publisher
 	named map[string]*store
 }
 
-// NewStore makes a snapshotter of each backend and frees what a crash left half made. The store owns the backends and
-// closes them with Close; db and pub stay the caller's.
+// NewStore makes a snapshotter of each backend: see Add. The store owns the backends and closes them with Close; db and
+// pub stay the caller's.
 func NewStore(ctx context.Context, db *metadata.DB, pub Publisher, backends map[string]Backend) (*Store, error) {
-	s := &Store{named: map[string]*store{}}
+	s := &Store{db: db, pub: pub, named: map[string]*store{}}
 	for name, b := range backends {
-		st := &store{name: name, db: db, pub: pub, backend: b}
-		if err := st.open(ctx); err != nil {
-			return nil, fmt.Errorf("cannot open snapshotter %s: %w", name, err)
+		if err := s.Add(ctx, name, b); err != nil {
+			return nil, err
 		}
-		s.named[name] = st
 	}
 	return s, nil
+}
+
+// Add makes a snapshotter of a backend and frees what a crash left half made in it. To be called before the store is used.
+func (s *Store) Add(ctx context.Context, name string, b Backend) error {
+	st := &store{name: name, db: s.db, pub: s.pub, backend: b}
+	if err := st.open(ctx); err != nil {
+		return fmt.Errorf("cannot open snapshotter %s: %w", name, err)
+	}
+	s.named[name] = st
+	return nil
 }
 
 // Snapshotter finds one by name; InvalidArgument when there is none, as containerd has it.

@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	_ "crypto/sha256" // go-digest finds it by name
 	"encoding/json"
 	"errors"
 	"fmt"
