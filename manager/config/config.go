@@ -1,0 +1,188 @@
+// Package config reads the daemon's configuration: containerd's config.toml (versions 2 and 3), of which it honours
+// what the daemon has, and says with file and line what it does not.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Versions of the file that are read; Version is the one that is written.
+const (
+	oldestVersion = 2
+	Version       = 3
+)
+
+// Config is what the daemon is told. Every field stands in the table of keys (keys.go) with its meaning and its default.
+type Config struct {
+	Root, State     string
+	GRPC            GRPC
+	TTRPC           Socket
+	Debug           Debug
+	Metrics         Metrics
+	OOMScore        int
+	DisabledPlugins []string
+	RequiredPlugins []string
+	Imports         []string
+	Overlayfs       Snapshotter
+	Native          Snapshotter
+	Task            Task
+}
+
+// Socket is a Unix socket and who owns it.
+type Socket struct {
+	Address  string
+	UID, GID int
+}
+
+// GRPC is the socket of the API; its limits are in bytes.
+type GRPC struct {
+	Socket
+	MaxRecvMessageSize, MaxSendMessageSize int
+}
+
+// Debug is the log, and a socket for profiles when it has an address.
+type Debug struct {
+	Socket
+	Level, Format string
+}
+
+// Metrics is a TCP address, HOST:PORT, or nothing.
+type Metrics struct{ Address string }
+
+// Snapshotter is what a snapshotter can be told.
+type Snapshotter struct{ RootPath string }
+
+// Task is what the part that runs shims can be told.
+type Task struct{ Shim string }
+
+// Default is the configuration without a file.
+func Default() *Config {
+	c := &Config{}
+	for _, k := range keys {
+		set(k.field(c), k.def)
+	}
+	return c
+}
+
+// snapshotterType is the type of snapshotter plugins, which names their section and their directory.
+const snapshotterType = "io.containerd.snapshotter.v1"
+
+// SnapshotterRoot is the directory of a snapshotter: the one configured, or ROOT/io.containerd.snapshotter.v1.NAME.
+func (c *Config) SnapshotterRoot(name string) string {
+	for _, s := range []struct{ name, root string }{{"overlayfs", c.Overlayfs.RootPath}, {"native", c.Native.RootPath}} {
+		if s.name == name && s.root != "" {
+			return s.root
+		}
+	}
+	return filepath.Join(c.Root, snapshotterType+"."+name)
+}
+
+// ShimPath is the shim binary that is configured, "" for the one beside the daemon or on PATH.
+func (c *Config) ShimPath() string { return c.Task.Shim }
+
+// maxSocketPath is what fits into sun_path (unix(7)), in bytes.
+const maxSocketPath = 107
+
+// Validate checks what can be checked without the machine. Its error, InvalidArgument, names every key that is wrong.
+func (c *Config) Validate() error {
+	var errs []error
+	wrong := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("configuration: "+format+": %w", append(args, errdefs.ErrInvalidArgument)...))
+	}
+	for _, k := range keys {
+		if k.check == nil {
+			continue
+		}
+		if why := k.check(value(k.field(c))); why != "" {
+			wrong("%s %s", k.name(), why)
+		}
+	}
+	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
+		wrong("root and state are both %s: state must not outlive a reboot, root must", c.Root)
+	}
+	return errors.Join(errs...)
+}
+
+func absolute(v any) string {
+	if p := v.(string); !filepath.IsAbs(p) {
+		return fmt.Sprintf("%q must be an absolute path", p)
+	}
+	return ""
+}
+
+func absoluteOrNone(v any) string {
+	if v.(string) == "" {
+		return ""
+	}
+	return absolute(v)
+}
+
+func socketPath(v any) string {
+	p := strings.TrimPrefix(v.(string), "unix://")
+	if why := absolute(p); why != "" {
+		return why
+	}
+	if len(p) > maxSocketPath {
+		return fmt.Sprintf("%q is too long for a socket: %d bytes, at most %d", p, len(p), maxSocketPath)
+	}
+	return ""
+}
+
+func socketPathOrNone(v any) string {
+	if v.(string) == "" {
+		return ""
+	}
+	return socketPath(v)
+}
+
+func natural(v any) string {
+	if n := v.(int); n < 0 {
+		return fmt.Sprintf("%d must not be negative", n)
+	}
+	return ""
+}
+
+func oneOf(words ...string) func(any) string {
+	return func(v any) string {
+		if s := v.(string); s != "" && !slices.Contains(words, s) {
+			return fmt.Sprintf("%q is none of %s", s, strings.Join(words, ", "))
+		}
+		return ""
+	}
+}
+
+func oomScore(v any) string {
+	if n := v.(int); n < -1000 || n > 1000 { // proc_pid_oom_score_adj(5)
+		return fmt.Sprintf("%d is not between -1000 and 1000", n)
+	}
+	return ""
+}
+
+// WriteTo writes the configuration as a file that Load reads back, every key with its meaning.
+func (c *Config) WriteTo(w io.Writer) (int64, error) {
+	var b strings.Builder
+	b.WriteString("# The configuration of managerd, in the form of containerd's config.toml.\n\nversion = ")
+	fmt.Fprintf(&b, "%d\n", Version)
+	table := ""
+	for _, k := range keys {
+		if t := k.tableName(); t != table {
+			table = t
+			fmt.Fprintf(&b, "\n[%s]\n", t)
+		} else {
+			b.WriteString("\n")
+		}
+		for line := range strings.SplitSeq(k.doc, "\n") {
+			fmt.Fprintf(&b, "# %s\n", line)
+		}
+		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
+	}
+	n, err := io.WriteString(w, b.String())
+	return int64(n), err
+}

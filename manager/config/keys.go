@@ -1,0 +1,178 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// key is one setting: where it stands in the file, where in Config, what it means.
+type key struct {
+	path  []string
+	doc   string
+	def   any               // string, int or []string
+	field func(*Config) any // a pointer to def's type
+	check func(any) string  // what is wrong with a value, as the rest of a sentence; nil when nothing can be
+}
+
+// name is the key as the file writes it.
+func (k *key) name() string { return joined(k.path) }
+
+func (k *key) tableName() string { return joined(k.path[:len(k.path)-1]) }
+
+// message is what clients are built for, in bytes.
+const message = 16 << 20
+
+var (
+	overlayfsSection = []string{"plugins", snapshotterType + ".overlayfs"}
+	nativeSection    = []string{"plugins", snapshotterType + ".native"}
+	taskSection      = []string{"plugins", "io.containerd.runtime.v2.task"}
+)
+
+func in(section []string, name string) []string {
+	return append(append([]string(nil), section...), name)
+}
+
+// keys is every setting there is, in the order of the file that is written.
+var keys = []key{
+	{[]string{"root"}, "Directory of what survives a reboot: metadata, content, snapshots.", "/var/lib/managerd",
+		func(c *Config) any { return &c.Root }, absolute},
+	{[]string{"state"}, "Directory of what does not survive a reboot: sockets and bundles of running tasks. On a tmpfs.", "/run/managerd",
+		func(c *Config) any { return &c.State }, absolute},
+	{[]string{"oom_score"}, "What the daemon's oom_score_adj is set to; 0 leaves it alone.", 0,
+		func(c *Config) any { return &c.OOMScore }, oomScore},
+	{[]string{"disabled_plugins"}, "Parts that are not built, by their full names (mctl plugins ls).", []string{},
+		func(c *Config) any { return &c.DisabledPlugins }, nil},
+	{[]string{"required_plugins"}, "Parts without which the daemon does not start. Others are left out when they fail.", []string{},
+		func(c *Config) any { return &c.RequiredPlugins }, nil},
+	{[]string{"imports"}, "More files, with * and ? as in glob(7), relative to this one. They are read in order and override it;\nlists grow.", []string{},
+		func(c *Config) any { return &c.Imports }, nil},
+
+	{[]string{"grpc", "address"}, "Path of the socket that clients connect to.", "/run/managerd/managerd.sock",
+		func(c *Config) any { return &c.GRPC.Address }, socketPath},
+	{[]string{"grpc", "uid"}, "Owner of the socket.", 0, func(c *Config) any { return &c.GRPC.UID }, natural},
+	{[]string{"grpc", "gid"}, "Group of the socket. Who may connect is root on this machine.", 0, func(c *Config) any { return &c.GRPC.GID }, natural},
+	{[]string{"grpc", "max_recv_message_size"}, "Largest request, in bytes.", message,
+		func(c *Config) any { return &c.GRPC.MaxRecvMessageSize }, natural},
+	{[]string{"grpc", "max_send_message_size"}, "Largest answer, in bytes.", message,
+		func(c *Config) any { return &c.GRPC.MaxSendMessageSize }, natural},
+
+	{[]string{"ttrpc", "address"}, "Path of the socket that shims of others report to; empty for grpc.address with .ttrpc behind it.", "",
+		func(c *Config) any { return &c.TTRPC.Address }, socketPathOrNone},
+	{[]string{"ttrpc", "uid"}, "Owner of the socket.", 0, func(c *Config) any { return &c.TTRPC.UID }, natural},
+	{[]string{"ttrpc", "gid"}, "Group of the socket.", 0, func(c *Config) any { return &c.TTRPC.GID }, natural},
+
+	{[]string{"debug", "address"}, "Path of a socket for Go's profiles (/debug/pprof/); empty for none.", "",
+		func(c *Config) any { return &c.Debug.Address }, socketPathOrNone},
+	{[]string{"debug", "uid"}, "Owner of the socket.", 0, func(c *Config) any { return &c.Debug.UID }, natural},
+	{[]string{"debug", "gid"}, "Group of the socket.", 0, func(c *Config) any { return &c.Debug.GID }, natural},
+	{[]string{"debug", "level"}, "Least level that is logged: trace, debug, info, warn, error, fatal or panic. Shims log with debug and trace.", "info",
+		func(c *Config) any { return &c.Debug.Level }, oneOf("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic")},
+	{[]string{"debug", "format"}, "How the log is written: text or json.", "text",
+		func(c *Config) any { return &c.Debug.Format }, oneOf("text", "json")},
+
+	{[]string{"metrics", "address"}, "HOST:PORT of Prometheus metrics (/v1/metrics); empty for none.", "",
+		func(c *Config) any { return &c.Metrics.Address }, nil},
+
+	{in(overlayfsSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
+		func(c *Config) any { return &c.Overlayfs.RootPath }, absoluteOrNone},
+	{in(nativeSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
+		func(c *Config) any { return &c.Native.RootPath }, absoluteOrNone},
+	{in(taskSection, "shim"), "Path of the shim for io.containerd.runc.v2; empty for shim-runc beside managerd, or else on PATH.", "",
+		func(c *Config) any { return &c.Task.Shim }, absoluteOrNone},
+}
+
+// ignored are the keys and sections of containerd that have no effect here, and why. A section ends with a dot, and
+// stands for all that is below it.
+var ignored = []struct{ prefix, why string }{
+	{"version", ""}, // read apart
+	{"plugin_dir", "Go plugins are not loaded"},
+	{"temp", "temporary files stay below root and state"},
+	{"cgroup.", "the daemon stays in the cgroup it was started in"},
+	{"grpc.tcp_address", "the API is not served over TCP"},
+	{"grpc.tcp_tls_ca", "the API is not served over TCP"},
+	{"grpc.tcp_tls_cert", "the API is not served over TCP"},
+	{"grpc.tcp_tls_key", "the API is not served over TCP"},
+	{"grpc.tcp_tls_common_name", "the API is not served over TCP"},
+	{"metrics.grpc_histogram", "there are no histograms of calls"},
+	{"timeouts.", "shims that are killed or restarted need no time limits"},
+	{"stream_processors.", "there are no stream processors"},
+	{"proxy_plugins.", "there are no proxy plugins"},
+	{"plugins." + snapshotterType + ".overlayfs.", "the snapshotter has no such setting"},
+	{"plugins." + snapshotterType + ".native.", "the snapshotter has no such setting"},
+	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
+	{"plugins.", "there is no such plugin"},
+}
+
+// set puts a value into the field it belongs to.
+func set(field, v any) {
+	switch f := field.(type) {
+	case *string:
+		*f = v.(string)
+	case *int:
+		*f = v.(int)
+	case *[]string:
+		*f = append([]string{}, v.([]string)...)
+	default:
+		panic(fmt.Sprintf("no such kind of setting: %T", field))
+	}
+}
+
+// value is what a field holds.
+func value(field any) any {
+	switch f := field.(type) {
+	case *string:
+		return *f
+	case *int:
+		return *f
+	case *[]string:
+		return *f
+	}
+	panic(fmt.Sprintf("no such kind of setting: %T", field))
+}
+
+// literal writes a value as TOML does.
+func literal(v any) string {
+	switch v := v.(type) {
+	case int:
+		return strconv.Itoa(v)
+	case string:
+		if plain.MatchString(v) {
+			return `"` + v + `"`
+		}
+	case []string:
+		quoted := make([]string, len(v))
+		for i, s := range v {
+			quoted[i] = literal(s)
+		}
+		return "[" + strings.Join(quoted, ", ") + "]"
+	}
+	out, err := toml.Marshal(map[string]any{"k": v})
+	if err != nil {
+		panic(err) // a string always can be
+	}
+	return string(bytes.TrimSpace(out[len("k ="):]))
+}
+
+// plain is a string that stands for itself between quotes.
+var plain = regexp.MustCompile(`^[ !#-\[\]-~]*$`)
+
+// bare is a key that needs no quotes (TOML 1.0, "Keys").
+var bare = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// joined writes a dotted key.
+func joined(path []string) string {
+	parts := make([]string, len(path))
+	for i, p := range path {
+		if bare.MatchString(p) {
+			parts[i] = p
+		} else {
+			parts[i] = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(p) + `"`
+		}
+	}
+	return strings.Join(parts, ".")
+}

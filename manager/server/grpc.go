@@ -1,0 +1,105 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/managerd/managerd/manager/config"
+)
+
+// maxMessage is what clients are built for, in bytes, where the configuration sets no other limit.
+const maxMessage = 16 << 20
+
+// waitMethod is the one call that may last as long as a container.
+const waitMethod = "/containerd.services.tasks.v1.Tasks/Wait"
+
+// newGRPC makes the server. A panic in one call fails that call and is logged with its stack: nothing else ends.
+func newGRPC(cfg *config.Config, under *calls, log *slog.Logger) *grpc.Server {
+	limit := func(configured int) int {
+		if configured > 0 {
+			return configured
+		}
+		return maxMessage
+	}
+	caught := func(method string, err *error) {
+		if p := recover(); p != nil {
+			log.Error("a call panicked", "method", method, "panic", p, "stack", string(debug.Stack()))
+			*err = status.Errorf(codes.Internal, "%s failed: %v; see the daemon's log", method, p)
+		}
+	}
+	return grpc.NewServer(
+		grpc.MaxRecvMsgSize(limit(cfg.GRPC.MaxRecvMessageSize)),
+		grpc.MaxSendMsgSize(limit(cfg.GRPC.MaxSendMessageSize)),
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, r any, i *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+			if i.FullMethod != waitMethod {
+				defer under.enter()()
+			}
+			defer caught(i.FullMethod, &err)
+			resp, err = next(ctx, r)
+			if err != nil {
+				log.Debug("call failed", "method", i.FullMethod, "error", err)
+			}
+			return resp, err
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+			defer caught(i.FullMethod, &err)
+			return next(srv, ss)
+		}),
+	)
+}
+
+// recoverTTRPC does the same for shims' calls.
+func recoverTTRPC(log *slog.Logger) ttrpc.UnaryServerInterceptor {
+	return func(ctx context.Context, u ttrpc.Unmarshaler, i *ttrpc.UnaryServerInfo, next ttrpc.Method) (resp any, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				log.Error("a call panicked", "method", i.FullMethod, "panic", p, "stack", string(debug.Stack()))
+				err = fmt.Errorf("%s failed: %v; see the daemon's log", i.FullMethod, p)
+			}
+		}()
+		return next(ctx, u)
+	}
+}
+
+// calls counts the unary calls under way, without waits for the end of a process.
+type calls struct {
+	mu   sync.Mutex
+	n    int
+	idle chan struct{} // closed when n is 0 and somebody asked
+}
+
+// enter counts a call; the returned function says that it has ended.
+func (c *calls) enter() func() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.n--; c.n == 0 && c.idle != nil {
+			close(c.idle)
+			c.idle = nil
+		}
+	}
+}
+
+// ended is closed as soon as no call is under way. To be asked once, when no new ones begin.
+func (c *calls) ended() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	idle := make(chan struct{})
+	if c.n == 0 {
+		close(idle)
+		return idle
+	}
+	c.idle = idle
+	return idle
+}

@@ -1,0 +1,228 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc"
+	healthapi "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/managerd/managerd/manager/api"
+	"github.com/managerd/managerd/manager/archive/local"
+	"github.com/managerd/managerd/manager/bundle"
+	"github.com/managerd/managerd/manager/containers"
+	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/events"
+	"github.com/managerd/managerd/manager/images"
+	"github.com/managerd/managerd/manager/introspection"
+	"github.com/managerd/managerd/manager/leases"
+	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/shims"
+	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/snapshots/native"
+	"github.com/managerd/managerd/manager/snapshots/overlayfs"
+	"github.com/managerd/managerd/manager/tasks"
+	"github.com/managerd/managerd/shimapi/version"
+)
+
+// parts is what the services are made of; a field is set when the plugin that builds it works.
+type parts struct {
+	exchange   *events.Exchange
+	content    *content.Store
+	snapshots  *snapshots.Store
+	containers *containers.Store
+	shims      *shims.Manager
+}
+
+// plugin is one part of the daemon: what it is called, what it needs, and how it is built.
+type plugin struct {
+	introspection.Plugin
+	vital bool // the daemon does not start without it
+	build func() error
+}
+
+// register is anything with a gRPC service.
+type register interface{ Register(*grpc.Server) }
+
+// build builds every plugin that is not disabled, in the order of the list: what is needed stands above who needs it.
+func (s *Server) build(ctx context.Context) error {
+	s.grpc = newGRPC(s.cfg, &s.calls, s.log)
+	t, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(recoverTTRPC(s.log)))
+	if err != nil {
+		return fmt.Errorf("cannot make the ttrpc server: %w", err)
+	}
+	s.ttrpc = t
+	works := map[string]bool{} // by type: one of them is enough
+	failed := map[string]error{}
+	known := map[string]bool{}
+	for _, p := range s.list(ctx) {
+		known[p.Name()] = true
+		if slices.Contains(s.cfg.DisabledPlugins, p.Name()) {
+			if p.vital {
+				return fmt.Errorf("plugin %s cannot be disabled: nothing works without it", p.Name())
+			}
+			failed[p.Name()] = errors.New("it is disabled")
+			continue
+		}
+		for _, need := range p.Requires {
+			if !works[need] {
+				p.Err = errors.Join(p.Err, fmt.Errorf("requires %s, of which none works: %w", need, errdefs.ErrUnavailable))
+			}
+		}
+		if p.Err == nil {
+			p.Err = p.build()
+		}
+		switch {
+		case p.Err == nil:
+			works[p.Type] = true
+			s.log.Debug("plugin works", "plugin", p.Name())
+		case p.vital:
+			return p.Err
+		case errdefs.IsNotImplemented(p.Err):
+			s.log.Info("plugin is left out: this machine cannot", "plugin", p.Name(), "reason", p.Err)
+		default:
+			s.log.Error("plugin is left out", "plugin", p.Name(), "error", p.Err)
+		}
+		if p.Err != nil {
+			failed[p.Name()] = p.Err
+		}
+		s.plugins.Add(p.Plugin)
+	}
+	for _, name := range s.cfg.DisabledPlugins {
+		if !known[name] {
+			s.log.Warn("disabled_plugins names a plugin that there is not", "plugin", name)
+		}
+	}
+	for _, name := range s.cfg.RequiredPlugins {
+		if err := failed[name]; err != nil {
+			return fmt.Errorf("required plugin %s does not work: %w", name, err)
+		}
+		if !known[name] {
+			return fmt.Errorf("required plugin %s does not exist", name)
+		}
+	}
+	s.health.SetServingStatus("", healthapi.HealthCheckResponse_SERVING)
+	return nil
+}
+
+// list is the daemon, part by part.
+func (s *Server) list(ctx context.Context) []plugin {
+	var (
+		p        parts
+		platform = []string{runtime.GOOS + "/" + runtime.GOARCH}
+	)
+	service := func(id string, requires []string, make func() register) plugin {
+		return plugin{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: id, Requires: requires}, build: func() error {
+			make().Register(s.grpc)
+			return nil
+		}}
+	}
+	meta := []string{introspection.TypeMetadata}
+	return []plugin{
+		{Plugin: introspection.Plugin{Type: introspection.TypeEvent, ID: "exchange"}, vital: true, build: func() error {
+			p.exchange = events.NewExchange()
+			return nil
+		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt"}, vital: true, build: func() (err error) {
+			if s.db, err = metadata.Open(filepath.Join(s.cfg.Root, "metadata.db")); err == nil {
+				s.closers = append(s.closers, s.db.Close)
+			}
+			return err
+		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
+			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
+			p.content, err = content.New(s.cfg.Root, s.db, p.exchange)
+			return err
+		}},
+		s.snapshotter(ctx, &p, overlayfs.Name, platform, func(root string) (snapshots.Backend, error) { return overlayfs.New(root) }),
+		s.snapshotter(ctx, &p, native.Name, platform, func(root string) (snapshots.Backend, error) { return native.New(root) }),
+		{Plugin: introspection.Plugin{Type: introspection.TypeDiff, ID: "walking", Platforms: platform,
+			Requires: []string{introspection.TypeContent}}, build: func() error { return nil }},
+		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},
+		{Plugin: introspection.Plugin{Type: introspection.TypeRuntime, ID: "task", Platforms: platform, Requires: meta},
+			build: func() error { return s.buildTasks(&p) }},
+
+		service("version", nil, func() register { return api.NewVersion(version.Version, version.Revision) }),
+		service("namespaces", meta, func() register { return api.NewNamespaces(metadata.NewNamespaces(s.db), p.exchange) }),
+		service("events", []string{introspection.TypeEvent}, func() register {
+			e := api.NewEvents(p.exchange)
+			e.RegisterTTRPC(s.ttrpc)
+			return e
+		}),
+		service("containers", meta, func() register { return api.NewContainers(containers.NewStore(s.db), p.exchange) }),
+		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), p.exchange) }),
+		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db)) }),
+		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
+		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
+		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		service("tasks", []string{introspection.TypeRuntime}, func() register { return api.NewTasks(s.tasks) }),
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "introspection"}, build: func() error {
+			uuid, err := introspection.Identity(s.cfg.Root)
+			if err != nil {
+				return err
+			}
+			m := p.shims
+			if m == nil { // it answers questions about runtimes even where tasks do not work
+				m = shims.New(shims.Config{State: s.cfg.State, Log: s.log})
+			}
+			api.NewIntrospection(s.plugins, uuid, m.Describe).Register(s.grpc)
+			return nil
+		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "healthcheck"}, build: func() error {
+			healthapi.RegisterHealthServer(s.grpc, s.health)
+			return nil
+		}},
+	}
+}
+
+// snapshotter is one plugin for each backend; they share a store.
+func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platform []string, open func(string) (snapshots.Backend, error)) plugin {
+	root := s.cfg.SnapshotterRoot(name)
+	return plugin{
+		Plugin: introspection.Plugin{Type: introspection.TypeSnapshotter, ID: name, Platforms: platform,
+			Requires: []string{introspection.TypeMetadata}, Exports: map[string]string{"root": root}},
+		build: func() error {
+			b, err := open(root)
+			if err != nil {
+				return err
+			}
+			store := p.snapshots
+			if store == nil {
+				if store, err = snapshots.NewStore(ctx, s.db, p.exchange, nil); err != nil {
+					return err
+				}
+			}
+			if err := store.Add(ctx, name, b); err != nil {
+				return err
+			}
+			if p.snapshots == nil {
+				p.snapshots = store
+				s.closers = append(s.closers, store.Close)
+			}
+			return nil
+		},
+	}
+}
+
+func (s *Server) buildTasks(p *parts) error {
+	binary, err := shims.Find(s.cfg.ShimPath())
+	if err != nil {
+		return err
+	}
+	bundles, err := bundle.NewStore(s.cfg.State)
+	if err != nil {
+		return err
+	}
+	p.shims = shims.New(shims.Config{
+		State: s.cfg.State, Binary: binary, Address: s.Address(), TTRPCAddress: s.ttrpcAddress(),
+		Debug: s.cfg.Debug.Level == "debug" || s.cfg.Debug.Level == "trace", Log: s.log,
+	})
+	s.tasks = tasks.New(bundles, p.shims, containers.NewStore(s.db), p.exchange, s.log)
+	return nil
+}

@@ -1,0 +1,212 @@
+// Package server builds the daemon out of its parts, opens its sockets and serves. Parts are built in order; one that
+// fails is reported and left out, with what needs it, unless the configuration requires it.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+
+	"github.com/managerd/managerd/manager/config"
+	"github.com/managerd/managerd/manager/introspection"
+	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/tasks"
+)
+
+// draining is how long a graceful stop waits for calls under way. Streams and waits, which may last as long as a
+// container, are not waited for: their clients come back.
+const draining = 5 * time.Second
+
+// Server is a daemon. Run serves; Close, also after Run, releases what New took.
+type Server struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	plugins *introspection.Registry
+	health  *health.Server
+
+	grpc  *grpc.Server
+	calls calls
+	ttrpc *ttrpc.Server
+	tasks *tasks.Service // nil when they could not be built
+	db    *metadata.DB
+
+	listeners []net.Listener // gRPC, ttrpc
+	side      []*sideServer  // metrics, debugging
+	closers   []func() error // run backwards by Close
+}
+
+// New takes the directories and builds every part. Nothing is served yet. An error says what keeps the daemon from
+// starting: a directory or a database that cannot be used, a part that the configuration requires.
+func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Server, err error) {
+	s := &Server{cfg: cfg, log: log, plugins: &introspection.Registry{}, health: health.NewServer()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	for _, dir := range []struct {
+		key, path string
+		mode      os.FileMode
+	}{{"root", cfg.Root, 0o711}, {"state", cfg.State, 0o711}} {
+		if !filepath.IsAbs(dir.path) {
+			return nil, fmt.Errorf("%s %q must be an absolute path", dir.key, dir.path)
+		}
+		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
+			return nil, fmt.Errorf("cannot make the %s directory: %w", dir.key, err)
+		}
+	}
+	if filepath.Clean(cfg.Root) == filepath.Clean(cfg.State) {
+		return nil, fmt.Errorf("root and state are both %s: state must not outlive a reboot, root must", cfg.Root)
+	}
+	for _, dir := range []string{cfg.Root, cfg.State} {
+		held, err := lock(ctx, dir)
+		if err != nil {
+			return nil, err
+		}
+		s.closers = append(s.closers, held.Close)
+	}
+	setOOMScore(cfg.OOMScore, log)
+	return s, s.build(ctx)
+}
+
+// Address is where gRPC is served: a path.
+func (s *Server) Address() string { return unixPath(s.cfg.GRPC.Address) }
+
+// ttrpcAddress is where shims of others send their events.
+func (s *Server) ttrpcAddress() string {
+	if s.cfg.TTRPC.Address != "" {
+		return unixPath(s.cfg.TTRPC.Address)
+	}
+	return s.Address() + ".ttrpc"
+}
+
+// Run serves until ctx ends, or until a listener breaks. The tasks that live are entered first, which takes no longer
+// than to list their directories; their shims are looked for while clients are served. Then calls under way have a
+// moment to end, and shims are let go of: they live on.
+func (s *Server) Run(ctx context.Context) error {
+	var recovered <-chan struct{}
+	if s.tasks != nil {
+		var err error
+		if recovered, err = s.tasks.Recover(); err != nil {
+			// What could be listed is there; the rest is said, and takes no other task away.
+			s.log.Error("not every task could be looked for", "error", err)
+		}
+	}
+	failed := make(chan error, 4)
+	serve := func(what, address string, uid, gid int, fn func(net.Listener) error) error {
+		l, err := listen(address, uid, gid)
+		if err != nil {
+			return err
+		}
+		s.listeners = append(s.listeners, l)
+		go func() {
+			if err := fn(l); err != nil && ctx.Err() == nil {
+				failed <- fmt.Errorf("cannot serve %s on %s: %w", what, address, err)
+			}
+		}()
+		s.log.Info("serving", "protocol", what, "address", address)
+		return nil
+	}
+	if err := serve("ttrpc", s.ttrpcAddress(), s.cfg.TTRPC.UID, s.cfg.TTRPC.GID, func(l net.Listener) error { return s.ttrpc.Serve(ctx, l) }); err != nil {
+		return err
+	}
+	if err := serve("grpc", s.Address(), s.cfg.GRPC.UID, s.cfg.GRPC.GID, s.grpc.Serve); err != nil {
+		return err
+	}
+	if err := s.serveSide(); err != nil {
+		return err
+	}
+	notify(s.log, daemon.SdNotifyReady)
+	if recovered != nil {
+		began := time.Now()
+		go func() {
+			select {
+			case <-recovered:
+				s.log.Info("tasks recovered", "took", time.Since(began).Round(time.Millisecond))
+			case <-ctx.Done():
+			}
+		}()
+	}
+	var err error
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	notify(s.log, daemon.SdNotifyStopping)
+	s.stop()
+	return err
+}
+
+// stop takes no new calls and lets those under way end, for a moment.
+func (s *Server) stop() {
+	s.health.Shutdown()
+	done := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-s.calls.ended():
+	case <-time.After(draining):
+	}
+	if s.tasks != nil {
+		s.tasks.Close()
+	}
+	s.grpc.Stop()
+	<-done
+	_ = s.ttrpc.Close()
+}
+
+// Close releases everything; the sockets' files stay, see listen. Shims and containers live on.
+func (s *Server) Close() error {
+	var errs []error
+	if s.grpc != nil {
+		s.grpc.Stop()
+	}
+	for _, side := range s.side {
+		errs = append(errs, side.Close())
+	}
+	for _, l := range s.listeners {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if s.tasks != nil {
+		s.tasks.Close()
+	}
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// notify tells the service manager (sd_notify(3)), if there is one.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("cannot notify the service manager", "state", state, "error", err)
+	}
+}
+
+// setOOMScore sets how readily the kernel kills this daemon (proc_pid_oom_score_adj(5)). Without CAP_SYS_RESOURCE it
+// cannot be lowered, which keeps nothing from working.
+func setOOMScore(score int, log *slog.Logger) {
+	if score == 0 {
+		return
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(score)), 0); err != nil {
+		log.Warn("cannot set oom_score", "oom_score", score, "error", err)
+	}
+}
