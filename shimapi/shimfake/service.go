@@ -37,6 +37,8 @@ func (v service) State(ctx context.Context, r *task.StateRequest) (*task.StateRe
 }
 
 func (v service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
+	v.s.making.Lock()
+	defer v.s.making.Unlock()
 	return through(v.s, "Create", v.s.create)(ctx, r)
 }
 
@@ -131,6 +133,8 @@ func (v service) Connect(ctx context.Context, r *task.ConnectRequest) (*task.Con
 
 func (v service) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
 	return through(v.s, "Shutdown", func(context.Context, *task.ShutdownRequest) (*emptypb.Empty, error) {
+		v.s.making.Lock()
+		defer v.s.making.Unlock()
 		v.s.mu.Lock()
 		defer v.s.mu.Unlock()
 		if idle := v.s.init == nil || v.s.init.state == shimapi.Deleted; idle && !v.s.down {

@@ -45,6 +45,8 @@ type Shim struct {
 	stopped chan struct{} // closed by Stop and Crash
 	ended   chan struct{} // closed by Shutdown
 
+	making sync.Mutex // held through a Create with its fault, as a real one does: a Shutdown waits for it
+
 	mu     sync.Mutex
 	crash  func() // what Crash does besides; set by Main
 	once   sync.Once

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/version"
@@ -17,7 +18,7 @@ import (
 // args is the command line, in containerd's spelling.
 type args struct {
 	namespace, id, bundle, address, publish, socket string
-	debug, forward, version                         bool
+	debug, forward, version, info                   bool
 	verb                                            string
 }
 
@@ -33,12 +34,14 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case a.version:
 		_, _ = fmt.Fprintf(stdout, "shim-runc %s\n  revision: %s\n", version.Version, version.Revision)
 		return 0
+	case a.info:
+		a.verb, err = "describe this runtime", info(stdin, stdout)
 	}
 	switch a.verb {
 	case shimapi.VerbStart:
 		err = start(a, stdin, stdout)
 	case shimapi.VerbDelete:
-		err = remove(a, stdout)
+		err = remove(a, stdout, stderr)
 	case shimapi.VerbServe:
 		err = serve(a)
 	}
@@ -63,6 +66,7 @@ func parse(argv []string, stderr io.Writer) (*args, error) {
 	f.BoolVar(&a.forward, "forward", false, "serve: forward events to "+shimapi.EnvTTRPCAddress)
 	f.BoolVar(&a.version, "version", false, "print the version")
 	f.BoolVar(&a.version, "v", false, "print the version")
+	f.BoolVar(&a.info, "info", false, "print a serialised RuntimeInfo; the runtime's options are read from stdin")
 	f.Usage = func() {
 		_, _ = fmt.Fprintf(stderr, "usage: shim-runc -namespace NS -id ID [flags] %s|%s|%s\n\n", shimapi.VerbStart, shimapi.VerbDelete, shimapi.VerbServe)
 		f.PrintDefaults()
@@ -70,8 +74,11 @@ func parse(argv []string, stderr io.Writer) (*args, error) {
 	if err := f.Parse(argv); err != nil {
 		return nil, err
 	}
-	if a.version {
+	if a.version || a.info {
 		return a, nil
+	}
+	if f.NArg() > 1 {
+		return nil, fmt.Errorf("one verb is expected, not %q (see -help)", f.Args())
 	}
 	switch a.verb = f.Arg(0); a.verb {
 	case shimapi.VerbStart, shimapi.VerbDelete, shimapi.VerbServe:
@@ -82,6 +89,11 @@ func parse(argv []string, stderr io.Writer) (*args, error) {
 	}
 	if a.namespace == "" || a.id == "" {
 		return nil, fmt.Errorf("%s needs -namespace and -id", a.verb)
+	}
+	for flag, name := range map[string]string{"-namespace": a.namespace, "-id": a.id} {
+		if name == "." || name == ".." || strings.ContainsRune(name, '/') {
+			return nil, fmt.Errorf("%s %q is not a name: it is used as a file name", flag, name)
+		}
 	}
 	if a.bundle == "" {
 		wd, err := os.Getwd()

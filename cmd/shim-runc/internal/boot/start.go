@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,18 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
-	"time"
 
-	task "github.com/containerd/containerd/api/runtime/task/v3"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
-	"github.com/managerd/managerd/cmd/shim-runc/internal/service"
-	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
-	"github.com/managerd/managerd/shimapi/ledger"
-	"github.com/managerd/managerd/shimapi/mount"
 )
 
 // socketState is below which shims started by a foreign daemon put their sockets; ours hands them one.
@@ -95,56 +84,4 @@ func start(a *args, stdin io.Reader, stdout io.Writer) (err error) {
 		_, err = io.WriteString(stdout, params.Address)
 	}
 	return err
-}
-
-// unknownExit is the status of a container whose shim died before it saw the exit: containerd's convention for "killed".
-const unknownExit = 137
-
-// remove is containerd's verb "delete": it takes away what a dead shim left, and prints how the container ended.
-func remove(a *args, stdout io.Writer) error {
-	r, err := reaper.New()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	opts := service.KeptOptions(a.bundle)
-	e := engine.New(engine.Config{
-		Root: service.StateRoot(a.bundle, a.namespace, opts), SystemdCgroup: opts.SystemdCgroup, Reaper: r,
-	})
-	if err := e.Remove(a.id); err != nil {
-		return err
-	}
-	if err := mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir)); err != nil {
-		return err
-	}
-	resp := &task.DeleteResponse{ExitStatus: unknownExit, ExitedAt: timestamppb.Now()}
-	records, err := ledger.Read(filepath.Join(a.bundle, shimapi.LedgerFile))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		_, _ = fmt.Fprintf(os.Stderr, "shim-runc: %v\n", err) // what could be read is used
-	}
-	for _, rec := range records {
-		switch {
-		case rec.Process != nil && rec.Process.ExecId == "":
-			resp.Pid = rec.Process.Pid
-		case rec.Exit != nil && rec.Exit.ExecId == "":
-			resp.ExitStatus, resp.ExitedAt = rec.Exit.Status, timestamppb.New(time.Unix(0, rec.Exit.ExitedUnixNano))
-		}
-	}
-	if data, err := os.ReadFile(filepath.Join(a.bundle, shimapi.AddressFile)); err == nil {
-		_ = os.Remove(trimUnix(string(data)))
-	}
-	out, err := proto.Marshal(resp)
-	if err != nil {
-		return err
-	}
-	_, err = stdout.Write(out)
-	return err
-}
-
-func trimUnix(address string) string {
-	const scheme = "unix://"
-	if len(address) > len(scheme) && address[:len(scheme)] == scheme {
-		return address[len(scheme):]
-	}
-	return address
 }

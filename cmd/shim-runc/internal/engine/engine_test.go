@@ -24,7 +24,11 @@ func init() { InitHook() }
 var reap *reaper.Reaper
 
 func TestMain(m *testing.M) {
-	var err error
+	_, err := applets()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	if reap, err = reaper.New(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -43,6 +47,10 @@ func TestMain(m *testing.M) {
 }
 
 var cgroupParent = fmt.Sprintf("/managerd-engine-test-%d", os.Getpid())
+
+// applets are the programs in busybox. They are asked for once, before the reaper begins: it would reap a child that it
+// was not told of.
+var applets = sync.OnceValues(func() ([]byte, error) { return exec.Command("/bin/busybox", "--list").Output() })
 
 // removeParents removes the (empty) parent cgroup of this run in every hierarchy.
 func removeParents() {
@@ -76,7 +84,7 @@ func newFixture(t testing.TB) *fixture {
 	if err := os.WriteFile(filepath.Join(dir, "rootfs/bin/busybox"), busybox, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command("/bin/busybox", "--list").Output()
+	out, err := applets()
 	if err != nil {
 		t.Fatal(err)
 	}

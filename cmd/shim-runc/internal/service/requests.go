@@ -71,7 +71,13 @@ func (s *Service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 	}
 	p.starting.Lock()
 	defer p.starting.Unlock()
-	if err := s.through(p, shimapi.ReqStart, func() error { return s.container.Start(ctx) }); err != nil {
+	err = s.through(p, shimapi.ReqStart, func() error {
+		if err := p.io.open.OpenInput(); err != nil {
+			return fmt.Errorf("cannot start container %s: %w", r.ID, err)
+		}
+		return s.container.Start(ctx)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return &task.StartResponse{Pid: uint32(p.pid)}, s.emit("/tasks/start", &events.TaskStart{ContainerID: r.ID, Pid: uint32(p.pid)})
@@ -126,11 +132,20 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	if err != nil {
 		return nil, fmt.Errorf("cannot exec %s: %w", p.label(r.ID), err)
 	}
-	proc, err := s.container.Exec(ctx, r.ExecID, p.spec, files)
+	if !p.io.terminal { // a terminal's process is there first, and with it the other side
+		err = p.io.open.OpenInput()
+	}
+	var proc *reaper.Process
+	if err == nil {
+		proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
+	}
 	p.io.open.Started()
 	if err != nil {
 		p.io.open.Close()
 		return nil, err
+	}
+	if err := p.io.open.OpenInput(); err != nil {
+		s.cfg.Log.Error("exec runs without its input", "exec", r.ExecID, "error", err)
 	}
 	s.mu.Lock()
 	p.proc, p.pid = proc, proc.Pid()

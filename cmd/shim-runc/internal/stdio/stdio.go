@@ -58,12 +58,12 @@ type Streams struct {
 	outs       []*output
 	master     *os.File // terminal
 	client     *os.File // terminal: where output goes, until SetConsole
-	clientIn   *os.File // terminal: where input comes from, until SetConsole
+	inputDst   *os.File // no terminal: where input goes, until OpenInput
 	inputEnded bool     // CloseStdin was called
 	closed     bool
 }
 
-// Open makes and opens the FIFOs of a process and starts to copy. Errors: InvalidArgument for a stream that cannot be
+// Open makes and opens the FIFOs of a process and starts to copy its output. Errors: InvalidArgument for a stream that cannot be
 // what it should, NotImplemented for a kind of stream that we do not have.
 func Open(cfg Config) (_ *Streams, err error) {
 	s := &Streams{cfg: cfg}
@@ -72,21 +72,20 @@ func Open(cfg Config) (_ *Streams, err error) {
 			s.Close()
 		}
 	}()
+	if cfg.Stdin != "" {
+		// OpenInput opens it, but what is wrong with it is said now. To try by opening would let the client's own open
+		// through, and leave it with a broken pipe.
+		if _, err := resolve(cfg.Stdin, "stdin"); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.Terminal {
 		return s, s.openTerminal()
 	}
 	if cfg.Stdin != "" {
-		src, err := openClient(cfg.Stdin, "stdin")
-		if err != nil {
+		if s.inputDst, s.stdin, err = s.fifo("stdin", true); err != nil {
 			return nil, err
 		}
-		ours, theirs, err := s.fifo("stdin", true)
-		if err != nil {
-			_ = src.Close()
-			return nil, err
-		}
-		s.stdin, s.in = theirs, newInput(src, ours, false)
-		s.spawn(s.in.run)
 	}
 	for _, o := range []struct {
 		name, uri string
@@ -110,6 +109,36 @@ func Open(cfg Config) (_ *Streams, err error) {
 		s.spawn(out.run)
 	}
 	return s, nil
+}
+
+// OpenInput opens the client's side of the input and starts to copy. It is to be called when the process is about to run,
+// and not before: a client's own copy begins once we have opened the FIFO, and a client that comes to the end of a short
+// input while its create request is under way has no process yet whose input it could close (Debian's ctr 1.6 then never
+// does). With a terminal it is called after SetConsole. A second call does nothing.
+func (s *Streams) OpenInput() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cfg.Stdin == "" || s.in != nil {
+		return nil
+	}
+	dst := s.inputDst
+	if s.cfg.Terminal {
+		dst = s.master
+	}
+	if s.closed || dst == nil {
+		return fmt.Errorf("cannot open the input: its other side is not there: %w", errdefs.ErrFailedPrecondition)
+	}
+	src, err := openClient(s.cfg.Stdin, "stdin")
+	if err != nil {
+		return err
+	}
+	s.inputDst = nil
+	s.in = newInput(src, dst, s.cfg.Terminal)
+	if s.inputEnded {
+		s.in.finish()
+	}
+	s.spawn(s.in.run)
+	return nil
 }
 
 func (s *Streams) spawn(run func()) {
@@ -179,59 +208,67 @@ func grow(f *os.File) {
 	}
 }
 
-// openClient opens the client's side of a stream.
-func openClient(uri, stream string) (*os.File, error) {
-	fail := func(err error) (*os.File, error) {
-		return nil, fmt.Errorf("cannot open %s %q: %w", stream, uri, err)
+// client is the client's side of a stream: a path, and what is there.
+type client struct {
+	path string
+	fifo bool
+	make bool // a file that is made if it is not there
+}
+
+// resolve says what a stream that the client named is; nothing is opened.
+func resolve(uri, stream string) (client, error) {
+	fail := func(err error) (client, error) {
+		return client{}, fmt.Errorf("cannot use %s %q: %w", stream, uri, err)
 	}
-	path, file := uri, false
+	c := client{path: uri}
 	if strings.Contains(uri, "://") {
 		u, err := url.Parse(uri)
 		if err != nil {
 			return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
 		}
-		path = u.Path
+		c.path = u.Path
 		switch u.Scheme {
 		case "fifo":
 		case "file":
-			file = true
-			if stream == "stdin" {
-				return fail(fmt.Errorf("a file can only be output: %w", errdefs.ErrInvalidArgument))
-			}
+			c.make = true
 		default:
 			return fail(fmt.Errorf("scheme %q is not supported, use a path, fifo:// or file://: %w", u.Scheme, errdefs.ErrNotImplemented))
 		}
 	}
-	if !filepath.IsAbs(path) {
+	if !filepath.IsAbs(c.path) {
 		return fail(fmt.Errorf("not an absolute path: %w", errdefs.ErrInvalidArgument))
 	}
-	if file {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fail(err)
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	if !c.make {
+		fi, err := os.Stat(c.path)
 		if err != nil {
-			return fail(err)
+			return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
 		}
-		return f, nil
+		c.fifo = fi.Mode()&fs.ModeNamedPipe != 0
 	}
-	fi, err := os.Stat(path)
+	if stream == "stdin" && !c.fifo {
+		return fail(fmt.Errorf("input can only come from a FIFO: %w", errdefs.ErrInvalidArgument))
+	}
+	return c, nil
+}
+
+// openClient opens the client's side of a stream.
+func openClient(uri, stream string) (f *os.File, err error) {
+	c, err := resolve(uri, stream)
 	if err != nil {
-		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
+		return nil, err
 	}
-	if fi.Mode()&fs.ModeNamedPipe == 0 {
-		if stream == "stdin" {
-			return fail(fmt.Errorf("not a FIFO: %w", errdefs.ErrInvalidArgument))
+	switch {
+	case c.fifo:
+		f, err = openRaw(c.path, unix.O_RDWR|unix.O_NONBLOCK)
+	case c.make:
+		if err = os.MkdirAll(filepath.Dir(c.path), 0o755); err == nil {
+			f, err = os.OpenFile(c.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 		}
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-		if err != nil {
-			return fail(err)
-		}
-		return f, nil
+	default:
+		f, err = os.OpenFile(c.path, os.O_WRONLY|os.O_APPEND, 0)
 	}
-	f, err := openRaw(path, unix.O_RDWR|unix.O_NONBLOCK)
 	if err != nil {
-		return fail(err)
+		return nil, fmt.Errorf("cannot open %s %q: %w", stream, uri, err)
 	}
 	return f, nil
 }
@@ -285,8 +322,8 @@ func (s *Streams) Close() {
 	for _, o := range s.outs {
 		o.halt()
 	}
-	held := []*os.File{s.client, s.clientIn, s.master}
-	s.client, s.clientIn, s.master = nil, nil, nil
+	held := []*os.File{s.client, s.inputDst, s.master}
+	s.client, s.inputDst, s.master = nil, nil, nil
 	paths := s.paths
 	s.paths = nil
 	s.mu.Unlock()

@@ -3,6 +3,7 @@ package stdio
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,15 +51,15 @@ func run(t testing.TB, cfg Config, script string) (*Streams, *exec.Cmd) {
 	if errf != nil {
 		cmd.Stderr = errf
 	}
-	if err := cmd.Start(); err != nil {
+	if err := errors.Join(s.OpenInput(), cmd.Start()); err != nil {
 		t.Fatal(err)
 	}
 	s.Started()
 	return s, cmd
 }
 
-// client reads a FIFO to its end, as a client does.
-func client(t testing.TB, path string) <-chan []byte {
+// reader reads a FIFO to its end, as a client does.
+func reader(t testing.TB, path string) <-chan []byte {
 	t.Helper()
 	got := make(chan []byte, 1)
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -76,7 +77,7 @@ func client(t testing.TB, path string) <-chan []byte {
 func TestOutput(t *testing.T) {
 	dir, cfg := mkfifos(t)
 	s, cmd := run(t, cfg, "echo out; echo err >&2; seq 1 200000; exit 3")
-	out, errs := client(t, filepath.Join(dir, "out")), client(t, filepath.Join(dir, "err"))
+	out, errs := reader(t, filepath.Join(dir, "out")), reader(t, filepath.Join(dir, "err"))
 	_ = cmd.Wait()
 	s.Drain(5 * time.Second)
 	got := <-out
@@ -101,7 +102,7 @@ func TestLateClient(t *testing.T) {
 	s, cmd := run(t, cfg, "echo hello")
 	_ = cmd.Wait()
 	s.Drain(5 * time.Second)
-	if got := <-client(t, filepath.Join(dir, "out")); string(got) != "hello\n" {
+	if got := <-reader(t, filepath.Join(dir, "out")); string(got) != "hello\n" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -116,7 +117,7 @@ func TestStalledClient(t *testing.T) {
 	if took := time.Since(begin); took > 3*time.Second {
 		t.Errorf("draining took %v", took)
 	}
-	got := <-client(t, filepath.Join(dir, "out"))
+	got := <-reader(t, filepath.Join(dir, "out"))
 	_ = cmd.Wait()
 	if len(got) != 8<<20 {
 		t.Errorf("got %d bytes", len(got))
@@ -130,7 +131,7 @@ func TestDescendant(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, cmd := run(t, cfg, "echo first; (read x; echo second) <"+filepath.Join(dir, "in2")+" & exit 0")
-	out := client(t, filepath.Join(dir, "out"))
+	out := reader(t, filepath.Join(dir, "out"))
 	_ = cmd.Wait()
 	begin := time.Now()
 	s.Drain(10 * time.Second)
@@ -152,7 +153,7 @@ func TestDescendant(t *testing.T) {
 func TestInput(t *testing.T) {
 	dir, cfg := mkfifos(t)
 	s, cmd := run(t, cfg, "cat")
-	out := client(t, filepath.Join(dir, "out"))
+	out := reader(t, filepath.Join(dir, "out"))
 	want := ""
 	for i := range 3 {
 		w, err := os.OpenFile(filepath.Join(dir, "in"), os.O_WRONLY, 0)
@@ -222,6 +223,9 @@ func TestNoGrowth(t *testing.T) {
 	before := fds()
 	for range 200 {
 		s, err := Open(cfg)
+		if err == nil {
+			err = s.OpenInput()
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,7 +248,7 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("resize without a terminal: %v", err)
 	}
 	master, slave := openPTY(t)
-	if err := s.SetConsole(master); err != nil {
+	if err := errors.Join(s.SetConsole(master), s.OpenInput()); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Resize(99, 33); err != nil {
@@ -254,7 +258,7 @@ func TestTerminal(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", "stty size; read x; echo got $x")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-	out := client(t, filepath.Join(dir, "out"))
+	out := reader(t, filepath.Join(dir, "out"))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -293,4 +297,82 @@ func openPTY(t *testing.T) (master, slave *os.File) {
 		t.Fatal(err)
 	}
 	return os.NewFile(uintptr(fd), "ptmx"), slave
+}
+
+// TestFullDisk: output to a file waits while there is no room, and goes on without a byte lost.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	small := filepath.Join(dir, "small")
+	if err := os.Mkdir(small, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(small, unix.MNT_DETACH) }()
+	ballast := filepath.Join(small, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 200<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(small, "log")
+	s, cmd := run(t, Config{Dir: dir, Stdout: "file://" + log}, "seq 1 20000")
+	_ = cmd.Wait() // it does not block: the kernel's pipe takes it
+	s.Drain(100 * time.Millisecond)
+	if fi, err := os.Stat(log); err != nil || fi.Size() >= 108894 {
+		t.Fatalf("the disk is not full: %v, %v", fi.Size(), err)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	s.Drain(10 * time.Second)
+	got, err := os.ReadFile(log)
+	if err != nil || len(got) != 108894 || !bytes.HasSuffix(got, []byte("\n19999\n20000\n")) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestCloseFullDisk: closing does not wait for room.
+func TestCloseFullDisk(t *testing.T) {
+	s, cmd := run(t, Config{Dir: t.TempDir(), Stdout: "file:///dev/full"}, "echo line")
+	_ = cmd.Wait()
+	begin := time.Now()
+	s.Close()
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// TestCloseUnderLoad: streams are closed while both sides are busy and other files come and go; the copies never touch a
+// descriptor that has been given to somebody else.
+func TestCloseUnderLoad(t *testing.T) {
+	for range 50 {
+		dir, cfg := mkfifos(t)
+		s, cmd := run(t, cfg, "exec cat /dev/zero")
+		f, err := os.OpenFile(filepath.Join(dir, "out"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = io.CopyN(io.Discard, f, 4<<20)
+			var p [2]int
+			for range 20 { // who gets the numbers that Close gives back?
+				if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+					t.Error(err)
+					return
+				}
+				if n, err := unix.Read(p[0], make([]byte, 1)); !errors.Is(err, unix.EAGAIN) {
+					t.Errorf("read %d bytes of somebody else's, %v", n, err)
+				}
+				_ = unix.Close(p[0])
+				_ = unix.Close(p[1])
+			}
+		}()
+		s.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = f.Close()
+		<-done
+	}
 }

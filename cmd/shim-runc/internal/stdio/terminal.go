@@ -9,13 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal opens the client's ends; copying starts when there is a master.
+// openTerminal opens where output goes; copying starts when there is a master.
 func (s *Streams) openTerminal() (err error) {
-	if s.cfg.Stdin != "" {
-		if s.clientIn, err = openClient(s.cfg.Stdin, "stdin"); err != nil {
-			return err
-		}
-	}
 	out := s.cfg.Stdout
 	if out == "" {
 		// Somebody has to read, or the process blocks on a full terminal.
@@ -26,7 +21,7 @@ func (s *Streams) openTerminal() (err error) {
 	return err
 }
 
-// SetConsole takes over the master of the process's terminal and starts to copy. The file must be in non-blocking mode.
+// SetConsole takes over the master of the process's terminal and starts to copy its output. The file must be in non-blocking mode.
 // It is called at most once; FailedPrecondition when Close was first.
 func (s *Streams) SetConsole(master *os.File) error {
 	s.mu.Lock()
@@ -40,14 +35,6 @@ func (s *Streams) SetConsole(master *os.File) error {
 	s.client = nil
 	s.outs = append(s.outs, out)
 	s.spawn(out.run)
-	if s.clientIn != nil {
-		s.in = newInput(s.clientIn, master, true)
-		s.clientIn = nil
-		if s.inputEnded {
-			s.in.finish()
-		}
-		s.spawn(s.in.run)
-	}
 	return nil
 }
 

@@ -1,0 +1,49 @@
+package boot
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/containerd/containerd/api/types"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/shimapi/version"
+)
+
+// What containerd 2.x calls us when it asks, and the type of a runtime's features.
+const (
+	runtimeName  = "io.containerd.runc.v2"
+	featuresType = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+)
+
+// maxOptions is the most bytes of options that are read from stdin.
+const maxOptions = 1 << 20
+
+// info prints a serialised types.RuntimeInfo: containerd 2.x runs "-info" with the runtime's options, an Any, on stdin.
+func info(stdin io.Reader, stdout io.Writer) error {
+	in, err := io.ReadAll(io.LimitReader(stdin, maxOptions))
+	if err != nil {
+		return fmt.Errorf("cannot read runtime options: %w", err)
+	}
+	about := &types.RuntimeInfo{Name: runtimeName, Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}}
+	if len(in) > 0 {
+		about.Options = &anypb.Any{}
+		if err := proto.Unmarshal(in, about.Options); err != nil {
+			return fmt.Errorf("cannot read runtime options: %w", err)
+		}
+	}
+	features, err := json.Marshal(engine.Features())
+	if err != nil {
+		return err
+	}
+	about.Features = &anypb.Any{TypeUrl: featuresType, Value: features}
+	out, err := proto.Marshal(about)
+	if err != nil {
+		return err
+	}
+	_, err = stdout.Write(out)
+	return err
+}
