@@ -155,6 +155,9 @@ func (s *Service) deleteDead(ctx context.Context, t *Task, d *remains) (*task.De
 		return nil, err
 	}
 	s.drop(t)
+	if d.told {
+		return resp, nil
+	}
 	// What the shim could not tell any more.
 	id := t.key.id
 	if !d.exited {

@@ -181,7 +181,9 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 			}
 			log.Error("a shim has died", "error", errors.Join(err, aerr))
 			shim.Close()
-			s.bequeath(t, b)
+			if !s.bequeath(t, b) {
+				s.finish(t, b)
+			}
 			return
 		}
 	})
@@ -243,6 +245,22 @@ func (s *Service) bequeath(t *Task, b *bundle.Bundle) bool {
 	s.log.Warn("the shim of a task is dead", "namespace", b.Namespace, "id", b.ID, "exited", d.exited, "pid", d.pid, "runs", d.alive())
 	t.settle(nil, d)
 	return true
+}
+
+// finish removes what is left of a task that its shim had deleted, or not made, before it died. Nobody is told again. A
+// Delete under way does it, and has its answer.
+func (s *Service) finish(t *Task, b *bundle.Bundle) {
+	d := s.read(b).remains
+	d.told = true
+	t.settle(nil, &d)
+	deletion, mine := t.beginDeletion()
+	if !mine {
+		return
+	}
+	if deletion.resp, deletion.err = s.deleteDead(s.in(b.Namespace), t, &d); deletion.err != nil {
+		s.log.Error("cannot remove what is left of a task", "namespace", b.Namespace, "id", b.ID, "error", deletion.err)
+	}
+	t.endDeletion(deletion)
 }
 
 // legacy is what a shim has written down.

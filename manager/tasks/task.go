@@ -151,6 +151,7 @@ func ask[T any](ctx context.Context, s *Service, t *Task, shim *shims.Shim, call
 type remains struct {
 	bundle   *bundle.Bundle
 	own      bool // the shim was ours: all that it knew is here
+	told     bool // that it is gone, or it was never made: nobody hears of it again
 	pid      uint32
 	ticks    uint64 // when pid began
 	exited   bool   // and this is how:

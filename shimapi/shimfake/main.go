@@ -72,7 +72,9 @@ func serve(cfg Config) error {
 	if boot, ok := faults["Boot"]; ok {
 		if boot.Hang {
 			signal.Ignore(unix.SIGTERM)
-			select {}
+			for {
+				_ = unix.Pause() // until SIGKILL
+			}
 		}
 		return errors.New(boot.Message)
 	}
