@@ -247,27 +247,38 @@ func (o *output) linger() {
 	}
 }
 
+// fresh is how long a client that has not read anything yet is waited for: there may be none.
+const fresh = 250 * time.Millisecond
+
 // drain is Streams.Drain for one stream, until deadline at the latest.
 func (o *output) drain(patience time.Duration, deadline time.Time) {
-	last, since := int64(-1), time.Now()
+	var moved, taken int64 = -1, -1 // into dst, and by the client out of it, when last looked
+	eof, since := o.eof, time.Now()
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
-		select {
-		case <-o.eof:
+		unread := int64(unreadFile(o.dst))
+		m, now := o.moved.Load(), time.Now()
+		// With a descendant that holds the stream, empty is the end, and what was read is in dst: splice leaves nothing in
+		// between.
+		ended := eof == nil || wait > time.Millisecond && unreadFile(o.src) == 0 && m == moved
+		bound := patience
+		if ended && m == unread {
+			bound = min(bound, fresh)
+		}
+		switch {
+		case ended && unread == 0, now.After(deadline):
 			return
+		case m != moved || m-unread != taken:
+			since = now
+		case now.Sub(since) > bound:
+			return
+		}
+		moved, taken = m, m-unread
+		select {
+		case <-eof:
+			eof = nil // now it is the client's turn: no more of ours comes
 		case <-o.stop:
 			return
 		case <-time.After(wait):
-		}
-		moved, now := o.moved.Load(), time.Now()
-		switch {
-		case wait > time.Millisecond && unreadFile(o.src) == 0 && moved == last:
-			return // empty, and what was read is in dst: splice leaves nothing in between
-		case now.After(deadline):
-			return
-		case moved != last:
-			last, since = moved, now
-		case now.Sub(since) > patience:
-			return
 		}
 	}
 }

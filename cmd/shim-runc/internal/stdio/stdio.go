@@ -298,9 +298,11 @@ func (s *Streams) CloseStdin() {
 // drainMost bounds Drain, however slowly a client goes on reading.
 const drainMost = 10 * time.Second
 
-// Drain waits until everything that the process had written when it ended has been handed on: to the end of file, or,
-// when a descendant still holds the stream, until the FIFO has been empty. A client that does not read is waited for
-// at most as long as patience without progress, and one that reads slowly for ten seconds; copying goes on after that.
+// Drain waits until the client has taken everything that the process had written when it ended: to the end of file, or,
+// when a descendant still holds the stream, until the FIFO has been empty. Clients are told of the exit after that, and
+// some (Debian's ctr 1.6) then read no more. A client that does not read is waited for at most as long as patience without
+// progress, one that has not begun to for a moment only, and one that reads slowly for ten seconds; copying goes on after
+// that.
 func (s *Streams) Drain(patience time.Duration) {
 	s.mu.Lock()
 	outs := s.outs

@@ -210,6 +210,61 @@ func TestBadStreams(t *testing.T) {
 	}
 }
 
+// TestInputClosedEarly: a client that closes the input while most of it is still in the pipes loses nothing of it.
+func TestInputClosedEarly(t *testing.T) {
+	want := bytes.Repeat([]byte("a line\n"), 300000)
+	for range 5 {
+		dir, cfg := mkfifos(t)
+		s, cmd := run(t, cfg, "cat")
+		out := reader(t, filepath.Join(dir, "out"))
+		w, err := os.OpenFile(filepath.Join(dir, "in"), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		s.CloseStdin()
+		_ = w.Close()
+		_ = cmd.Wait()
+		s.Drain(5 * time.Second)
+		if got := <-out; !bytes.Equal(got, want) {
+			t.Errorf("%d bytes of %d", len(got), len(want))
+		}
+		s.Close()
+	}
+}
+
+// TestDrainWaitsForClient: the exit is not told while a client that reads has not taken all of the output.
+func TestDrainWaitsForClient(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	s, cmd := run(t, cfg, "head -c 300000 /dev/zero")
+	f, err := os.OpenFile(filepath.Join(dir, "out"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := io.ReadFull(f, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		s.Drain(20 * time.Second)
+	}()
+	select {
+	case <-drained:
+		t.Error("drained, with most of it unread")
+	case <-time.After(2 * fresh):
+	}
+	if _, err := io.ReadFull(f, make([]byte, 299000)); err != nil {
+		t.Fatal(err)
+	}
+	<-drained
+	s.Close()
+}
+
 // TestNoGrowth opens and closes many: descriptors must not grow (goroutines are checked at the end of the package).
 func TestNoGrowth(t *testing.T) {
 	_, cfg := mkfifos(t)
