@@ -33,11 +33,10 @@ import (
 
 // parts is what the services are made of; a field is set when the plugin that builds it works.
 type parts struct {
-	exchange   *events.Exchange
-	content    *content.Store
-	snapshots  *snapshots.Store
-	containers *containers.Store
-	shims      *shims.Manager
+	exchange  *events.Exchange
+	content   *content.Store
+	snapshots *snapshots.Store
+	shims     *shims.Manager
 }
 
 // plugin is one part of the daemon: what it is called, what it needs, and how it is built.

@@ -22,7 +22,6 @@ type daemon struct {
 	t           *testing.T
 	dir, socket string
 	cmd         *exec.Cmd
-	n           int
 }
 
 // startContainerd runs containerd 1.6 with everything below a directory of its own.

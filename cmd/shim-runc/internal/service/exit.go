@@ -60,8 +60,7 @@ func (s *Service) endOthers() {
 	go func() {
 		defer close(done)
 		for _, e := range execs {
-			e.starting.Lock() // a start under way has its process now, or has failed
-			e.starting.Unlock()
+			e.awaitStart()
 		}
 		if s.container.SharedPID() {
 			if err := s.container.Signal(9, true); err != nil {
@@ -82,6 +81,12 @@ func (s *Service) endOthers() {
 	case <-time.After(stubborn):
 		s.cfg.Log.Error("init has ended, other processes of the container do not", "waited", stubborn)
 	}
+}
+
+// awaitStart returns when no start is under way: the process is there then, or has failed to.
+func (p *process) awaitStart() {
+	p.starting.Lock()
+	defer p.starting.Unlock()
 }
 
 func (s *Service) execsLocked() []*process {
