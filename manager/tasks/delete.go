@@ -123,6 +123,10 @@ func (s *Service) release(ctx context.Context, t *Task, shim *shims.Shim) error 
 			if err := shim.KillProcess(); err != nil && !errdefs.IsNotFound(err) {
 				log.Error("cannot kill shim", "error", err)
 			}
+			select {
+			case <-t.followed: // the connection breaks, and the ledger has the rest
+			case <-time.After(ending):
+			}
 		}
 	}
 	if now, _, _ := t.now(); now != nil {

@@ -151,6 +151,11 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 	err := s.background(func() {
 		defer close(t.followed)
 		since := b.Cursor()
+		defer func() {
+			if shim.Own && s.ctx.Err() == nil {
+				s.catchUp(b, s.read(b).events) // it may have ended before it could hand over the last ones
+			}
+		}()
 		for {
 			err := s.stream(t, b, shim, &since)
 			if s.ctx.Err() != nil || (err == nil && t.endExpected()) {
@@ -216,6 +221,16 @@ func (s *Service) hand(b *bundle.Bundle, e *shims.Event) {
 	}
 	if err := b.SetCursor(e.Seq); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("cannot remember which events were handed on", "bundle", b.Path, "error", err)
+	}
+}
+
+// catchUp hands on the events, as a ledger has them, that have not been.
+func (s *Service) catchUp(b *bundle.Bundle, events []*shims.Event) {
+	cursor := b.Cursor()
+	for _, e := range events {
+		if e.Seq > cursor {
+			s.hand(b, e)
+		}
 	}
 }
 
@@ -325,12 +340,7 @@ func bootID() string {
 // container, or that is deleted.
 func (s *Service) examine(b *bundle.Bundle) *remains {
 	l := s.read(b)
-	cursor := b.Cursor()
-	for _, e := range l.events {
-		if e.Seq > cursor {
-			s.hand(b, e)
-		}
-	}
+	s.catchUp(b, l.events)
 	if !l.made || l.deleted {
 		return nil
 	}

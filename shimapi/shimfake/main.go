@@ -65,6 +65,7 @@ func Main() int {
 }
 
 func serve(cfg Config) error {
+	signal.Ignore(unix.SIGPIPE) // standard error is a FIFO whose reader is the daemon
 	faults, err := readFaults(cfg.FaultDir, cfg.ID)
 	if err != nil {
 		return err

@@ -1,0 +1,333 @@
+package tasks
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/manager/filters"
+	"github.com/managerd/managerd/manager/shims"
+	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/shimfake"
+)
+
+// direct calls the shim of a task without a daemon.
+func (w *world) direct(id string, call func(context.Context, *shimapi.Client) error) {
+	w.t.Helper()
+	p := shimapi.BootstrapParams{Version: 3, Protocol: "ttrpc", Address: "unix://" + shimapi.SocketPath(w.state, "ns", id)}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	c, err := shimapi.Dial(ctx, p)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if err := call(ctx, c); err != nil {
+		w.t.Fatalf("%s: %v", id, err)
+	}
+}
+
+// endAway ends a task while no daemon lives, and waits for it.
+func (w *world) endAway(id string, signal uint32) {
+	w.t.Helper()
+	w.direct(id, func(ctx context.Context, c *shimapi.Client) error {
+		if _, err := c.Kill(ctx, &task.KillRequest{ID: id, Signal: signal}); err != nil {
+			return err
+		}
+		_, err := c.Wait(ctx, &task.WaitRequest{ID: id})
+		return err
+	})
+}
+
+// TestRecover: whatever happened while no daemon lived, the next one finds it, and tells of each event once.
+func TestRecover(t *testing.T) {
+	w := fakes(t)
+	w.run("runs", args("run"))
+	w.run("ends", args("run"))
+	w.run("deleted", args("run"))
+	w.run("orphan", args("run"))
+	w.run("orphan-ended", args("exit", "3"))
+	w.add("created", args("run"), shims.DefaultRuntime)
+	if _, err := w.Create(in("ns"), CreateRequest{ID: "created"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.Wait(in("ns"), "orphan-ended", ""); err != nil {
+		t.Fatal(err)
+	}
+	before := w.record()
+	before.await(t, "ends") // nothing: it is told of what happens from now on
+	w.Close()
+
+	w.endAway("ends", 9)
+	w.endAway("deleted", 15)
+	w.direct("deleted", func(ctx context.Context, c *shimapi.Client) error {
+		_, err := c.Delete(ctx, &task.DeleteRequest{ID: "deleted"})
+		return err
+	})
+	for _, id := range []string{"orphan", "orphan-ended"} {
+		// A fake is its own container: it ends with it. Nobody saw how.
+		if err := unix.Kill(w.shimPid(id), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, id+"'s shim is gone", func() bool { return unix.Kill(w.shimPid(id), 0) != nil })
+	}
+
+	<-w.begin()
+	r := w.record()
+	ctx := in("ns")
+	for id, want := range map[string]struct {
+		status tasktypes.Status
+		exit   uint32
+	}{
+		"runs":         {tasktypes.Status_RUNNING, 0},
+		"created":      {tasktypes.Status_CREATED, 0},
+		"ends":         {tasktypes.Status_STOPPED, 137},
+		"orphan":       {tasktypes.Status_UNKNOWN, unknownExit},
+		"orphan-ended": {tasktypes.Status_STOPPED, 3},
+	} {
+		if st, err := w.Service.Get(ctx, id, ""); err != nil || st.Status != want.status || st.ExitStatus != want.exit {
+			t.Errorf("%s: %v, %v", id, st, err)
+		}
+	}
+	eventually(t, "the deleted task is gone", func() bool {
+		_, err := w.Service.Get(ctx, "deleted", "")
+		return errdefs.IsNotFound(err)
+	})
+	r.await(t, "ends", "exit ends=137")
+	r.await(t, "deleted", "exit deleted=143", "delete")
+	if status, _, err := w.Wait(ctx, "ends", ""); err != nil || status != 137 {
+		t.Errorf("wait for what has ended: %d, %v", status, err)
+	}
+	if status, _, err := w.Wait(ctx, "orphan-ended", ""); err != nil || status != 3 {
+		t.Errorf("wait for what has ended, without a shim: %d, %v", status, err)
+	}
+	if _, _, err := w.Wait(ctx, "orphan", ""); !errdefs.IsUnavailable(err) {
+		t.Errorf("wait for what nobody saw: %v", err)
+	}
+	for id, status := range map[string]uint32{"orphan": unknownExit, "orphan-ended": 3, "ends": 137} {
+		if d, err := w.Delete(ctx, id); err != nil || d.ExitStatus != status {
+			t.Errorf("delete %s: %v, %v", id, d, err)
+		}
+	}
+	r.await(t, "orphan", "exit orphan=255", "delete")
+	r.await(t, "orphan-ended", "delete")
+
+	// A second daemon tells nothing again.
+	w.restart()
+	if again := w.record(); len(again.topics("ends")) != 0 || len(again.topics("runs")) != 0 {
+		t.Errorf("told again: %v, %v", again.topics("ends"), again.topics("runs"))
+	}
+}
+
+// TestRecoverDamaged: a bundle that makes no sense keeps no other task away.
+func TestRecoverDamaged(t *testing.T) {
+	w := fakes(t)
+	w.run("c1", args("run"))
+	w.run("c2", args("run"))
+	w.Close()
+	b, err := w.bundles.Load("ns", "c2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"bootstrap.json", shimapi.LedgerFile} {
+		if err := os.WriteFile(filepath.Join(b.Path, name), []byte("{nonsense"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// And one that was killed while it was being made.
+	if _, err := w.bundles.Create("ns", "half", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	<-w.begin()
+	for _, id := range []string{"c1", "c2"} { // the shim of c2 says what its files do not
+		if st, err := w.Service.Get(in("ns"), id, ""); err != nil || st.Status != tasktypes.Status_RUNNING {
+			t.Errorf("%s: %v, %v", id, st, err)
+		}
+	}
+	eventually(t, "the half bundle is gone", func() bool {
+		_, err := w.bundles.Load("ns", "half")
+		return errdefs.IsNotFound(err)
+	})
+}
+
+// TestRecoverWedged: shims that do not answer keep the others from nothing.
+func TestRecoverWedged(t *testing.T) {
+	w := fakes(t)
+	for i := range 20 {
+		w.run(fmt.Sprint("stopped", i), args("run"))
+	}
+	w.run("well", args("run"))
+	var pids []int
+	for i := range 20 {
+		pids = append(pids, w.shimPid(fmt.Sprint("stopped", i)))
+	}
+	w.Close()
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := time.Now()
+	w.begin()
+	if st, err := w.Service.Get(in("ns"), "well", ""); err != nil || st.Status != tasktypes.Status_RUNNING {
+		t.Errorf("%v, %v", st, err)
+	}
+	all, err := w.List(in("ns"))
+	if err != nil || len(all) != 21 {
+		t.Errorf("%d tasks, %v", len(all), err)
+	}
+	if _, err := w.Metrics(in("ns"), filters.Always); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 6*time.Second { // a second each for list and metrics
+		t.Errorf("took %v", took)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all answer again", func() bool {
+		all, err := w.List(in("ns"))
+		for _, st := range all {
+			if st.Status != tasktypes.Status_RUNNING {
+				return false
+			}
+		}
+		return err == nil
+	})
+}
+
+// TestRecoverHalfCreated: a daemon that is killed during Create leaves a task, or nothing; never half of one.
+func TestRecoverHalfCreated(t *testing.T) {
+	w := fakes(t)
+	w.add("c1", args("run"), shims.DefaultRuntime)
+	w.fault("c1", shimfake.Faults{"Create": {Delay: 300 * time.Millisecond}})
+	b, err := w.bundles.Create("ns", "c1", []byte(`{"process":{"args":["run"]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim, err := w.shims.Spawn(in("ns"), b, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(in("ns"), 100*time.Millisecond)
+	defer cancel()
+	if _, err := shim.Create(short, &task.CreateTaskRequest{ID: "c1", Bundle: b.Path}); err == nil {
+		t.Fatal("create was not to be done yet")
+	}
+	shim.Close() // the daemon is killed: nobody hears the answer
+	<-w.begin()
+	eventually(t, "it is a task or nothing", func() bool {
+		st, err := w.Service.Get(in("ns"), "c1", "")
+		return errdefs.IsNotFound(err) || err == nil && st.Status == tasktypes.Status_CREATED
+	})
+}
+
+// TestRecoverContainers is TestRecover in short, with real shims and containers.
+func TestRecoverContainers(t *testing.T) {
+	parent := fmt.Sprintf("/managerd-tasks-test-%d", os.Getpid())
+	t.Cleanup(func() { // after that of the world
+		dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + parent)
+		for _, dir := range append(dirs, "/sys/fs/cgroup"+parent) {
+			if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Error(err)
+			}
+		}
+	})
+	w := newWorld(t, shimRunc(t))
+	root := t.TempDir()
+	data, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("%v (Debian: apt-get install busybox-static)", err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "busybox"), data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(root, "dev"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	start := func(id, script string) uint32 {
+		t.Helper()
+		spec := specs.Spec{
+			Version: "1.2.0",
+			Root:    &specs.Root{Path: root, Readonly: true},
+			Process: &specs.Process{Cwd: "/", Args: []string{"/busybox", "sh", "-c", script}},
+			Mounts:  []specs.Mount{{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}}},
+			Linux: &specs.Linux{
+				CgroupsPath: filepath.Join(parent, id),
+				Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
+			},
+		}
+		body, err := json.Marshal(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.add(id, body, shims.DefaultRuntime)
+		if _, err := w.Create(in("ns"), CreateRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+		pid, err := w.Start(in("ns"), id, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid
+	}
+	pid := start("runs", "while :; do /busybox sleep 1; done")
+	start("ends", "trap 'exit 42' TERM; while :; do /busybox sleep 0.01; done")
+	orphan := start("orphan", "trap 'exit 43' TERM; while :; do /busybox sleep 0.01; done")
+	w.Close()
+	w.endAway("ends", 15)
+	shimPid := w.shimPid("orphan")
+	if err := unix.Kill(shimPid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the shim is gone", func() bool { return unix.Kill(shimPid, 0) != nil })
+
+	<-w.begin()
+	r := w.record()
+	ctx := in("ns")
+	if st, err := w.Service.Get(ctx, "runs", ""); err != nil || st.Pid != pid || st.Status != tasktypes.Status_RUNNING {
+		t.Errorf("runs: %v, %v", st, err)
+	}
+	if st, err := w.Service.Get(ctx, "ends", ""); err != nil || st.ExitStatus != 42 || st.Status != tasktypes.Status_STOPPED {
+		t.Errorf("ends: %v, %v", st, err)
+	}
+	r.await(t, "ends", "exit ends=42")
+	// The death of a shim is not that of its container.
+	if err := unix.Kill(int(orphan), 0); err != nil {
+		t.Errorf("the container of a killed shim: %v", err)
+	}
+	if _, err := w.Delete(ctx, "orphan"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("delete of a running container: %v", err)
+	}
+	for _, id := range []string{"runs", "ends", "orphan"} {
+		if err := w.Kill(ctx, id, "", 9, true); err != nil && !errdefs.IsNotFound(err) {
+			t.Errorf("kill %s: %v", id, err)
+		}
+	}
+	eventually(t, "all have ended", func() bool {
+		for _, id := range []string{"runs", "ends", "orphan"} {
+			if st, err := w.Service.Get(ctx, id, ""); err != nil || st.Status == tasktypes.Status_RUNNING || st.Pid != 0 && id == "orphan" && unix.Kill(int(orphan), 0) == nil {
+				return false
+			}
+		}
+		return true
+	})
+	for _, id := range []string{"runs", "ends", "orphan"} {
+		if _, err := w.Delete(ctx, id); err != nil {
+			t.Errorf("delete %s: %v", id, err)
+		}
+	}
+}
