@@ -1,0 +1,149 @@
+// Package command is mctl's command line: ctr's grammar, and what ctr lacks. A file per noun; what they share (flags for
+// all, the connection, errors and exit statuses) is here.
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/managerd/managerd/cmd/mctl/internal/client"
+	"github.com/managerd/managerd/cmd/mctl/internal/table"
+	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/namespaces"
+)
+
+// Exit statuses of mctl itself. Those of run, exec, attach and wait are the process's, whatever they are.
+const (
+	statusFailed = 1
+	statusUsage  = 2
+)
+
+// defaultAddress is where a managerd serves that nobody told otherwise.
+const defaultAddress = "/run/managerd/managerd.sock"
+
+// cli is one invocation.
+type cli struct {
+	address, namespace, output string
+	timeout, connectTimeout    time.Duration
+
+	in       io.Reader
+	out, err io.Writer
+}
+
+// Main runs the command line and returns the exit status.
+func Main(argv []string) int {
+	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	root := c.root()
+	root.SetArgs(argv)
+	err := root.ExecuteContext(context.Background())
+	var status exitStatus
+	var usage *usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
+	case errors.As(err, &usage):
+		_, _ = fmt.Fprintf(c.err, "mctl: %v\nSee `%s --help`.\n", err, usage.command)
+		return statusUsage
+	}
+	_, _ = fmt.Fprintf(c.err, "mctl: %v\n", err)
+	return statusFailed
+}
+
+// exitStatus is a process's exit status that becomes ours. Nothing is printed.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// usageError is a command line that makes no sense.
+type usageError struct {
+	command string // whose help tells more
+	err     error
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// misused makes a usageError.
+func misused(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{cmd.CommandPath(), fmt.Errorf(format, args...)}
+}
+
+// format is the value of --output.
+func (c *cli) format() table.Format { return table.Format(c.output) }
+
+// connect calls f with a connection and a context that carries namespace and --timeout.
+func (c *cli) connect(cmd *cobra.Command, f func(ctx context.Context, cl *client.Client) error) error {
+	ctx := namespaces.With(cmd.Context(), c.namespace)
+	if c.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+	}
+	cl, err := client.Open(c.address)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = cl.Close() }()
+	err = cl.Explain(f(ctx, cl))
+	if err != nil && ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("not done within --timeout %v: %w", c.timeout, err)
+	}
+	return err
+}
+
+// check looks at the flags for all commands.
+func (c *cli) check(cmd *cobra.Command, _ []string) error {
+	if _, err := table.ParseFormat(c.output); err != nil {
+		return misused(cmd, "%w", err)
+	}
+	if err := identifiers.Validate(c.namespace); err != nil {
+		return misused(cmd, "namespace: %w", err)
+	}
+	return nil
+}
+
+// env is the first of these variables that is set, else otherwise.
+func env(otherwise string, names ...string) string {
+	for _, n := range names {
+		if v := os.Getenv(n); v != "" {
+			return v
+		}
+	}
+	return otherwise
+}
+
+// args wants at least least arguments, and at most most (-1: any number).
+func args(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		switch {
+		case len(given) < least:
+			return misused(cmd, "%s: arguments are missing: usage is `%s`", cmd.CommandPath(), cmd.UseLine())
+		case most >= 0 && len(given) > most:
+			return misused(cmd, "%s: %q is too much: usage is `%s`", cmd.CommandPath(), given[most], cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// group is a command that only has others below it.
+func group(use, short string, aliases []string, below ...*cobra.Command) *cobra.Command {
+	g := &cobra.Command{
+		Use: use, Short: short, Aliases: aliases,
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if len(given) > 0 {
+				return misused(cmd, "%s has no command %q", cmd.CommandPath(), given[0])
+			}
+			return cmd.Help()
+		},
+	}
+	g.AddCommand(below...)
+	return g
+}

@@ -1,0 +1,24 @@
+package archive
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Config gives an image's config for this machine's platform, and the chain ID of its layers: the name that their
+// snapshot has once it is unpacked, empty for an image without layers. NotFound when a part of the image is not there.
+func Config(ctx context.Context, c Content, target ocispec.Descriptor) (ocispec.Image, string, error) {
+	var config ocispec.Image
+	n, err := resolve(ctx, c, target, platforms.Default(), 0)
+	if err == nil {
+		err = readJSON(ctx, c, n.config, &config)
+	}
+	if err != nil {
+		return ocispec.Image{}, "", fmt.Errorf("cannot read the config of image %s: %w", target.Digest, err)
+	}
+	return config, identity.ChainID(config.RootFS.DiffIDs).String(), nil
+}
