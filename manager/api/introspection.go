@@ -92,7 +92,7 @@ func pluginToWire(p introspection.Plugin) *api.Plugin {
 	}
 	switch {
 	case p.Err == nil:
-	case errdefs.IsNotImplemented(p.Err):
+	case p.Skipped():
 		// Clients know by these words that it is the machine that cannot, and that nothing is wrong with the daemon.
 		w.InitErr = status.Convert(toGRPC(fmt.Errorf("%w: skip plugin", p.Err))).Proto()
 	default:

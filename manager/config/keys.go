@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
@@ -17,6 +18,17 @@ type key struct {
 	def   any               // string, int or []string
 	field func(*Config) any // a pointer to def's type
 	check func(any) string  // what is wrong with a value, as the rest of a sentence; nil when nothing can be
+}
+
+// Changed names the keys whose values differ, as the file writes them, in the order of the file.
+func Changed(a, b *Config) []string {
+	var names []string
+	for i := range keys {
+		if k := &keys[i]; !reflect.DeepEqual(k.field(a), k.field(b)) {
+			names = append(names, k.name())
+		}
+	}
+	return names
 }
 
 // name is the key as the file writes it.

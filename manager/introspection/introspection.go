@@ -41,6 +41,9 @@ type Plugin struct {
 	Err          error // why it does not work; one that wraps NotImplemented means that this machine cannot
 }
 
+// Skipped tells whether the plugin is left out because this machine cannot have it, which is nobody's failure.
+func (p Plugin) Skipped() bool { return errdefs.IsNotImplemented(p.Err) }
+
 // Name is the plugin's full name, as configuration files spell it: TYPE.ID.
 func (p Plugin) Name() string { return p.Type + "." + p.ID }
 

@@ -83,7 +83,7 @@ func (s *Server) build(ctx context.Context) error {
 			s.log.Debug("plugin works", "plugin", p.Name())
 		case p.vital:
 			return p.Err
-		case errdefs.IsNotImplemented(p.Err):
+		case p.Skipped():
 			s.log.Info("plugin is left out: this machine cannot", "plugin", p.Name(), "reason", p.Err)
 		default:
 			s.log.Error("plugin is left out", "plugin", p.Name(), "error", p.Err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -41,6 +42,7 @@ type Server struct {
 	tasks *tasks.Service // nil when they could not be built
 	db    *metadata.DB
 
+	watching  sync.WaitGroup // the watchdog
 	listeners []net.Listener // gRPC, ttrpc
 	side      []*sideServer  // metrics, debugging
 	closers   []func() error // run backwards by Close
@@ -127,7 +129,8 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.serveSide(); err != nil {
 		return err
 	}
-	notify(s.log, daemon.SdNotifyReady)
+	s.Ready()
+	s.watch(ctx)
 	if recovered != nil {
 		began := time.Now()
 		go func() {
@@ -144,6 +147,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	notify(s.log, daemon.SdNotifyStopping)
+	s.watching.Wait()
 	s.stop()
 	return err
 }
@@ -191,13 +195,6 @@ func (s *Server) Close() error {
 	}
 	s.closers = nil
 	return errors.Join(errs...)
-}
-
-// notify tells the service manager (sd_notify(3)), if there is one.
-func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("cannot notify the service manager", "state", state, "error", err)
-	}
 }
 
 // setOOMScore sets how readily the kernel kills this daemon (proc_pid_oom_score_adj(5)). Without CAP_SYS_RESOURCE it

@@ -118,39 +118,91 @@ func (f *flags) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(os.Stderr, cfg.Debug.Level, cfg.Debug.Format)
+	var level slog.LevelVar
+	log, err := newLogger(os.Stderr, &level, cfg.Debug.Level, cfg.Debug.Format)
 	if err != nil {
 		return err
 	}
 	slog.SetDefault(log)
-	for _, w := range warnings {
-		log.Warn("configuration: "+w.Text, "file", w.File, "line", w.Line, "key", w.Key)
-	}
+	warn(log, warnings)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE) // a log or a terminal that goes away ends nothing
+	signal.Ignore(syscall.SIGPIPE) // a log that goes away ends nothing
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
 	log.Info("starting managerd", "version", version.Version, "revision", version.Revision, "pid", os.Getpid(),
 		"root", cfg.Root, "state", cfg.State)
 	s, err := server.New(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
+	go func() {
+		for {
+			select {
+			case <-reload:
+				s.Reloading()
+				f.reload(cfg, &level, log)
+				s.Ready()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 	err = s.Run(ctx)
 	log.Info("stopped; shims and containers live on")
 	return errors.Join(err, s.Close())
 }
 
-// newLogger writes to w. Levels that slog does not know are the nearest ones: containerd's trace, fatal and panic.
-func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	levels := map[string]slog.Level{
-		"trace": slog.LevelDebug, "debug": slog.LevelDebug, "": slog.LevelInfo, "info": slog.LevelInfo,
-		"warn": slog.LevelWarn, "warning": slog.LevelWarn, "error": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError,
+func warn(log *slog.Logger, warnings []config.Warning) {
+	for _, w := range warnings {
+		log.Warn("configuration: "+w.Text, "file", w.File, "line", w.Line, "key", w.Key)
 	}
-	l, ok := levels[level]
+}
+
+// reload reads the configuration again. What can change in a running daemon, the level of its log, does; what else has
+// changed is named: it holds from the next start on, which containers do not notice. A file with an error changes nothing.
+func (f *flags) reload(cfg *config.Config, level *slog.LevelVar, log *slog.Logger) {
+	now, warnings, err := f.load()
+	if err != nil {
+		log.Error("cannot reload the configuration; it stays as it is", "error", err)
+		return
+	}
+	warn(log, warnings)
+	for _, key := range config.Changed(cfg, now) {
+		if key == "debug.level" {
+			continue
+		}
+		log.Warn("configuration: this key has changed and holds from the next start on", "key", key)
+	}
+	if err := setLevel(level, now.Debug.Level); err != nil {
+		log.Error("cannot reload the configuration", "error", err)
+		return
+	}
+	log.Info("configuration reloaded", "level", level.Level())
+}
+
+// levels are containerd's; those that slog does not know are the nearest ones.
+var levels = map[string]slog.Level{
+	"trace": slog.LevelDebug, "debug": slog.LevelDebug, "": slog.LevelInfo, "info": slog.LevelInfo,
+	"warn": slog.LevelWarn, "warning": slog.LevelWarn, "error": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError,
+}
+
+func setLevel(v *slog.LevelVar, name string) error {
+	l, ok := levels[name]
 	if !ok {
-		return nil, fmt.Errorf("log level %q is none of trace, debug, info, warn, error, fatal, panic", level)
+		return fmt.Errorf("log level %q is none of trace, debug, info, warn, error, fatal, panic", name)
 	}
-	opts := &slog.HandlerOptions{Level: l}
+	v.Set(l)
+	return nil
+}
+
+// newLogger writes to w what is at least of a level, which the caller may change later on.
+func newLogger(w io.Writer, v *slog.LevelVar, level, format string) (*slog.Logger, error) {
+	if err := setLevel(v, level); err != nil {
+		return nil, err
+	}
+	opts := &slog.HandlerOptions{Level: v}
 	switch format {
 	case "", "text":
 		return slog.New(slog.NewTextHandler(w, opts)), nil
