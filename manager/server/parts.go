@@ -136,7 +136,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
 			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
-			p.content, err = content.New(s.cfg.Root, s.db, p.exchange)
+			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, p.exchange)
 			return err
 		}},
 		s.snapshotter(ctx, &p, overlayfs.Name, platform, func(root string) (snapshots.Backend, error) { return overlayfs.New(root) }),
