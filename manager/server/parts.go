@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -75,7 +76,7 @@ func (s *Server) build(ctx context.Context) error {
 			}
 		}
 		if p.Err == nil {
-			p.Err = p.build()
+			p.Err = guarded(p.build)
 		}
 		switch {
 		case p.Err == nil:
@@ -108,6 +109,16 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	s.health.SetServingStatus("", healthapi.HealthCheckResponse_SERVING)
 	return nil
+}
+
+// guarded makes an error of a panic, such as damaged pages of the database cause: the other parts are built all the same.
+func guarded(build func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("it panicked: %v: %w\n%s", p, errdefs.ErrInternal, debug.Stack())
+		}
+	}()
+	return build()
 }
 
 // list is the daemon, part by part.
