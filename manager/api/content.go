@@ -93,19 +93,19 @@ func (a *Content) Delete(ctx context.Context, r *api.DeleteContentRequest) (*emp
 	return done, toGRPC(a.store.Delete(ctx, digest.Digest(r.Digest)))
 }
 
-// Read streams a part of a blob: size 0 means up to its end.
+// Read streams a part of a blob: up to its end with size 0, or one that lies beyond it.
 func (a *Content) Read(r *api.ReadContentRequest, stream api.Content_ReadServer) error {
 	blob, err := a.store.ReaderAt(stream.Context(), digest.Digest(r.Digest))
 	if err != nil {
 		return toGRPC(err)
 	}
 	defer func() { _ = blob.Close() }()
-	size := r.Size
-	if size == 0 {
-		size = blob.Size() - r.Offset
-	}
-	if r.Offset < 0 || size < 0 || r.Offset > blob.Size() || r.Offset+size > blob.Size() {
+	if r.Offset < 0 || r.Size < 0 || r.Offset > blob.Size() {
 		return toGRPC(fmt.Errorf("content %s has %d bytes, not %d at %d: %w", r.Digest, blob.Size(), r.Size, r.Offset, errdefs.ErrOutOfRange))
+	}
+	size := blob.Size() - r.Offset
+	if r.Size > 0 {
+		size = min(size, r.Size)
 	}
 	buf := make([]byte, min(chunk, size))
 	for at, end := r.Offset, r.Offset+size; at < end; {
@@ -163,13 +163,25 @@ func (a *Content) Write(stream api.Content_WriteServer) error {
 	if err != nil {
 		return err
 	}
-	total, expected := r.Total, digest.Digest(r.Expected)
-	w, err := a.store.Writer(ctx, r.Ref, expected, total)
+	ref, total, expected := r.Ref, r.Total, digest.Digest(r.Expected)
+	w, err := a.store.Writer(ctx, ref, expected, total)
 	if err != nil {
 		return toGRPC(err)
 	}
 	defer func() { _ = w.Close() }()
 	for {
+		// What the first messages left open may be said later, but nothing may be said twice.
+		switch {
+		case r.Ref != "" && r.Ref != ref:
+			err = fmt.Errorf("write to %q cannot go on as %q", ref, r.Ref)
+		case r.Total > 0 && total > 0 && r.Total != total:
+			err = fmt.Errorf("write to %q has a total of %d bytes, which cannot become %d", ref, total, r.Total)
+		case r.Expected != "" && expected != "" && r.Expected != expected.String():
+			err = fmt.Errorf("write to %q is of %s, which cannot become %s", ref, expected, r.Expected)
+		}
+		if err != nil {
+			return toGRPC(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
+		}
 		if r.Expected != "" {
 			expected = digest.Digest(r.Expected)
 		}
@@ -196,9 +208,14 @@ func (a *Content) Write(stream api.Content_WriteServer) error {
 
 func (a *Content) step(ctx context.Context, w *content.Writer, r *api.WriteContentRequest, total int64, expected digest.Digest) (*api.WriteContentResponse, error) {
 	st := w.Status()
+	switch r.Action {
+	case api.WriteAction_STAT, api.WriteAction_WRITE, api.WriteAction_COMMIT:
+	default:
+		return nil, fmt.Errorf("write to %q: action %d is not known: %w", st.Ref, r.Action, errdefs.ErrInvalidArgument)
+	}
 	if r.Action != api.WriteAction_STAT {
 		switch {
-		case r.Offset > 0 && r.Offset != st.Offset:
+		case r.Offset != 0 && r.Offset != st.Offset:
 			return nil, fmt.Errorf("write to %q at %d must be at its current offset, %d: %w", st.Ref, r.Offset, st.Offset, errdefs.ErrOutOfRange)
 		case r.Offset == 0 && st.Offset > 0 && r.Action == api.WriteAction_WRITE:
 			if err := w.Truncate(0); err != nil {
@@ -206,7 +223,7 @@ func (a *Content) step(ctx context.Context, w *content.Writer, r *api.WriteConte
 			}
 		}
 		if len(r.Data) > 0 {
-			if total > 0 && w.Status().Offset+int64(len(r.Data)) > total {
+			if have := w.Status().Offset; total > 0 && int64(len(r.Data)) > total-have {
 				return nil, fmt.Errorf("write to %q exceeds its total of %d bytes: %w", st.Ref, total, errdefs.ErrFailedPrecondition)
 			}
 			if _, err := w.Write(r.Data); err != nil {

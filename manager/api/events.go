@@ -54,6 +54,10 @@ func (a *Events) Subscribe(r *api.SubscribeRequest, stream api.Events_SubscribeS
 		return toGRPC(err)
 	}
 	defer sub.Close()
+	// The headers tell a client that waits for them that from now on it misses nothing.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for {
 		e, err := sub.Next(stream.Context())
 		if err != nil {

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/services/namespaces/v1"
@@ -75,7 +76,7 @@ func (n namespaceFields) Field(path []string) (string, bool) {
 	case len(path) == 1 && path[0] == "name":
 		return n.name, true
 	case len(path) > 1 && path[0] == "labels":
-		v, ok := n.labels[path[1]]
+		v, ok := n.labels[strings.Join(path[1:], ".")]
 		return v, ok
 	}
 	return "", false

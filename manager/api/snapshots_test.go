@@ -67,7 +67,7 @@ func layerServer(t *testing.T) (context.Context, *grpc.ClientConn) {
 	store, err := snapshots.NewStore(ctx, db, x, map[string]snapshots.Backend{overlayfs.Name: overlay, native.Name: nat})
 	must(err)
 	t.Cleanup(func() { _ = store.Close() })
-	blobs, err := content.New(dir, db, x)
+	blobs, err := content.New(dir, content.Shared, db, x)
 	must(err)
 	srv := grpc.NewServer()
 	api.NewSnapshots(store).Register(srv)

@@ -58,7 +58,7 @@ func newEnv(t *testing.T, overWire bool) *env {
 	t.Cleanup(func() { _ = db.Close() })
 	x := events.NewExchange()
 	e := &env{ctx: namespaces.With(context.Background(), "test"), names: images.NewStore(db)}
-	e.blobs, err = content.New(dir, db, x)
+	e.blobs, err = content.New(dir, content.Shared, db, x)
 	must(err)
 	overlay, err := overlayfs.New(filepath.Join(dir, "overlay"))
 	must(err)

@@ -33,6 +33,7 @@ type Config struct {
 	Overlayfs       Snapshotter
 	Native          Snapshotter
 	Task            Task
+	ContentSharing  string // shared or isolated
 }
 
 // Socket is a Unix socket and who owns it.

@@ -42,6 +42,7 @@ const message = 16 << 20
 var (
 	overlayfsSection = []string{"plugins", snapshotterType + ".overlayfs"}
 	nativeSection    = []string{"plugins", snapshotterType + ".native"}
+	boltSection      = []string{"plugins", "io.containerd.metadata.v1.bolt"}
 	taskSection      = []string{"plugins", "io.containerd.runtime.v2.task"}
 )
 
@@ -90,6 +91,8 @@ var keys = []key{
 	{[]string{"metrics", "address"}, "HOST:PORT of Prometheus metrics (/v1/metrics); empty for none.", "",
 		func(c *Config) any { return &c.Metrics.Address }, nil},
 
+	{in(boltSection, "content_sharing_policy"), "Whether a namespace gets a blob that another one has by its digest alone (shared), or has to write it again (isolated).", "shared",
+		func(c *Config) any { return &c.ContentSharing }, oneOf("shared", "isolated")},
 	{in(overlayfsSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
 		func(c *Config) any { return &c.Overlayfs.RootPath }, absoluteOrNone},
 	{in(nativeSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",

@@ -14,13 +14,17 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/leases"
+	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 )
 
@@ -84,7 +88,9 @@ func status(dir string) (st Status, err error) {
 		st.Total, _ = strconv.ParseInt(string(data), 10, 64)
 	}
 	if data, err := os.ReadFile(filepath.Join(dir, "expected")); err == nil {
-		st.Expected = digest.Digest(data)
+		if d := digest.Digest(data); d.Validate() == nil {
+			st.Expected = d
+		}
 	}
 	if data, err := os.ReadFile(filepath.Join(dir, "startedat")); err == nil {
 		_ = st.StartedAt.UnmarshalText(data)
@@ -116,55 +122,79 @@ func (s *Store) ListStatuses(ctx context.Context, f filters.Filter) ([]Status, e
 	return out, nil
 }
 
-// Abort throws an ingest away. Unavailable while somebody writes it.
+// Abort throws an ingest away, also under the hands of a writer, which fails with Aborted from then on: a client that
+// closes its stream and aborts must not find that the daemon has not yet seen the first.
 func (s *Store) Abort(ctx context.Context, ref string) error {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return err
 	}
-	unlock, err := s.lock(ns, ref)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	dir := s.ingest(ns, ref)
 	if _, err := os.Stat(dir); err != nil {
 		return fmt.Errorf("ingest %q: %w", ref, errdefs.ErrNotFound)
 	}
+	if w := s.writers[ns+separator+ref]; w != nil {
+		w.aborted.Store(true)
+	}
 	return os.RemoveAll(dir)
 }
 
-func (s *Store) lock(ns, ref string) (unlock func(), err error) {
+// enter makes w the writer of its ingest.
+func (s *Store) enter(w *Writer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := ns + separator + ref
-	if _, taken := s.refs[k]; taken {
-		return nil, fmt.Errorf("ingest %q is being written by another client: %w", ref, errdefs.ErrUnavailable)
+	k := w.ns + separator + w.status.Ref
+	if _, taken := s.writers[k]; taken {
+		return fmt.Errorf("ingest %q is being written by another client: %w", w.status.Ref, errdefs.ErrUnavailable)
 	}
-	s.refs[k] = struct{}{}
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.refs, k)
-	}, nil
+	s.writers[k] = w
+	return nil
+}
+
+func (s *Store) leave(w *Writer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := w.ns + separator + w.status.Ref; s.writers[k] == w {
+		delete(s.writers, k)
+	}
+}
+
+// sweepIngests removes what a daemon that was killed left of ingests that were just begun, or were just committed.
+func (s *Store) sweepIngests() error {
+	dirs, err := os.ReadDir(s.ingests())
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		dir := filepath.Join(s.ingests(), d.Name())
+		if _, err := status(dir); errdefs.IsNotFound(err) {
+			if err := os.RemoveAll(dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Writer writes one ingest; nobody else does until it is closed. What was written and not committed stays, to be
 // resumed or aborted.
 type Writer struct {
-	s      *Store
-	ns     string
-	dir    string
-	status Status
-	file   *os.File
-	sum    hash.Hash
-	alg    digest.Algorithm
-	unlock func()
+	s       *Store
+	ns      string
+	dir     string
+	status  Status
+	file    *os.File // nil once it is closed or committed
+	sum     hash.Hash
+	alg     digest.Algorithm
+	aborted atomic.Bool
 }
 
 // Writer opens an ingest, new or where an earlier writer stopped. expected, if not empty, is the digest to be: when the
-// namespace has it, or gets it from another that has, the error is AlreadyExists. total is its size in bytes, 0 if
-// unknown. The caller closes the writer.
+// namespace has it, or gets it from another that shares it, the error is AlreadyExists. total is its size in bytes, 0 if
+// unknown. Both must be what the earlier writer said: FailedPrecondition. A lease in ctx keeps the ingest, and then the
+// blob. The caller closes the writer.
 func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, total int64) (_ *Writer, err error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
@@ -178,53 +208,102 @@ func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, 
 	case total < 0:
 		return nil, fmt.Errorf("ingest %q has a total of %d bytes: %w", ref, total, errdefs.ErrInvalidArgument)
 	}
-	alg := digest.Canonical
 	if expected != "" {
-		if err := valid(expected); err != nil {
+		if err := s.missing(ctx, ns, expected); err != nil {
 			return nil, err
 		}
-		alg = expected.Algorithm()
-		_, err := s.Info(ctx, expected)
-		there := err == nil
-		if !there {
-			if there, err = s.adopt(ctx, ns, expected, nil); err != nil {
-				return nil, err
-			}
-		}
-		if there {
-			return nil, fmt.Errorf("content %s: %w", expected, errdefs.ErrAlreadyExists)
-		}
 	}
-	unlock, err := s.lock(ns, ref)
-	if err != nil {
+	w := &Writer{s: s, ns: ns, dir: s.ingest(ns, ref), status: Status{Ref: ref, Total: total, Expected: expected, StartedAt: time.Now().UTC()}}
+	if err := s.enter(w); err != nil {
 		return nil, err
 	}
-	w := &Writer{s: s, ns: ns, dir: s.ingest(ns, ref), alg: alg, sum: alg.Hash(), unlock: unlock}
 	defer func() {
 		if err != nil {
 			_ = w.Close()
 			err = fmt.Errorf("cannot open ingest %q: %w", ref, err)
 		}
 	}()
-	if w.status, err = status(w.dir); err != nil && !errdefs.IsNotFound(err) {
-		return nil, err
-	} else if err != nil {
-		w.status = Status{Ref: ref, Total: total, Expected: expected, StartedAt: time.Now().UTC()}
-		if err := w.begin(); err != nil {
+	if _, leased := leases.From(ctx); leased {
+		err := s.db.Batch(func(tx *metadata.Tx) error {
+			return leases.Attach(ctx, tx, ns, leases.Resource{ID: ref, Type: leases.Ingests})
+		})
+		if err != nil {
 			return nil, err
 		}
 	}
-	if w.file, err = os.OpenFile(filepath.Join(w.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
-		return nil, err
+	return w, w.open()
+}
+
+// missing is AlreadyExists when the namespace has the blob, or gets it from another that shares it.
+func (s *Store) missing(ctx context.Context, ns string, d digest.Digest) error {
+	i, err := s.Info(ctx, d)
+	there := err == nil
+	if errdefs.IsNotFound(err) {
+		there, err = s.adopt(ctx, ns, d)
+	} else if there {
+		err = s.keep(ctx, ns, i, "")
 	}
+	if there && err == nil {
+		return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+	}
+	return err
+}
+
+// keep has the lease of ctx, if there is one, hold on to a blob that is there.
+func (s *Store) keep(ctx context.Context, ns string, i Info, ref string) error {
+	if _, leased := leases.From(ctx); !leased {
+		return nil
+	}
+	return s.record(ctx, ns, i.Digest, i.Size, i.Labels, ref)
+}
+
+// open begins the ingest, or takes up what an earlier writer left.
+func (w *Writer) open() error {
+	switch before, err := status(w.dir); {
+	case errdefs.IsNotFound(err):
+		if err := w.begin(); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case w.status.Expected != "" && before.Expected != "" && w.status.Expected != before.Expected:
+		return fmt.Errorf("it was begun for %s, not for %s; abort it first: %w", before.Expected, w.status.Expected, errdefs.ErrFailedPrecondition)
+	case w.status.Total > 0 && before.Total > 0 && w.status.Total != before.Total:
+		return fmt.Errorf("it was begun for %d bytes, not for %d; abort it first: %w", before.Total, w.status.Total, errdefs.ErrFailedPrecondition)
+	default:
+		now := w.status
+		w.status = before
+		if now.Expected != "" {
+			w.status.Expected = now.Expected
+		}
+		if now.Total > 0 {
+			w.status.Total = now.Total
+		}
+	}
+	w.alg = digest.Canonical
+	if e := w.status.Expected; e != "" {
+		w.alg = e.Algorithm()
+	}
+	w.sum = w.alg.Hash()
+	f, err := os.OpenFile(filepath.Join(w.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	w.file = f
 	// What an earlier writer left counts as written: take it into the digest.
-	if w.status.Offset, err = io.Copy(w.sum, w.file); err != nil {
-		return nil, err
+	w.status.Offset, err = io.Copy(w.sum, f)
+	return err
+}
+
+// usable is an error when there is nothing any more to write to.
+func (w *Writer) usable() error {
+	switch {
+	case w.aborted.Load():
+		return fmt.Errorf("ingest %q was aborted: %w", w.status.Ref, errdefs.ErrAborted)
+	case w.file == nil:
+		return fmt.Errorf("ingest %q is committed or closed: %w", w.status.Ref, errdefs.ErrFailedPrecondition)
 	}
-	if total > 0 {
-		w.status.Total = total
-	}
-	return w, nil
+	return nil
 }
 
 // begin makes the directory of a new ingest; the ref file, without which there is none, comes last but data.
@@ -255,6 +334,9 @@ func (w *Writer) begin() error {
 
 // Write appends.
 func (w *Writer) Write(p []byte) (int, error) {
+	if err := w.usable(); err != nil {
+		return 0, err
+	}
 	n, err := w.file.Write(p)
 	w.sum.Write(p[:n])
 	w.status.Offset += int64(n)
@@ -266,6 +348,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 func (w *Writer) Truncate(size int64) error {
 	if size != 0 {
 		return fmt.Errorf("cannot truncate ingest %q to %d bytes, only to 0: %w", w.status.Ref, size, errdefs.ErrNotImplemented)
+	}
+	if err := w.usable(); err != nil {
+		return err
 	}
 	if _, err := w.file.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -283,8 +368,11 @@ func (w *Writer) Digest() digest.Digest { return digest.NewDigest(w.alg, w.sum) 
 
 // Commit makes a blob of what was written: it is on disk, verified, when nil is returned. size (if not 0) and expected
 // (if not empty) must be what they are: FailedPrecondition, and the ingest stays. AlreadyExists when the namespace has
-// the blob; the ingest is gone then.
+// the blob; the ingest is gone then. Aborted when somebody aborted the ingest.
 func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error {
+	if err := w.usable(); err != nil {
+		return err
+	}
 	if err := identifiers.ValidateLabels(labels); err != nil {
 		return fmt.Errorf("cannot commit %q: %w", w.status.Ref, err)
 	}
@@ -298,47 +386,69 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if expected != "" && expected != got {
 		return fmt.Errorf("cannot commit %q: its digest is %s, expected is %s: %w", w.status.Ref, got, expected, errdefs.ErrFailedPrecondition)
 	}
-	if _, err := w.s.Info(ctx, got); err == nil {
-		if err := os.RemoveAll(w.dir); err != nil {
+	i, err := w.s.Info(ctx, got)
+	switch {
+	case err == nil:
+		if err := errors.Join(w.s.keep(ctx, w.ns, i, w.status.Ref), os.RemoveAll(w.dir), w.closeFile()); err != nil {
 			return err
 		}
 		return fmt.Errorf("content %s: %w", got, errdefs.ErrAlreadyExists)
+	case !errdefs.IsNotFound(err):
+		return err
 	}
 	if err := w.file.Sync(); err != nil {
 		return fmt.Errorf("cannot sync %q: %w", w.status.Ref, err)
 	}
+	if err := w.publish(ctx, got, labels); err != nil {
+		return errors.Join(fmt.Errorf("cannot commit %q: %w", w.status.Ref, err), w.s.removeUnknown(got))
+	}
+	return w.s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: got.String(), Size: w.status.Offset})
+}
+
+// publish moves the data to its place among the blobs, and then enters its record.
+func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string]string) error {
 	w.s.files.RLock()
 	defer w.s.files.RUnlock()
-	path := w.s.path(got)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	path := w.s.path(d)
+	if err := makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	if err := os.Rename(filepath.Join(w.dir, "data"), path); err != nil {
-		return fmt.Errorf("cannot commit %q: %w", w.status.Ref, err)
-	}
-	if err := os.Chmod(path, 0o444); err != nil {
+	if err := os.Rename(filepath.Join(w.dir, "data"), path); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("it was aborted: %w", errdefs.ErrAborted)
+	} else if err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	if err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)), os.RemoveAll(w.dir)); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(w.dir); err != nil {
-		return err
-	}
-	return w.s.record(ctx, w.ns, got, w.status.Offset, labels)
+	return w.s.record(ctx, w.ns, d, w.status.Offset, labels, w.status.Ref)
 }
 
 // Close lets go of the ingest.
 func (w *Writer) Close() error {
-	if w.unlock == nil {
-		return nil
-	}
-	w.unlock()
-	w.unlock = nil
+	w.s.leave(w)
+	return w.closeFile()
+}
+
+func (w *Writer) closeFile() error {
 	if w.file == nil {
 		return nil
 	}
-	return w.file.Close()
+	f := w.file
+	w.file = nil
+	return f.Close()
+}
+
+// makeDir makes a directory, if there is none, so that it is there after a power failure.
+func makeDir(path string) error {
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 func syncDir(path string) error {

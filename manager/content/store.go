@@ -40,6 +40,7 @@ type publisher interface {
 // Store keeps content. Every method works in the namespace of its context.
 type Store struct {
 	root   string
+	policy string
 	db     *metadata.DB
 	events publisher
 
@@ -47,8 +48,8 @@ type Store struct {
 	// record has any more is removed.
 	files sync.RWMutex
 
-	mu   sync.Mutex
-	refs map[string]struct{} // ingests with a writer
+	mu      sync.Mutex
+	writers map[string]*Writer // by namespace and reference: ingests that are open
 }
 
 // Info describes a blob.
@@ -77,16 +78,31 @@ func (i Info) Field(path []string) (string, bool) {
 	return "", false
 }
 
+// The policies by which a blob that one namespace has comes to others that name its digest.
+const (
+	Shared   = "shared"   // to know the digest is enough
+	Isolated = "isolated" // it must be written again, unless the other namespace has ShareableLabel
+)
+
+// ShareableLabel is the label, "true", of a namespace whose blobs others may take, whatever the policy.
+const ShareableLabel = "containerd.io/namespace.shareable"
+
 // New opens the store below root, the daemon's root directory, and removes files that no record knows: a commit that
-// was interrupted between the two.
-func New(root string, db *metadata.DB, events publisher) (*Store, error) {
-	s := &Store{root: filepath.Join(root, Dir), db: db, events: events, refs: map[string]struct{}{}}
+// was interrupted between the two. policy is Shared or Isolated.
+func New(root, policy string, db *metadata.DB, events publisher) (*Store, error) {
+	if policy != Shared && policy != Isolated {
+		return nil, fmt.Errorf("content sharing policy %q is neither %s nor %s: %w", policy, Shared, Isolated, errdefs.ErrInvalidArgument)
+	}
+	s := &Store{root: filepath.Join(root, Dir), policy: policy, db: db, events: events, writers: map[string]*Writer{}}
 	for _, d := range []string{s.blobs(), s.ingests()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make content directory: %w", err)
 		}
 	}
-	return s, s.sweep()
+	if err := errors.Join(s.sweep(), s.sweepIngests()); err != nil {
+		return nil, fmt.Errorf("cannot clear up %s: %w", s.root, err)
+	}
+	return s, nil
 }
 
 func (s *Store) blobs() string   { return filepath.Join(s.root, "blobs") }
@@ -309,22 +325,50 @@ func (s *Store) ReaderAt(ctx context.Context, d digest.Digest) (Reader, error) {
 	return reader{f, i.Size}, nil
 }
 
-// adopt makes a blob that another namespace has visible in this one. false when nobody has it.
-func (s *Store) adopt(ctx context.Context, ns string, d digest.Digest, labels map[string]string) (bool, error) {
+// adopt makes a blob that another namespace shares visible in this one. false when there is none.
+func (s *Store) adopt(ctx context.Context, ns string, d digest.Digest) (bool, error) {
 	s.files.RLock()
 	defer s.files.RUnlock()
-	fi, err := os.Stat(s.path(d))
-	if err != nil {
-		return false, nil //nolint:nilerr // not there
+	size, err := s.shared(d)
+	if err != nil || size < 0 {
+		return false, err
 	}
-	return true, s.record(ctx, ns, d, fi.Size(), labels)
+	if err := s.record(ctx, ns, d, size, nil, ""); err != nil {
+		return false, err
+	}
+	return true, s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: d.String(), Size: size})
 }
 
-// record enters a blob whose file is in place. AlreadyExists when the namespace has it.
-func (s *Store) record(ctx context.Context, ns string, d digest.Digest, size int64, labels map[string]string) error {
+// shared gives the size of a blob that some namespace has and shares, -1 when there is none.
+func (s *Store) shared(d digest.Digest) (size int64, err error) {
+	size = -1
+	err = s.db.View(func(tx *metadata.Tx) error {
+		return eachNamespace(tx, func(ns string) error {
+			if s.policy != Shared {
+				l := tx.Bucket(metadata.Path(ns, metadata.Labels)...)
+				if l == nil || string(l.Get([]byte(ShareableLabel))) != "true" {
+					return nil
+				}
+			}
+			i, err := info(tx, ns, d)
+			if err == nil {
+				size = i.Size
+			}
+			return nil //nolint:nilerr // a namespace that has it not, or no readable record of it, shares nothing
+		})
+	})
+	return size, err
+}
+
+// record enters a blob whose file is in place, unless the namespace has it by now, and makes a lease of its ingest one
+// of the blob.
+func (s *Store) record(ctx context.Context, ns string, d digest.Digest, size int64, labels map[string]string, ref string) error {
 	now := time.Now().UTC()
 	err := s.db.Batch(func(tx *metadata.Tx) error {
 		if err := leases.Attach(ctx, tx, ns, leases.Resource{ID: d.String(), Type: leases.Content}); err != nil {
+			return err
+		}
+		if err := leases.Detach(ctx, tx, ns, leases.Resource{ID: ref, Type: leases.Ingests}); err != nil {
 			return err
 		}
 		if _, err := info(tx, ns, d); err == nil {
@@ -335,5 +379,26 @@ func (s *Store) record(ctx context.Context, ns string, d digest.Digest, size int
 	if err != nil {
 		return fmt.Errorf("cannot record content %s: %w", d, err)
 	}
-	return s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: d.String(), Size: size})
+	return nil
+}
+
+// removeUnknown removes a blob's file if no namespace has a record of it.
+func (s *Store) removeUnknown(d digest.Digest) error {
+	s.files.Lock()
+	defer s.files.Unlock()
+	known := false
+	err := s.db.View(func(tx *metadata.Tx) error {
+		return eachNamespace(tx, func(ns string) error {
+			b := tx.Bucket(metadata.Path(ns, metadata.Content)...)
+			known = known || b != nil && b.Get([]byte(d)) != nil
+			return nil
+		})
+	})
+	if err != nil || known {
+		return err
+	}
+	if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }

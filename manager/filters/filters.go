@@ -5,10 +5,10 @@
 //	selector := field ( "." field )* [ op value ]     without an operator: the field is there
 //	op       := "==" | "!=" | "~="                    the last is a regular expression (RE2)
 //	field    := letters, digits, '_' and '-', or quoted
-//	value    := anything up to a comma, or quoted
+//	value    := anything up to a comma or a blank, or quoted
 //	quoted   := "..." with Go's escapes; a regular expression also /.../ or |...|, in which only the quote is escaped
 //
-// Of several filters one must match.
+// Blanks may stand before a field, an operator and a value, and at the end. Of several filters one must match.
 package filters
 
 import (
@@ -119,6 +119,7 @@ func Parse(s string) (Filter, error) {
 			return nil, fmt.Errorf("filter %q, byte %d: %w: %w", s, p.at, err, errdefs.ErrInvalidArgument)
 		}
 		out = append(out, sel)
+		p.blanks()
 		if p.at == len(p.in) {
 			return out, nil
 		}
@@ -134,7 +135,12 @@ type parser struct {
 	at int
 }
 
+func (p *parser) blanks() {
+	p.at = len(p.in) - len(strings.TrimLeftFunc(p.in[p.at:], unicode.IsSpace))
+}
+
 func (p *parser) selector() (s selector, err error) {
+	p.blanks()
 	for {
 		f, err := p.field()
 		if err != nil {
@@ -147,6 +153,7 @@ func (p *parser) selector() (s selector, err error) {
 		}
 		break
 	}
+	p.blanks()
 	rest := p.in[p.at:]
 	for _, op := range []string{"==", "!=", "~="} {
 		if strings.HasPrefix(rest, op) {
@@ -186,6 +193,7 @@ func (p *parser) field() (string, error) {
 }
 
 func (p *parser) value(re bool) (string, error) {
+	p.blanks()
 	if p.at == len(p.in) {
 		return "", fmt.Errorf("expected a value")
 	}
@@ -195,11 +203,15 @@ func (p *parser) value(re bool) (string, error) {
 	case re && (c == '/' || c == '|'):
 		return p.slashed(c)
 	}
-	begin := p.at
-	for p.at < len(p.in) && p.in[p.at] != ',' {
-		p.at++
+	v := p.in[p.at:]
+	if end := strings.IndexFunc(v, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }); end >= 0 {
+		v = v[:end]
 	}
-	return p.in[begin:p.at], nil
+	if v == "" {
+		return "", fmt.Errorf("expected a value")
+	}
+	p.at += len(v)
+	return v, nil
 }
 
 func (p *parser) quoted() (string, error) {

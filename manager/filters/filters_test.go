@@ -25,6 +25,10 @@ func TestMatch(t *testing.T) {
 		{"image~=busybox", true}, {"image~=^busybox", false}, {`image~=/library\/busy/`, true}, {`image~=|busybox:(latest\|x)|`, true},
 		{`name=="a"`, true}, {`"name"==a`, true}, {`labels."a/b.c"=="x,y"`, true}, {`labels."a/b.c"==x,y`, false},
 		{"labels.env==prod,name==a", true}, {"labels.env==prod,name==b", false}, {"n.1==one", true},
+		{`labels."env"`, true}, {`labels."a/b.c"`, true}, {`labels."a/b"`, false}, {`"labels"."env"==prod`, true}, {"labels", false},
+		{`labels."a/b.c"~="x.*"`, true}, {`labels."a/b.c"~=/^x,y$/`, true}, {`name==""`, false}, {`nothing!=""`, false},
+		{`nothing~=^$`, true}, {"image~=.*/busybox:latest", true}, {`name=="\x61"`, true}, {`name!="a",name`, false},
+		{"name == a", true}, {" name==a , labels.env ~= /pr/ ", true}, {"name==ab", false}, {"name==é", false},
 		{"name==b;name==a", true}, {"name==b;name==c", false},
 	} {
 		var ss []string
@@ -43,7 +47,8 @@ func TestMatch(t *testing.T) {
 }
 
 func TestMalformed(t *testing.T) {
-	for _, s := range []string{"==a", ",", "name==a,", "name=a", "name==", `name=="a`, "name~=(", "name~=/a", "a..b", "name a", "name==a,,b"} {
+	for _, s := range []string{"==a", ",", "name==a,", "name=a", "name==", `name=="a`, "name~=(", "name~=/a", "a..b", "name a", "name==a,,b", "name==a b", "name== ", "name~= ,a",
+		`labels."a`, `name=="a"b`, "name===a,", "name<a", `name=='a` + "\n'", "name.", ".name", "name~=[", `name~="[`, "name~=|a|b", "é=a"} {
 		if _, err := ParseAll(s); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "filter") {
 			t.Errorf("%q: %v", s, err)
 		}

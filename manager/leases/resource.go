@@ -27,6 +27,8 @@ func (r Resource) Validate() error {
 		return fmt.Errorf("resource of type %q must have an id: %w", r.Type, errdefs.ErrInvalidArgument)
 	case strings.IndexByte(r.ID, 0) >= 0:
 		return fmt.Errorf("resource id %q has a NUL byte: %w", r.ID, errdefs.ErrInvalidArgument)
+	case len(r.key()) > metadata.MaxKey:
+		return fmt.Errorf("resource of type %.64q has an id of %d bytes: %w", r.Type, len(r.ID), errdefs.ErrInvalidArgument)
 	case typ == strings.TrimSuffix(Snapshots, "/"):
 		if sub == "" || strings.ContainsAny(sub, "/\x00") {
 			return fmt.Errorf("resource type %q must be %sNAME: %w", r.Type, Snapshots, errdefs.ErrInvalidArgument)

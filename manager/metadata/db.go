@@ -5,8 +5,10 @@ package metadata
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,6 +39,9 @@ func (db *DB) Update(fn func(*Tx) error) error { return db.group.do(db.bolt, fn,
 // Batch is Update for an fn that may run again: any number of them share a commit, and when one fails the others are
 // repeated without it. So fn must touch nothing but the transaction and variables that it sets anew in each run.
 func (db *DB) Batch(fn func(*Tx) error) error { return db.group.do(db.bolt, fn, false) }
+
+// MaxKey is the longest key of a bucket, in bytes.
+const MaxKey = bolt.MaxKeySize
 
 // Close releases the file.
 func (db *DB) Close() error { return db.bolt.Close() }
@@ -73,29 +78,57 @@ func (tx *Tx) MakeBucket(path ...string) (*bolt.Bucket, error) {
 
 // Open opens or makes the database at path. A database of a newer schema is refused with FailedPrecondition, one that
 // another process holds with Unavailable, a damaged one with DataLoss.
-func Open(path string) (db *DB, err error) {
-	defer func() {
-		if p := recover(); p != nil { // how bolt reports pages that make no sense
-			db, err = nil, fmt.Errorf("cannot open %s: %v: %w", path, p, errdefs.ErrDataLoss)
-		}
-	}()
+func Open(path string) (_ *DB, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("cannot make directory of %s: %w", path, err)
 	}
-	b, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 5 * time.Second, FreelistType: bolt.FreelistMapType})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("cannot open %s: another process has it open: %w", path, errdefs.ErrUnavailable)
+	var b *bolt.DB
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // what lies beyond the end of a short file cannot be read
+	defer func() {
+		if p := recover(); p != nil { // how bolt reports pages that make no sense
+			err = fmt.Errorf("%v: %w", p, errdefs.ErrDataLoss)
+		}
+		if err == nil {
+			return
+		}
+		if errdefs.IsDataLoss(err) {
+			err = fmt.Errorf("it is damaged, restore a copy or move it away: %w", err)
+		}
+		err = fmt.Errorf("cannot open %s: %w", path, err)
+		if b != nil {
+			_ = b.Close()
+		}
+	}()
+	b, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
+	var sys *fs.PathError
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("another process has it open: %w", errdefs.ErrUnavailable)
+	case errors.As(err, &sys):
+		return nil, sys.Err
+	case err != nil: // the rest is what bolt says of files that are no databases
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 	}
-	if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
-		return nil, fmt.Errorf("cannot open %s: %w: %w", path, err, errdefs.ErrDataLoss)
+	if err := whole(b, path); err != nil {
+		return nil, err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot open %s: %w", path, err)
-	}
-	db = &DB{bolt: b}
-	if err := db.Update(migrate); err != nil {
-		_ = b.Close()
-		return nil, fmt.Errorf("cannot use %s: %w", path, err)
+	db := &DB{bolt: b}
+	if err := db.Update(func(tx *Tx) error { return migrate(tx, Schema, upgrades) }); err != nil {
+		return nil, err
 	}
 	return db, nil
+}
+
+// whole checks that the file has all the pages that are in use: to read one that is missing would end the process.
+func whole(b *bolt.DB, path string) error {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	return b.View(func(tx *bolt.Tx) error {
+		if fi.Size() < tx.Size() {
+			return fmt.Errorf("file has %d bytes, of at least %d: %w", fi.Size(), tx.Size(), errdefs.ErrDataLoss)
+		}
+		return nil
+	})
 }

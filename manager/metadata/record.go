@@ -1,12 +1,14 @@
 package metadata
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Record is a value of protos/metadata.
@@ -20,13 +22,17 @@ type pointer[T any] interface {
 	Record
 }
 
-// Put writes r below key.
+// Put writes r below key: InvalidArgument when key is empty or longer than the database can hold (32 KiB).
 func Put(b *bolt.Bucket, key string, r Record) error {
 	v, err := r.Marshal()
 	if err != nil {
 		return fmt.Errorf("cannot encode record %q: %w", key, err)
 	}
-	if err := b.Put([]byte(key), v); err != nil {
+	err = b.Put([]byte(key), v)
+	if errors.Is(err, bolterrors.ErrKeyTooLarge) || errors.Is(err, bolterrors.ErrKeyRequired) || errors.Is(err, bolterrors.ErrValueTooLarge) {
+		return fmt.Errorf("name of %d bytes with a record of %d bytes: %w: %w", len(key), len(v), err, errdefs.ErrInvalidArgument)
+	}
+	if err != nil {
 		return fmt.Errorf("cannot write record %q: %w", key, err)
 	}
 	return nil

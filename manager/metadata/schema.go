@@ -46,7 +46,11 @@ func Path(parts ...string) []string {
 	return append([]string{root}, parts...)
 }
 
-func migrate(tx *Tx) error {
+// upgrades lead from a version to the next one. All that are needed run in one transaction, when the database is opened.
+var upgrades = map[uint32]func(*Tx) error{}
+
+// migrate makes the buckets of a new database, or brings an old one to version schema.
+func migrate(tx *Tx, schema uint32, upgrades map[uint32]func(*Tx) error) error {
 	b, err := tx.CreateBucketIfNotExists(schemaBucket)
 	if err != nil {
 		return err
@@ -56,13 +60,26 @@ func migrate(tx *Tx) error {
 		if _, err := tx.MakeBucket(Path()...); err != nil {
 			return err
 		}
-		return b.Put(schemaKey, binary.LittleEndian.AppendUint32(nil, Schema))
+		return b.Put(schemaKey, binary.LittleEndian.AppendUint32(nil, schema))
 	}
 	if len(v) != 4 {
 		return fmt.Errorf("schema version has %d bytes, must be 4: %w", len(v), errdefs.ErrDataLoss)
 	}
-	if n := binary.LittleEndian.Uint32(v); n != Schema {
-		return fmt.Errorf("schema version is %d, this managerd knows %d; run the version that wrote it: %w", n, Schema, errdefs.ErrFailedPrecondition)
+	found := binary.LittleEndian.Uint32(v)
+	for n := found; n != schema; n++ {
+		up := upgrades[n]
+		if n > schema || up == nil {
+			return fmt.Errorf("schema version is %d, this managerd knows %d; run the version that wrote it: %w", found, schema, errdefs.ErrFailedPrecondition)
+		}
+		if err := up(tx); err != nil {
+			return fmt.Errorf("cannot bring schema version %d to %d: %w", n, n+1, err)
+		}
 	}
-	return nil
+	if tx.Bucket(Path()...) == nil {
+		return fmt.Errorf("bucket %q is missing: %w", root, errdefs.ErrDataLoss)
+	}
+	if found == schema {
+		return nil
+	}
+	return b.Put(schemaKey, binary.LittleEndian.AppendUint32(nil, schema))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -75,7 +76,7 @@ func (s *Server) build(ctx context.Context) error {
 			}
 		}
 		if p.Err == nil {
-			p.Err = p.build()
+			p.Err = guarded(p.build)
 		}
 		switch {
 		case p.Err == nil:
@@ -110,6 +111,16 @@ func (s *Server) build(ctx context.Context) error {
 	return nil
 }
 
+// guarded makes an error of a panic, such as damaged pages of the database cause: the other parts are built all the same.
+func guarded(build func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("it panicked: %v: %w\n%s", p, errdefs.ErrInternal, debug.Stack())
+		}
+	}()
+	return build()
+}
+
 // list is the daemon, part by part.
 func (s *Server) list(ctx context.Context) []plugin {
 	var (
@@ -136,7 +147,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
 			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
-			p.content, err = content.New(s.cfg.Root, s.db, p.exchange)
+			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, p.exchange)
 			return err
 		}},
 		s.snapshotter(ctx, &p, overlayfs.Name, platform, func(root string) (snapshots.Backend, error) { return overlayfs.New(root) }),
