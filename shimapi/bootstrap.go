@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // A shim is spawned in one of two ways.
@@ -65,6 +67,10 @@ func ParseBootstrap(out []byte) (BootstrapParams, error) {
 	}
 	if !strings.HasPrefix(p.Address, "unix://") || len(p.Address) == len("unix://") {
 		return BootstrapParams{}, fmt.Errorf("shim address %q is not of the form unix:///path", clip([]byte(p.Address)))
+	}
+	// It is kept in a file, logged and used as a path.
+	if !utf8.ValidString(p.Address) || strings.ContainsFunc(p.Address, unicode.IsControl) {
+		return BootstrapParams{}, fmt.Errorf("shim address %q is no path: it has bytes that cannot be printed", clip([]byte(p.Address)))
 	}
 	return p, nil
 }
