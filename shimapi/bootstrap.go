@@ -29,6 +29,9 @@ const (
 	// ListenFD is the descriptor number of the listening socket under VerbServe.
 	ListenFD = 3
 
+	// AnnotationServe, in the RuntimeInfo that "-info" prints, announces that a shim knows VerbServe.
+	AnnotationServe = "io.managerd.shim.serve"
+
 	// EnvTTRPCAddress names containerd's event socket (a path) in a shim's environment.
 	EnvTTRPCAddress = "TTRPC_ADDRESS"
 	// EnvGRPCAddress names the daemon's gRPC socket.

@@ -174,6 +174,9 @@ func (e *Engine) Remove(id string) error {
 	if err := killAll(c); err != nil {
 		return fmt.Errorf("cannot kill container %s: %w", id, err)
 	}
+	if err := awaitStopped(c); err != nil {
+		return fmt.Errorf("cannot remove container %s: %w", id, err)
+	}
 	if err := e.cfg.Reaper.Guard(c.Destroy); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}

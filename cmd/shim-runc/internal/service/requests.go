@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -216,6 +217,9 @@ func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, 
 		return empty, c.Signal(sig, r.All)
 	case proc == nil:
 		return nil, fmt.Errorf("cannot kill exec %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
+	}
+	if sig != unix.SIGKILL {
+		c.Settle(proc)
 	}
 	if err := proc.Signal(sig); err != nil {
 		return nil, fmt.Errorf("cannot kill exec %s: %w: %w", p.label(r.ID), err, errdefs.ErrNotFound)
