@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // A shim is spawned in one of two ways.
@@ -26,6 +28,9 @@ const (
 
 	// ListenFD is the descriptor number of the listening socket under VerbServe.
 	ListenFD = 3
+
+	// AnnotationServe, in the RuntimeInfo that "-info" prints, announces that a shim knows VerbServe.
+	AnnotationServe = "io.managerd.shim.serve"
 
 	// EnvTTRPCAddress names containerd's event socket (a path) in a shim's environment.
 	EnvTTRPCAddress = "TTRPC_ADDRESS"
@@ -65,6 +70,10 @@ func ParseBootstrap(out []byte) (BootstrapParams, error) {
 	}
 	if !strings.HasPrefix(p.Address, "unix://") || len(p.Address) == len("unix://") {
 		return BootstrapParams{}, fmt.Errorf("shim address %q is not of the form unix:///path", clip([]byte(p.Address)))
+	}
+	// It is kept in a file, logged and used as a path.
+	if !utf8.ValidString(p.Address) || strings.ContainsFunc(p.Address, unicode.IsControl) {
+		return BootstrapParams{}, fmt.Errorf("shim address %q is no path: it has bytes that cannot be printed", clip([]byte(p.Address)))
 	}
 	return p, nil
 }

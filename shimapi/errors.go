@@ -39,11 +39,5 @@ func FromWire(err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return err
 	}
-	switch status.Code(err) {
-	case codes.DeadlineExceeded:
-		return fmt.Errorf("%s: %w", status.Convert(err).Message(), context.DeadlineExceeded)
-	case codes.Canceled:
-		return fmt.Errorf("%s: %w", status.Convert(err).Message(), context.Canceled)
-	}
 	return errgrpc.ToNative(err)
 }

@@ -36,6 +36,10 @@ func Listen(path string) (*net.UnixListener, error) {
 		if !errors.Is(derr, unix.ECONNREFUSED) {
 			return nil, fmt.Errorf("cannot listen on %s: %w", path, err)
 		}
+		// Connecting to a plain file is refused too.
+		if fi, serr := os.Lstat(path); serr == nil && fi.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("cannot listen on %s: something else has that name: %w", path, err)
+		}
 		if rerr := os.Remove(path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			return nil, fmt.Errorf("cannot remove stale socket %s: %w", path, rerr)
 		}

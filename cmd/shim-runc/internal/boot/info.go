@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/version"
 )
 
@@ -28,7 +29,10 @@ func info(stdin io.Reader, stdout io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("cannot read runtime options: %w", err)
 	}
-	about := &types.RuntimeInfo{Name: runtimeName, Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}}
+	about := &types.RuntimeInfo{
+		Name: runtimeName, Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision},
+		Annotations: map[string]string{shimapi.AnnotationServe: "true"},
+	}
 	if len(in) > 0 {
 		about.Options = &anypb.Any{}
 		if err := proto.Unmarshal(in, about.Options); err != nil {

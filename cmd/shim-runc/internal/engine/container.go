@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -24,6 +26,7 @@ type Container struct {
 	c         *libcontainer.Container
 	init      *reaper.Process
 	sharedPID bool // processes may outlive init: there is no pid namespace that dies with it
+	released  atomic.Bool
 }
 
 // ID is the container's id.
@@ -50,6 +53,7 @@ func (c *Container) Start(ctx context.Context) error {
 	if err := c.release(ctx); err != nil {
 		return fmt.Errorf("cannot start container %s: %w", c.id, err)
 	}
+	c.released.Store(true)
 	c.engine.cfg.OnPhase("start", time.Since(begin))
 	return nil
 }
@@ -57,6 +61,12 @@ func (c *Container) Start(ctx context.Context) error {
 // release opens libcontainer's exec FIFO: init is blocked opening the other side, and writes one byte once it may go
 // on. Polling init's pidfd besides the FIFO tells a dead init from a slow one, without a thread left behind.
 func (c *Container) release(ctx context.Context) error {
+	// Before the FIFO: opening that lets init go, and it may have run, ended and been reaped a moment later.
+	pidfd, err := unix.PidfdOpen(c.init.Pid(), 0)
+	if err != nil {
+		return fmt.Errorf("init has ended before it was started: %w", errdefs.ErrFailedPrecondition)
+	}
+	defer func() { _ = unix.Close(pidfd) }()
 	path := filepath.Join(c.engine.cfg.Root, c.id, "exec.fifo")
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
@@ -66,11 +76,6 @@ func (c *Container) release(ctx context.Context) error {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }()
-	pidfd, err := unix.PidfdOpen(c.init.Pid(), 0)
-	if err != nil {
-		return fmt.Errorf("init has ended before it was started: %w", errdefs.ErrFailedPrecondition)
-	}
-	defer func() { _ = unix.Close(pidfd) }()
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
 	for {
 		if err := ctx.Err(); err != nil {
@@ -175,6 +180,9 @@ func (c *Container) Signal(sig unix.Signal, all bool) error {
 		}
 		return nil
 	}
+	if c.released.Load() && sig != unix.SIGKILL {
+		c.Settle(c.init)
+	}
 	if err := c.init.Signal(sig); err != nil {
 		if errors.Is(err, os.ErrProcessDone) {
 			return fmt.Errorf("container %s: process already finished: %w", c.id, errdefs.ErrNotFound)
@@ -186,6 +194,24 @@ func (c *Container) Signal(sig unix.Signal, all bool) error {
 		c.thaw()
 	}
 	return nil
+}
+
+// Settle waits until a started process executes its program. Between the last word of libcontainer's half of it and its
+// execve(2), a signal would reach the Go runtime there, which drops many. It takes no longer than a second.
+func (c *Container) Settle(p *reaper.Process) {
+	half := []byte(os.Args[0] + "\x00init\x00") // the command line of libcontainer's half
+	deadline := time.Now().Add(time.Second)
+	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 5*time.Millisecond) {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Pid()))
+		if err != nil || !bytes.Equal(line, half) || time.Now().After(deadline) {
+			return
+		}
+		select {
+		case <-p.Done():
+			return
+		case <-time.After(wait): // an execve tells nobody
+		}
+	}
 }
 
 func (c *Container) thaw() {
@@ -218,6 +244,25 @@ func killAll(lc *libcontainer.Container) error {
 			return fmt.Errorf("processes %v do not end: %w", pids, context.DeadlineExceeded)
 		}
 		time.Sleep(wait) // a cgroup tells nobody when its last process has gone (v1)
+	}
+}
+
+// awaitStopped waits until an init that is not our child has ended. Its cgroup is empty before: an init leaves that, and
+// then waits for the processes of its pid namespace, those too that somebody outside has to reap.
+func awaitStopped(lc *libcontainer.Container) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		st, err := lc.Status()
+		if err != nil {
+			return err
+		}
+		if st == libcontainer.Stopped {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("its init is killed and does not end: %w", context.DeadlineExceeded)
+		}
+		time.Sleep(wait) // no pidfd: state.json names a pid, and libcontainer checks its start time
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	_ "github.com/opencontainers/cgroups/devices" // device rules: without it every create fails
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -74,25 +75,10 @@ func New(cfg Config) *Engine {
 // place. On an error nothing is left of it. Errors: InvalidArgument for a spec that cannot be run, AlreadyExists for
 // an id that is in use below Root.
 func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io IO) (*Container, error) {
-	if err := e.check(bundle, spec); err != nil {
-		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
-	}
 	begin := time.Now()
-	e.clamp.process(spec.Process)
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
-		CgroupName:       id,
-		UseSystemdCgroup: e.cfg.SystemdCgroup,
-		NoPivotRoot:      e.cfg.NoPivotRoot,
-		NoNewKeyring:     e.cfg.NoNewKeyring,
-		Spec:             spec,
-	})
+	config, err := e.config(id, bundle, spec)
 	if err != nil {
-		return nil, fmt.Errorf("cannot create container %s: invalid spec: %w: %w", id, err, errdefs.ErrInvalidArgument)
-	}
-	for i, l := range config.Labels {
-		if strings.HasPrefix(l, "bundle=") { // libcontainer takes the working directory for it
-			config.Labels[i] = "bundle=" + bundle
-		}
+		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
 	c, err := libcontainer.Create(e.cfg.Root, id, config)
 	switch {
@@ -117,6 +103,30 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	}
 	e.cfg.OnPhase("create.init", time.Since(begin))
 	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: !hasOwnPID(spec)}, nil
+}
+
+// config is libcontainer's for a spec.
+func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, error) {
+	if err := e.check(bundle, spec); err != nil {
+		return nil, err
+	}
+	e.clamp.process(spec.Process)
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName:       id,
+		UseSystemdCgroup: e.cfg.SystemdCgroup,
+		NoPivotRoot:      e.cfg.NoPivotRoot,
+		NoNewKeyring:     e.cfg.NoNewKeyring,
+		Spec:             spec,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("invalid spec: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	for i, l := range config.Labels {
+		if strings.HasPrefix(l, "bundle=") { // libcontainer takes the working directory for it
+			config.Labels[i] = "bundle=" + bundle
+		}
+	}
+	return config, nil
 }
 
 // check refuses what libcontainer would crash on or misread, and makes the rootfs path absolute.
@@ -173,6 +183,9 @@ func (e *Engine) Remove(id string) error {
 	}
 	if err := killAll(c); err != nil {
 		return fmt.Errorf("cannot kill container %s: %w", id, err)
+	}
+	if err := awaitStopped(c); err != nil {
+		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
 	if err := e.cfg.Reaper.Guard(c.Destroy); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)

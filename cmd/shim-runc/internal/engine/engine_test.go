@@ -269,7 +269,7 @@ func TestPauseResumeUpdate(t *testing.T) {
 // TestSharedPID: without a pid namespace nothing dies with init but what we end.
 func TestSharedPID(t *testing.T) {
 	f := newFixture(t)
-	c := f.create(t, IO{}, func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[1:] }, "sh", "-c", "sleep 1000 & sleep 1000 & exit 3")
+	c := f.create(t, IO{}, hostPID, "sh", "-c", "sleep 1000 & sleep 1000 & exit 3")
 	if !c.SharedPID() {
 		t.Fatal("a container in the host's pid namespace says it has its own")
 	}

@@ -28,6 +28,7 @@ type Container interface {
 	Resume() error
 	Update(r *specs.LinuxResources) error
 	Signal(sig unix.Signal, all bool) error
+	Settle(p *reaper.Process) // waits until a started process is its program, and signals reach that
 	Destroy() error
 }
 

@@ -2,6 +2,7 @@ package service_test
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -137,5 +138,29 @@ func TestDaemonised(t *testing.T) {
 	f.remove("e")
 	if text := <-got; text != "started\n" {
 		t.Errorf("%q", text)
+	}
+}
+
+// TestExecNames: an exec's id names its streams in the bundle, and nothing outside.
+func TestExecNames(t *testing.T) {
+	f := running(t, "names", nil)
+	for _, id := range []string{"../../x", "a/b", ".init", "..", "a\x00b", "a\nb", strings.Repeat("i", 241)} {
+		_, out, _ := f.fifos("n")
+		err := f.exec(id, func(r *task.ExecProcessRequest) { r.Stdout = out }, "true")
+		if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%.20q: %v", id, err)
+		}
+		for _, path := range []string{"n.in", "n.out", "n.err"} {
+			if err := os.Remove(filepath.Join(filepath.Dir(f.dir), path)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	longest := strings.Repeat("i", 240)
+	if out := f.capture(longest[:200]+"-_.é", "echo", "hello"); out != "hello\n" {
+		t.Errorf("%q", out)
+	}
+	if status := f.runExec(longest, nil, "true"); status != 0 {
+		t.Errorf("status %d", status)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -88,6 +90,9 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	if r.ExecID == "" {
 		return nil, fmt.Errorf("exec in container %s has no id: %w", r.ID, errdefs.ErrInvalidArgument)
 	}
+	if !fileName(r.ExecID) {
+		return nil, fmt.Errorf("exec id %.80q in container %s is not a name: it is used as a file name: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
+	}
 	if r.Spec == nil {
 		return nil, fmt.Errorf("exec %s in container %s has no spec: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
 	}
@@ -116,6 +121,12 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	s.execs[r.ExecID] = p
 	s.mu.Unlock()
 	return empty, s.emit("/tasks/exec-added", &events.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
+}
+
+// fileName says whether an exec's id can name its streams in the bundle (see shimapi.StdioName).
+func fileName(id string) bool {
+	const longest = 240 // leaves room in NAME_MAX for the stream
+	return len(id) <= longest && !strings.HasPrefix(id, ".") && !strings.ContainsFunc(id, func(r rune) bool { return r == '/' || r < ' ' })
 }
 
 func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
@@ -216,6 +227,9 @@ func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, 
 		return empty, c.Signal(sig, r.All)
 	case proc == nil:
 		return nil, fmt.Errorf("cannot kill exec %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
+	}
+	if sig != unix.SIGKILL {
+		c.Settle(proc)
 	}
 	if err := proc.Signal(sig); err != nil {
 		return nil, fmt.Errorf("cannot kill exec %s: %w: %w", p.label(r.ID), err, errdefs.ErrNotFound)

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"os/exec"
+	"testing"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
+	"github.com/managerd/managerd/shimapi/shimtest"
+)
+
+// TestConformance: the suite for every shim there is, on ours.
+func TestConformance(t *testing.T) {
+	binary, err := shimbin.Build(t.TempDir(), shimbin.Race)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shimtest.Run(t, shimtest.Config{Binary: binary})
+}
+
+// TestConformanceOfContainerd: the same on the shim of Debian's containerd 1.6 over its runc 1.1, so that the suite asks
+// for what the world's most used shim does, and nothing of our own invention; and what it does differently, listed.
+func TestConformanceOfContainerd(t *testing.T) {
+	binary, err := exec.LookPath("containerd-shim-runc-v2")
+	if err != nil {
+		t.Fatalf("%v (Debian: apt-get install containerd)", err)
+	}
+	const uncoded = "its refusals are sentences without a code, which reach clients as Unknown"
+	shimtest.Run(t, shimtest.Config{Binary: binary, Known: map[string]string{
+		"start/v3":      "version 1.6 speaks version 2 of the task API only",
+		"info":          "-info came with version 2.0",
+		"start/session": "it has a process group of its own, and stays in the session of its daemon",
+
+		"create fails/*/code":                     uncoded,
+		"exec fails/code":                         uncoded,
+		"illegal/init/created/*/code":             uncoded,
+		"illegal/init/running/*/code":             uncoded,
+		"illegal/init/paused/*/code":              uncoded,
+		"illegal/init/stopped/[^k]*/code":         uncoded, // kill has one
+		"illegal/exec/absent/close-io/code":       uncoded,
+		"illegal/exec/running/[^c]*/code":         uncoded, // a second create has one
+		"illegal/exec/stopped/[rs]*/code":         uncoded,
+		"illegal/exec/deleted/close-io/code":      uncoded,
+		"illegal/init/stopped/pids/refused":       "it answers with an empty list",
+		"illegal/init/stopped/stats/refused":      "it answers with the counters of the empty cgroup",
+		"illegal/init/stopped/resize-pty/refused": "a container without a terminal takes any size, in any state",
+
+		"exec/ids":         "the id in the state of an exec is the exec's, and the field of the exec's is empty; containerd's daemon reads neither",
+		"exec fails/no id": "an exec without an id is accepted, and cannot be named afterwards",
+
+		"update nothing/code": "a request without resources is a nil pointer there",
+		"update nothing/shim": "it dies of that",
+
+		"sigterm/shim":             "SIGTERM and SIGINT end the shim; its container lives on",
+		"delete verb/known status": "nothing is written down: what the dead shim knew is lost, and 137 told instead",
+		"delete verb/nothing":      "it fails when Create never wrote the file that names the runtime",
+		"delete verb/socket":       "the daemon reuses the name when it starts the same container again, and leaves it otherwise",
+	}})
+}
