@@ -31,7 +31,7 @@ func main() {
 	flag.IntVar(&o.pairs, "pairs", 30, "containers of each side that are created, used and deleted, per section")
 	flag.IntVar(&o.containers, "containers", 20, "containers of each side that run at once while memory is measured")
 	flag.IntVar(&o.restarts, "restarts", 5, "restarts of each daemon")
-	flag.BoolVar(&o.alone, "alone", false, "measure managerd only")
+	flag.BoolVar(&o.alone, "alone", false, "measure managerd only, and the phases of what its shims do")
 	flag.StringVar(&o.debug, "debug", "", "managerd serves Go's profiles on `socket` meanwhile (curl --unix-socket)")
 	flag.Parse()
 	if flag.NArg() > 0 || o.pairs < 1 || o.containers < 1 || o.restarts < 1 || o.alone && o.against != "" {

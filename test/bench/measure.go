@@ -3,8 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
+
+	shimpb "github.com/managerd/managerd/protos/shim/v1"
+	"github.com/managerd/managerd/shimapi"
 )
 
 // execs is how many programs are started in each container.
@@ -85,6 +90,11 @@ func (s *side) life(ctx context.Context, id string, seccomp bool, note func(row,
 		}
 		lines.WriteString(execID + "\n")
 	}
+	if s.phases {
+		if err := s.notePhases(ctx, id, note); err != nil {
+			return err
+		}
+	}
 	if wall, _, err = took(func() error { return s.kill(ctx, id) }); err != nil {
 		return err
 	}
@@ -98,6 +108,23 @@ func (s *side) life(ctx context.Context, id string, seccomp bool, note func(row,
 		return err
 	}
 	return s.forget(ctx, id)
+}
+
+// notePhases asks the shim itself how long the parts of the last create, start and exec took.
+func (s *side) notePhases(ctx context.Context, id string, note func(row, unit string, v float64)) error {
+	shim, err := shimapi.Dial(ctx, shimapi.BootstrapParams{Version: 3, Address: shimapi.SocketPath(s.home.State(), s.home.Namespace, id)})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = shim.Close() }()
+	d, err := shim.Shim().Describe(ctx, &shimpb.DescribeRequest{})
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Timings)) {
+		note("of that in the shim: "+name, "ms", milliseconds(time.Duration(d.Timings[name])))
+	}
+	return nil
 }
 
 func (s *side) noteCPU(note func(row, unit string, v float64), row string, v float64) {

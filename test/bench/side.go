@@ -33,6 +33,7 @@ type side struct {
 	program program
 	cpu     cgroup
 	up      bool
+	phases  bool // ask the shims how long the parts of their work took
 	client
 }
 
@@ -55,6 +56,7 @@ func newSides(o options) ([]*side, error) {
 	var theirs *side
 	switch {
 	case o.alone:
+		ours.phases = true
 		return sides, nil
 	case o.against != "":
 		theirs, err = newManagerd("other build", o.against)
