@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,8 +18,6 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/manager/archive"
@@ -44,7 +41,7 @@ type client struct {
 	home    *harness.Daemon
 	conn    *grpc.ClientConn
 	options *runc.Options // of the runtime; nil: none
-	chain   string           // snapshot of the image's layers
+	chain   string        // snapshot of the image's layers
 }
 
 // runcRoot is where runc keeps its state; the shim's own default has a fixed place.
@@ -224,31 +221,6 @@ func (c *client) pids(ctx context.Context) (map[string]int, error) {
 		}
 	}
 	return pids, nil
-}
-
-// clear removes every container, in whatever state it is.
-func (c *client) clear(ctx context.Context) error {
-	lctx, cancel := c.context(ctx)
-	defer cancel()
-	list, err := containersapi.NewContainersClient(c.conn).List(lctx, &containersapi.ListContainersRequest{})
-	if err != nil {
-		return err
-	}
-	gone := func(err error) bool {
-		code := status.Code(err)
-		return err == nil || code == codes.NotFound || code == codes.FailedPrecondition
-	}
-	var errs []error
-	for _, ctr := range list.Containers {
-		if err := c.kill(ctx, ctr.ID); !gone(err) {
-			errs = append(errs, err)
-		}
-		if err := c.remove(ctx, ctr.ID); !gone(err) {
-			errs = append(errs, err)
-		}
-		errs = append(errs, c.forget(ctx, ctr.ID))
-	}
-	return errors.Join(errs...)
 }
 
 // wrote checks that the execs of a container have written their lines.

@@ -32,6 +32,7 @@ type side struct {
 	home    *harness.Daemon // its directory, socket and namespace; what it left behind
 	program program
 	cpu     cgroup
+	begun   bool // there may be containers
 	up      bool
 	phases  bool // ask the shims how long the parts of their work took
 	client
@@ -97,6 +98,7 @@ func (s *side) begin(ctx context.Context) error {
 	if s.cpu, err = newCgroup(s.home.Namespace); err != nil {
 		return err
 	}
+	s.begun = true
 	if _, err := s.start(ctx); err != nil {
 		return err
 	}
@@ -137,13 +139,20 @@ func (s *side) stop() error {
 // close removes every container, ends the daemon, and removes what it was given. The error says what is left behind.
 func (s *side) close() error {
 	var errs []error
-	if s.up {
-		// Whatever ended the measuring, also a signal: this is the cleaning up.
+	if s.begun {
+		// Whatever ended the measuring, also a signal, also between a stop and a start: this is the cleaning up.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		errs = append(errs, s.client.clear(ctx), s.stop())
+		if !s.up {
+			_, err := s.start(ctx)
+			errs = append(errs, err)
+		}
+		errs = append(errs, s.home.Clear(ctx), s.stop())
 	}
-	errs = append(errs, s.conn.Close(), s.cpu.remove(), s.home.Close())
+	errs = append(errs, s.conn.Close(), s.cpu.remove())
+	if err := s.home.Close(); err != nil {
+		errs = append(errs, err, s.home.Raze())
+	}
 	if c, ok := s.program.(*containerd); ok {
 		c.forget()
 	}
