@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/shims"
@@ -58,6 +59,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	if err != nil {
 		return 0, err
 	}
+	early.Attach()
 	ctx = namespaces.With(ctx, ns)
 	var b *bundle.Bundle
 	var shim *shims.Shim

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/service"
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/reaper"
@@ -33,6 +34,7 @@ const lastEvents = 5 * time.Second
 func serve(a *args) error {
 	runtime.GOMAXPROCS(min(maxProcs, runtime.NumCPU()))
 	outlive()
+	early.Attach() // Create follows
 	if err := os.Chdir(a.bundle); err != nil {
 		return err
 	}

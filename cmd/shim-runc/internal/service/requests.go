@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/mount"
@@ -103,6 +104,7 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	if len(spec.Args) == 0 {
 		return nil, fmt.Errorf("exec %s in container %s has no args: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
 	}
+	early.Attach() // Start follows
 	spec.Terminal = r.Terminal
 	p := &process{
 		kind: shimapi.Exec, execID: r.ExecID, spec: &spec, exited: make(chan struct{}),

@@ -3,6 +3,7 @@ package stdio
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -205,13 +206,26 @@ type output struct {
 	pipe
 	terminal bool          // src is a terminal's master, which is not ours to close
 	eof      chan struct{} // closed when src was at its end and everything is in dst
+	queue    bool          // dst is a FIFO, out of which a client takes; a file has what it was given
 }
 
 func newOutput(src, dst *os.File, terminal bool) *output {
 	if !terminal {
 		grow(dst)
 	}
-	return &output{pipe: pipe{src: src, dst: dst, stop: make(chan struct{})}, terminal: terminal, eof: make(chan struct{})}
+	fi, err := dst.Stat()
+	return &output{
+		pipe: pipe{src: src, dst: dst, stop: make(chan struct{})}, terminal: terminal, eof: make(chan struct{}),
+		queue: err == nil && fi.Mode()&fs.ModeNamedPipe != 0,
+	}
+}
+
+// untaken is how much of what was handed on the client has not read.
+func (o *output) untaken() int {
+	if !o.queue { // of a file, FIONREAD says how far its end is from where we stand in it
+		return 0
+	}
+	return unreadFile(o.dst)
 }
 
 func (o *output) run() {
@@ -238,7 +252,7 @@ func (o *output) run() {
 // throws its contents away, and a client may come to open it a moment after a short process has ended. Nobody tells us
 // that a pipe has run empty, so it looks, ever less often.
 func (o *output) linger() {
-	for wait := time.Millisecond; unreadFile(o.dst) > 0; wait = min(wait+wait/4+1, 100*time.Millisecond) {
+	for wait := time.Millisecond; o.untaken() > 0; wait = min(wait+wait/4+1, 100*time.Millisecond) {
 		select {
 		case <-o.stop:
 			return
@@ -255,7 +269,7 @@ func (o *output) drain(patience time.Duration, deadline time.Time) {
 	var moved, taken int64 = -1, -1 // into dst, and by the client out of it, when last looked
 	eof, since := o.eof, time.Now()
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
-		unread := int64(unreadFile(o.dst))
+		unread := int64(o.untaken())
 		m, now := o.moved.Load(), time.Now()
 		// With a descendant that holds the stream, empty is the end, and what was read is in dst: splice leaves nothing in
 		// between.

@@ -265,6 +265,29 @@ func TestDrainWaitsForClient(t *testing.T) {
 	s.Close()
 }
 
+// TestDrainToFile: nobody takes anything out of a file, so nobody is waited for, also when both streams go into one.
+func TestDrainToFile(t *testing.T) {
+	dir := t.TempDir()
+	log := "file://" + filepath.Join(dir, "log")
+	s, cmd := run(t, Config{Dir: dir, Stdout: log, Stderr: log}, "seq 1 1000; seq 1 1000 >&2")
+	_ = cmd.Wait()
+	began := time.Now()
+	s.Drain(time.Minute)
+	if took := time.Since(began); took > drainMost/2 {
+		t.Errorf("it took %v", took)
+	}
+	done := make(chan struct{})
+	go func() {
+		s.copies.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Error("copying goes on after the end of the streams")
+	}
+}
+
 // TestNoGrowth opens and closes many: descriptors must not grow (goroutines are checked at the end of the package).
 func TestNoGrowth(t *testing.T) {
 	_, cfg := mkfifos(t)
