@@ -25,7 +25,14 @@ func ToWire(err error) error {
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, err.Error())
 	}
-	return errgrpc.ToGRPC(err)
+	return plain(errgrpc.ToGRPC(err))
+}
+
+// plain is a status without errgrpc's details, which describe an error's tree: read back, an error that wraps two others
+// would say everything twice. The code and the sentence are all that is meant.
+func plain(err error) error {
+	st := status.Convert(err)
+	return status.Error(st.Code(), st.Message())
 }
 
 // FromWire turns what a ttrpc call returned into an error that wraps a sentinel of errdefs; a connection that is
@@ -39,11 +46,5 @@ func FromWire(err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return err
 	}
-	switch status.Code(err) {
-	case codes.DeadlineExceeded:
-		return fmt.Errorf("%s: %w", status.Convert(err).Message(), context.DeadlineExceeded)
-	case codes.Canceled:
-		return fmt.Errorf("%s: %w", status.Convert(err).Message(), context.Canceled)
-	}
-	return errgrpc.ToNative(err)
+	return errgrpc.ToNative(plain(err))
 }
