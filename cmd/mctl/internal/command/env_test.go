@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,8 +154,26 @@ func (w *world) running(id string) {
 // background is a mctl that goes on while the test does something.
 type background struct {
 	*exec.Cmd
-	out, errs bytes.Buffer
+	out, errs log
 	done      chan error
+}
+
+// log is what somebody wrote so far.
+type log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func (w *world) begin(args ...string) *background {
@@ -167,6 +186,12 @@ func (w *world) begin(args ...string) *background {
 	go func() { b.done <- b.Wait() }()
 	w.Cleanup(func() { _ = b.Process.Kill() })
 	return b
+}
+
+// says waits until it has written that.
+func (b *background) says(t *testing.T, what string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%v says %q", b.Args, what), func() bool { return strings.Contains(b.out.String(), what) })
 }
 
 // end waits for it.

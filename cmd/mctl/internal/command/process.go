@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 
-	"github.com/containerd/console"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
@@ -173,7 +172,7 @@ func (p *process) remove(ctx context.Context) error {
 }
 
 // console is our terminal, for a process that gets one. It is an error not to have one.
-func (c *cli) console(cmd *cobra.Command, tty, detach bool) (console.Console, error) {
+func (c *cli) console(cmd *cobra.Command, tty, detach bool) (*session.Console, error) {
 	if !tty || detach {
 		return nil, nil
 	}
@@ -184,12 +183,12 @@ func (c *cli) console(cmd *cobra.Command, tty, detach bool) (console.Console, er
 	return con, nil
 }
 
-func (c *cli) ownConsole() (console.Console, error) {
+func (c *cli) ownConsole() (*session.Console, error) {
 	in, ok := c.in.(*os.File)
 	if !ok {
-		return nil, console.ErrNotAConsole
+		return nil, errors.New("standard input is no terminal")
 	}
-	return console.ConsoleFromFile(in)
+	return session.NewConsole(in)
 }
 
 // streams makes what f asks for.
@@ -220,7 +219,7 @@ func readable(s *session.Streams, f *ioFlags) bool { return f.logURI == "" && s.
 
 // run makes a process with make, starts it and, unless detached, stays with it until it has ended: then it is removed, and
 // its exit status is the error. On another error nothing is left of the process. ended: it has ended, and was removed.
-func (p *process) run(ctx context.Context, f *ioFlags, tty bool, con console.Console,
+func (p *process) run(ctx context.Context, f *ioFlags, tty bool, con *session.Console,
 	create func(ctx context.Context, s *session.Streams) (uint32, error)) (pid uint32, ended bool, err error) {
 	s, err := p.streams(f, tty)
 	if err != nil {

@@ -51,8 +51,8 @@ terminal (--tty), ctrl-p ctrl-q leaves it running.`,
 			}
 			var size launch.Size
 			if con != nil {
-				if s, err := con.Size(); err == nil {
-					size = launch.Size{Width: uint(s.Width), Height: uint(s.Height)}
+				if width, height, err := con.Size(); err == nil {
+					size = launch.Size{Width: uint(width), Height: uint(height)}
 				}
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {

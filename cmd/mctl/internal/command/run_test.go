@@ -27,7 +27,6 @@ func TestExitStatus(t *testing.T) {
 	for _, status := range []int{0, 1, 2, 7, 127, 255} {
 		w.exits(status, "run", "--rm", "busybox", "x", "sh", "-c", "exit "+strconv.Itoa(status))
 	}
-	w.exits(137, "run", "--rm", "busybox", "x", "sh", "-c", "kill -9 $$")
 	w.ok("run", "-d", "busybox", "one", "sleep", "1000")
 	w.exits(5, "tasks", "exec", "one", "sh", "-c", "exit 5")
 	w.exits(0, "t", "exec", "one", "true")
@@ -129,12 +128,10 @@ func TestAttach(t *testing.T) {
 	w.ok("run", "-d", "busybox", "two", "sleep", "1000")
 	w.fails(1, []string{"two", "--interactive"}, "tasks", "attach", "two")
 	// One at a time.
-	w.ok("run", "-d", "-i", "busybox", "three", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done")
+	w.ok("run", "-d", "-i", "busybox", "three", "sh", "-c", "trap 'exit 9' TERM; while :; do echo tick; sleep 0.05; done")
 	b := w.begin("tasks", "attach", "--sig-proxy=false", "three")
-	eventually(t, "the first has the output", func() bool {
-		_, errs, _ := w.run(w.Mctl("--timeout", "100ms", "tasks", "attach", "three"), "")
-		return strings.Contains(errs, "another mctl")
-	})
+	b.says(t, "tick")
+	w.fails(1, []string{"three", "another mctl"}, "tasks", "attach", "three")
 	if err := b.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -143,10 +140,7 @@ func TestAttach(t *testing.T) {
 	}
 	w.running("three")
 	b = w.begin("tasks", "attach", "three")
-	eventually(t, "the second has the output", func() bool {
-		_, errs, _ := w.run(w.Mctl("--timeout", "100ms", "tasks", "attach", "three"), "")
-		return strings.Contains(errs, "another mctl")
-	})
+	b.says(t, "tick")
 	if err := b.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -262,11 +256,7 @@ func TestSignals(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
 		b := w.begin("run", "--rm", "busybox", "x", "sh", "-c",
 			fmt.Sprintf("trap 'exit %d' %d; echo ready; while :; do sleep 0.02; done", 40+int(sig), int(sig)))
-		w.running("x")
-		eventually(t, "the trap is set", func() bool {
-			_, _, status := w.mctl("tasks", "exec", "x", "sh", "-c", fmt.Sprintf("grep SigCgt /proc/1/status | awk '{exit !(and(strtonum(\"0x\" $2), 2^(%d-1)))}'", int(sig)))
-			return status == 0
-		})
+		b.says(t, "ready")
 		if err := b.Process.Signal(sig); err != nil {
 			t.Fatal(err)
 		}
@@ -328,7 +318,7 @@ func TestDaemonKilled(t *testing.T) {
 		if b != wait && b.out.String() != want {
 			t.Errorf("%q: lines are missing:\n%s", b.Args, &b.out)
 		}
-		if b.errs.Len() > 0 {
+		if b.errs.String() != "" {
 			t.Errorf("%q: noise: %s", b.Args, &b.errs)
 		}
 	}

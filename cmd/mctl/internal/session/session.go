@@ -3,12 +3,12 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"syscall"
 
-	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +26,7 @@ type Process interface {
 type Session struct {
 	Streams *Streams // open
 	In      io.Reader
-	Console console.Console // of the process's terminal; nil: it has none, or we have none
+	Console *Console // ours, for the process's terminal; nil: it has none, or we have none
 	// SigProxy sends the signals that we get to the process. Without it they end the session: the process lives on.
 	SigProxy   bool
 	DetachKeys []byte
@@ -73,14 +73,15 @@ func without(all, those []os.Signal) (rest []os.Signal) {
 
 // Attend stays with a process that runs until it has ended and all its output is written, or until the client leaves it.
 // The terminal is raw meanwhile, and as it was before in the end, also in a panic.
-func (s *Session) Attend(ctx context.Context, p Process) (_ Result, err error) {
+func (s *Session) Attend(ctx context.Context, p Process) (Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if s.Console != nil {
-		defer func() { err = errors.Join(err, s.Console.Reset()) }()
-		if err := s.Console.SetRaw(); err != nil {
-			return Result{}, err
+		restore, err := s.Console.raw()
+		if err != nil {
+			return Result{}, fmt.Errorf("cannot make the terminal raw: %w", err)
 		}
+		defer restore()
 		stop := s.followSize(ctx, p)
 		defer stop()
 	}
@@ -162,8 +163,8 @@ func (s *Session) followSize(ctx context.Context, p Process) (stop func()) {
 	go func() {
 		defer close(done)
 		for {
-			if size, err := s.Console.Size(); err == nil && size.Width > 0 && size.Height > 0 {
-				_ = p.Resize(ctx, uint32(size.Width), uint32(size.Height)) // what has ended has no size
+			if width, height, err := s.Console.Size(); err == nil && width > 0 && height > 0 {
+				_ = p.Resize(ctx, uint32(width), uint32(height)) // what has ended has no size
 			}
 			select {
 			case <-changed:
