@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,7 +145,7 @@ func (c *Client) Explain(err error) error {
 	if err == nil || !errdefs.IsUnavailable(err) {
 		return err
 	}
-	conn, derr := (&dialer{}).dial(c.Address)
+	conn, derr := net.DialTimeout("unix", c.Address, time.Second)
 	if derr == nil {
 		_ = conn.Close()
 		return err

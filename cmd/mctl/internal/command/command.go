@@ -8,6 +8,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,6 +39,9 @@ type cli struct {
 
 	in       io.Reader
 	out, err io.Writer
+
+	release func()      // lets signals be somebody else's; before that they end the command
+	raw     atomic.Bool // the terminal is raw now
 }
 
 // Main runs the command line and returns the exit status.
@@ -50,10 +58,11 @@ func Main(argv []string) int {
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &usage):
-		_, _ = fmt.Fprintf(c.err, "mctl: %v\nSee `%s --help`.\n", err, usage.command)
+		_, _ = fmt.Fprintf(c.err, "mctl: %v; see `%s --help`\n", err, usage.command)
 		return statusUsage
 	}
-	_, _ = fmt.Fprintf(c.err, "mctl: %v\n", err)
+	// Of several errors, each on its line.
+	_, _ = fmt.Fprintf(c.err, "mctl: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nmctl: "))
 	return statusFailed
 }
 
@@ -79,9 +88,40 @@ func misused(cmd *cobra.Command, format string, args ...any) error {
 // format is the value of --output.
 func (c *cli) format() table.Format { return table.Format(c.output) }
 
-// connect calls f with a connection and a context that carries namespace and --timeout.
+// interrupted is the cause of a context that a signal ended.
+type interrupted struct{ signal syscall.Signal }
+
+func (i interrupted) Error() string { return "interrupted: " + i.signal.String() }
+
+// interruptible gives a context that ends with the first signal that wants us to end; what was half made can then be
+// taken away again. release gives the signals back.
+func interruptible(ctx context.Context) (_ context.Context, release func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case s := <-signals:
+			if number, ok := s.(syscall.Signal); ok {
+				cancel(interrupted{number})
+			}
+		case <-stop:
+		}
+	}()
+	return ctx, sync.OnceFunc(func() {
+		signal.Stop(signals)
+		close(stop)
+		<-done
+	})
+}
+
+// connect calls f with a connection and a context that carries namespace and --timeout, and ends with a signal.
 func (c *cli) connect(cmd *cobra.Command, f func(ctx context.Context, cl *client.Client) error) error {
-	ctx := namespaces.With(cmd.Context(), c.namespace)
+	ctx, release := interruptible(namespaces.With(cmd.Context(), c.namespace))
+	defer release()
+	c.release = release
 	if c.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
@@ -92,11 +132,23 @@ func (c *cli) connect(cmd *cobra.Command, f func(ctx context.Context, cl *client
 		return err
 	}
 	defer func() { _ = cl.Close() }()
-	err = cl.Explain(f(ctx, cl))
-	if err != nil && ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if c.connectTimeout > 0 {
+		if err := cl.Reach(ctx, c.connectTimeout); err != nil {
+			return err
+		}
+	}
+	err = f(ctx, cl)
+	var status exitStatus
+	var sig interrupted
+	switch {
+	case err == nil || errors.As(err, &status):
+		return err
+	case errors.As(context.Cause(ctx), &sig):
+		return exitStatus(128 + int(sig.signal)) // as a shell says it of a command that a signal ended
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("not done within --timeout %v: %w", c.timeout, err)
 	}
-	return err
+	return cl.Explain(err)
 }
 
 // check looks at the flags for all commands.
@@ -125,9 +177,9 @@ func args(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, given []string) error {
 		switch {
 		case len(given) < least:
-			return misused(cmd, "%s: arguments are missing: usage is `%s`", cmd.CommandPath(), cmd.UseLine())
+			return misused(cmd, "arguments are missing: %s", cmd.UseLine())
 		case most >= 0 && len(given) > most:
-			return misused(cmd, "%s: %q is too much: usage is `%s`", cmd.CommandPath(), given[most], cmd.UseLine())
+			return misused(cmd, "%q is one argument too many: %s", given[most], cmd.UseLine())
 		}
 		return nil
 	}
@@ -136,10 +188,10 @@ func args(least, most int) cobra.PositionalArgs {
 // group is a command that only has others below it.
 func group(use, short string, aliases []string, below ...*cobra.Command) *cobra.Command {
 	g := &cobra.Command{
-		Use: use, Short: short, Aliases: aliases,
+		Use: use, Short: short, Aliases: aliases, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if len(given) > 0 {
-				return misused(cmd, "%s has no command %q", cmd.CommandPath(), given[0])
+				return misused(cmd, "there is no command %q", cmd.CommandPath()+" "+given[0])
 			}
 			return cmd.Help()
 		},

@@ -4,108 +4,370 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"time"
+	"strings"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
-	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
 	"github.com/managerd/managerd/manager/archive"
-	"github.com/managerd/managerd/manager/leases"
 )
 
 func (c *cli) imagesCommand() *cobra.Command {
-	return group("images", "Manage images", []string{"image", "i"}, c.imagesImport(), c.imagesLs())
+	return group("images", "Manage images", []string{"image", "i"},
+		c.imagesImport(), c.imagesExport(), c.imagesLs(), c.imagesRm(), c.imagesTag(), c.imagesLabel(), c.imagesCheck(), c.imagesUsage())
 }
 
-func (c *cli) imagesImport() *cobra.Command {
-	var o archive.ImportOptions
-	var noUnpack bool
-	cmd := &cobra.Command{
-		Use: "import FILE", Short: "Import the images of an archive (OCI layout or docker save; - is standard input)", Args: args(1, 1),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			in := c.in
-			if given[0] != "-" {
-				f, err := os.Open(given[0])
-				if err != nil {
-					return fmt.Errorf("cannot import: %w", err)
-				}
-				defer func() { _ = f.Close() }()
-				in = f
-			}
-			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
-				return c.leased(ctx, cl, func(ctx context.Context) error { return c.importFrom(ctx, cl, in, o, noUnpack) })
-			})
-		},
+// ofImage says what to do about an error about an image.
+func ofImage(err error) error {
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("%w; `mctl images ls` lists those there are", err)
 	}
-	cmd.Flags().StringVar(&o.Base, "base-name", "", "`name` of images that the archive gives only tags")
-	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
-	return cmd
-}
-
-func (c *cli) importFrom(ctx context.Context, cl *client.Client, in io.Reader, o archive.ImportOptions, noUnpack bool) error {
-	images, err := archive.Import(ctx, cl.Blobs(), cl.Names(), in, o)
-	if err != nil {
-		return err
-	}
-	for _, i := range images {
-		if !noUnpack {
-			if _, err := archive.Unpack(ctx, cl.Blobs(), cl.Snapshotter("overlayfs"), i.Target); err != nil {
-				return err
-			}
-		}
-		_, _ = fmt.Fprintln(c.out, i.Name)
-	}
-	return nil
-}
-
-// leased calls f with a context whose work the collector leaves alone until f returns.
-func (c *cli) leased(ctx context.Context, cl *client.Client, f func(context.Context) error) (err error) {
-	// A lease that nobody ends (we may be killed) ends itself.
-	labels := map[string]string{"containerd.io/gc.expire": time.Now().Add(24 * time.Hour).Format(time.RFC3339)}
-	l, err := cl.Leases.Create(ctx, &leasesapi.CreateRequest{ID: fmt.Sprintf("mctl-%d-%d", os.Getpid(), time.Now().UnixNano()), Labels: labels})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		_, lerr := cl.Leases.Delete(end, &leasesapi.DeleteRequest{ID: l.Lease.ID})
-		err = errors.Join(err, lerr)
-	}()
-	return f(leases.With(ctx, l.Lease.ID))
+	return err
 }
 
 type imageRow struct {
-	Name   string            `json:"name"`
-	Type   string            `json:"type"`
-	Digest string            `json:"digest"`
-	Labels map[string]string `json:"labels"`
+	Name      string            `json:"name"`
+	Type      string            `json:"type"`
+	Digest    string            `json:"digest"`
+	Size      *int64            `json:"size,omitempty"` // absent when parts are missing
+	Platforms []string          `json:"platforms,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
 }
 
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+var imageTable = table.Table[imageRow]{Columns: []table.Column[imageRow]{
+	{Title: "REF", Cell: func(r imageRow) string { return r.Name }},
+	{Title: "TYPE", Cell: func(r imageRow) string { return r.Type }},
+	{Title: "DIGEST", Cell: func(r imageRow) string { return r.Digest }},
+	{Title: "SIZE", Cell: func(r imageRow) string {
+		if r.Size == nil {
+			return "-"
+		}
+		return table.Bytes(*r.Size)
+	}},
+	{Title: "PLATFORMS", Cell: func(r imageRow) string { return orDash(strings.Join(r.Platforms, ",")) }},
+	{Title: "LABELS", Cell: func(r imageRow) string { return table.Labels(r.Labels, "-") }},
+}}
+
 func (c *cli) imagesLs() *cobra.Command {
-	return &cobra.Command{
-		Use: "ls [FILTER...]", Aliases: []string{"list"}, Short: "List images", Args: args(0, -1),
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "ls [FILTER...]", Aliases: []string{"list"}, Short: "List images",
+		Example: "  mctl images ls 'name~=busybox'",
 		RunE: func(cmd *cobra.Command, filters []string) error {
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
-				resp, err := cl.Images.List(ctx, &imagesapi.ListImagesRequest{Filters: filters})
+				r, err := cl.Images.List(ctx, &imagesapi.ListImagesRequest{Filters: filters})
 				if err != nil {
 					return err
 				}
 				var rows []imageRow
-				for _, i := range resp.Images {
-					rows = append(rows, imageRow{i.Name, i.Target.GetMediaType(), i.Target.GetDigest(), i.Labels})
+				var names []string
+				for _, i := range r.Images {
+					names = append(names, i.Name)
+					if quiet {
+						continue
+					}
+					row := imageRow{Name: i.Name, Type: i.Target.GetMediaType(), Digest: i.Target.GetDigest(), Labels: i.Labels}
+					parts, err := archive.Inspect(ctx, cl.Blobs(), client.Descriptor(i.Target))
+					switch {
+					case err == nil:
+						row.Size, row.Platforms = new(parts.Size()), parts.Platforms
+					case !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err): // a damaged one is shown all the same
+						return err
+					}
+					rows = append(rows, row)
 				}
-				return table.Print(c.out, c.format(), []table.Column[imageRow]{
-					{Title: "REF", Cell: func(r imageRow) string { return r.Name }},
-					{Title: "TYPE", Cell: func(r imageRow) string { return r.Type }},
-					{Title: "DIGEST", Cell: func(r imageRow) string { return r.Digest }},
-				}, rows)
+				return list(c, quiet, names, imageTable, rows)
 			})
 		},
 	}
+	quietly(cmd, &quiet)
+	return cmd
+}
+
+func (c *cli) imagesRm() *cobra.Command {
+	var sync bool
+	cmd := &cobra.Command{
+		Use: "rm NAME...", Aliases: []string{"delete", "del", "remove"}, Short: "Remove images; one that is not there is not an error", Args: args(1, -1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				return each(names, func(name string) error {
+					_, err := cl.Images.Delete(ctx, &imagesapi.DeleteImageRequest{Name: name, Sync: sync})
+					if errdefs.IsNotFound(err) { // as ctr does, and scripts expect
+						c.notice(err.Error())
+						return nil
+					}
+					if err != nil || c.format() == table.JSON {
+						return err
+					}
+					_, err = fmt.Fprintln(c.out, name)
+					return err
+				})
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&sync, "sync", false, "return when what the images held is removed, too")
+	return cmd
+}
+
+func (c *cli) imagesTag() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "tag NAME NEW...", Short: "Give an image further names", Args: args(2, -1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				r, err := cl.Images.Get(ctx, &imagesapi.GetImageRequest{Name: names[0]})
+				if err != nil {
+					return ofImage(err)
+				}
+				return each(names[1:], func(name string) error {
+					i := &imagesapi.Image{Name: name, Target: r.Image.Target, Labels: r.Image.Labels}
+					_, err := cl.Images.Create(ctx, &imagesapi.CreateImageRequest{Image: i})
+					if errdefs.IsAlreadyExists(err) && force {
+						_, err = cl.Images.Update(ctx, &imagesapi.UpdateImageRequest{Image: i})
+					}
+					switch {
+					case errdefs.IsAlreadyExists(err):
+						return fmt.Errorf("%w; --force gives the name to another image", err)
+					case err != nil || c.format() == table.JSON:
+						return err
+					}
+					_, err = fmt.Fprintln(c.out, name)
+					return err
+				})
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "take the name from the image that has it")
+	return cmd
+}
+
+func (c *cli) imagesLabel() *cobra.Command {
+	var replace bool
+	cmd := &cobra.Command{
+		Use: "label NAME [KEY=VALUE...]", Short: "Set labels of an image, or clear those given as KEY=, and print all", Args: args(1, -1),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			labels, paths, err := labelArgs(given[1:])
+			if err != nil {
+				return misused(cmd, "%w", err)
+			}
+			if replace {
+				paths = []string{"labels"}
+			}
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				if len(paths) == 0 {
+					r, err := cl.Images.Get(ctx, &imagesapi.GetImageRequest{Name: given[0]})
+					if err != nil {
+						return ofImage(err)
+					}
+					return c.printLabels(r.Image.Labels)
+				}
+				r, err := cl.Images.Update(ctx, &imagesapi.UpdateImageRequest{
+					Image: &imagesapi.Image{Name: given[0], Labels: labels}, UpdateMask: &fieldmaskpb.FieldMask{Paths: paths},
+				})
+				if err != nil {
+					return ofImage(err)
+				}
+				return c.printLabels(r.Image.Labels)
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&replace, "replace-all", "r", false, "replace all labels")
+	return cmd
+}
+
+// checkRow is how complete an image is, on this machine's platform.
+type checkRow struct {
+	Name     string `json:"name"`
+	Type     string `json:"type"`
+	Digest   string `json:"digest"`
+	Status   string `json:"status"` // complete, incomplete, unavailable or error
+	Present  int    `json:"present"`
+	Required int    `json:"required"`
+	Have     int64  `json:"size_present"`
+	Want     int64  `json:"size_required"`
+	Unpacked bool   `json:"unpacked"`
+}
+
+var checkTable = table.Table[checkRow]{Columns: []table.Column[checkRow]{
+	{Title: "REF", Cell: func(r checkRow) string { return r.Name }},
+	{Title: "TYPE", Cell: func(r checkRow) string { return r.Type }},
+	{Title: "DIGEST", Cell: func(r checkRow) string { return r.Digest }},
+	{Title: "STATUS", Cell: func(r checkRow) string {
+		return fmt.Sprintf("%s (%s/%s)", r.Status, count(r.Required, r.Present), count(r.Required, r.Required))
+	}},
+	{Title: "SIZE", Cell: func(r checkRow) string {
+		if r.Required == 0 {
+			return "-"
+		}
+		return table.Bytes(r.Have) + "/" + table.Bytes(r.Want)
+	}},
+	{Title: "UNPACKED", Cell: func(r checkRow) string { return fmt.Sprint(r.Unpacked) }},
+}}
+
+// count is n, unless nothing is known.
+func count(known, n int) string {
+	if known == 0 {
+		return "?"
+	}
+	return fmt.Sprint(n)
+}
+
+func (c *cli) imagesCheck() *cobra.Command {
+	var quiet bool
+	var snapshotter string
+	cmd := &cobra.Command{
+		Use: "check [FILTER...]", Short: "Look whether images are complete and unpacked",
+		RunE: func(cmd *cobra.Command, filters []string) error {
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				name, err := cl.DefaultSnapshotter(ctx, c.namespace, snapshotter)
+				if err != nil {
+					return err
+				}
+				r, err := cl.Images.List(ctx, &imagesapi.ListImagesRequest{Filters: filters})
+				if err != nil {
+					return err
+				}
+				var rows []checkRow
+				var ready []string
+				for _, i := range r.Images {
+					row, err := check(ctx, cl, name, i)
+					if err != nil {
+						return err
+					}
+					if rows = append(rows, row); row.Status == "complete" && row.Unpacked {
+						ready = append(ready, i.Name)
+					}
+				}
+				return list(c, quiet, ready, checkTable, rows)
+			})
+		},
+	}
+	quietly(cmd, &quiet)
+	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter")
+	return cmd
+}
+
+func check(ctx context.Context, cl *client.Client, snapshotter string, i *imagesapi.Image) (checkRow, error) {
+	row := checkRow{Name: i.Name, Type: i.Target.GetMediaType(), Digest: i.Target.GetDigest(), Status: "complete"}
+	target := client.Descriptor(i.Target)
+	parts, err := archive.Inspect(ctx, cl.Blobs(), target)
+	switch {
+	case errdefs.IsNotFound(err):
+		row.Status = "unavailable"
+		return row, nil
+	case errdefs.IsInvalidArgument(err):
+		row.Status = "error"
+		return row, nil
+	case err != nil:
+		return row, err
+	}
+	for _, d := range parts.Content {
+		row.Required++
+		row.Want += d.Size
+		_, err := cl.Blobs().Labels(ctx, d.Digest)
+		if err == nil {
+			row.Present++
+			row.Have += d.Size
+		} else if !errdefs.IsNotFound(err) {
+			return row, err
+		}
+	}
+	if row.Present < row.Required {
+		row.Status = "incomplete"
+	}
+	_, chain, err := archive.Config(ctx, cl.Blobs(), target)
+	switch {
+	case errdefs.IsNotFound(err):
+		return row, nil
+	case err != nil:
+		return row, err
+	}
+	row.Unpacked = chain == ""
+	if chain != "" {
+		row.Unpacked, err = cl.Snapshotter(snapshotter).Exists(ctx, chain)
+	}
+	return row, err
+}
+
+type imageUsage struct {
+	Name      string `json:"name"`
+	Content   int64  `json:"content"`   // bytes of the blobs that are there
+	Snapshots int64  `json:"snapshots"` // bytes of its unpacked layers
+	Inodes    int64  `json:"inodes"`
+}
+
+func (c *cli) imagesUsage() *cobra.Command {
+	var snapshotter string
+	cmd := &cobra.Command{
+		Use: "usage [FILTER...]", Short: "Tell how much room images take; what they share counts for each",
+		RunE: func(cmd *cobra.Command, filters []string) error {
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				name, err := cl.DefaultSnapshotter(ctx, c.namespace, snapshotter)
+				if err != nil {
+					return err
+				}
+				r, err := cl.Images.List(ctx, &imagesapi.ListImagesRequest{Filters: filters})
+				if err != nil {
+					return err
+				}
+				var rows []imageUsage
+				var errs []error
+				for _, i := range r.Images {
+					u, err := usage(ctx, cl, name, i)
+					if err != nil {
+						errs = append(errs, fmt.Errorf("image %s: %w", i.Name, err))
+						continue
+					}
+					rows = append(rows, u)
+				}
+				err = table.Table[imageUsage]{Columns: []table.Column[imageUsage]{
+					{Title: "REF", Cell: func(r imageUsage) string { return r.Name }},
+					{Title: "CONTENT", Cell: func(r imageUsage) string { return table.Bytes(r.Content) }},
+					{Title: "SNAPSHOTS", Cell: func(r imageUsage) string { return table.Bytes(r.Snapshots) }},
+					{Title: "INODES", Cell: func(r imageUsage) string { return fmt.Sprint(r.Inodes) }},
+				}}.Print(c.out, c.format(), rows)
+				return errors.Join(append(errs, err)...)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter")
+	return cmd
+}
+
+func usage(ctx context.Context, cl *client.Client, snapshotter string, i *imagesapi.Image) (imageUsage, error) {
+	u := imageUsage{Name: i.Name}
+	parts, err := archive.Inspect(ctx, cl.Blobs(), client.Descriptor(i.Target))
+	if err != nil {
+		return u, err
+	}
+	for _, d := range append(parts.Meta, parts.Content...) {
+		if _, err := cl.Blobs().Labels(ctx, d.Digest); err == nil {
+			u.Content += d.Size
+		} else if !errdefs.IsNotFound(err) {
+			return u, err
+		}
+	}
+	_, chain, err := archive.Config(ctx, cl.Blobs(), client.Descriptor(i.Target))
+	for err == nil && chain != "" {
+		var size, inodes int64
+		var parent string
+		if size, inodes, parent, err = snapshotUsage(ctx, cl, snapshotter, chain); err == nil {
+			u.Snapshots, u.Inodes, chain = u.Snapshots+size, u.Inodes+inodes, parent
+		}
+	}
+	if errdefs.IsNotFound(err) { // not unpacked
+		err = nil
+	}
+	return u, err
 }

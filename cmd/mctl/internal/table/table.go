@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"sort"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/docker/go-units"
 )
 
 // Format is how to print.
@@ -33,9 +36,15 @@ type Column[T any] struct {
 	Cell  func(T) string
 }
 
-// Print writes rows: a table with these columns, or a JSON array of the rows themselves, whose fields need json tags. No
-// rows are a line of titles, or an empty array.
-func Print[T any](w io.Writer, f Format, columns []Column[T], rows []T) error {
+// Table is what rows of a kind look like.
+type Table[T any] struct {
+	Columns []Column[T]
+	Wide    bool // four blanks between columns instead of one, where ctr has them
+}
+
+// Print writes rows: as a table, or as a JSON array of the rows themselves, whose fields need json tags. No rows are a
+// line of titles, or an empty array.
+func (t Table[T]) Print(w io.Writer, f Format, rows []T) error {
 	if f == JSON {
 		if rows == nil {
 			rows = []T{}
@@ -43,19 +52,22 @@ func Print[T any](w io.Writer, f Format, columns []Column[T], rows []T) error {
 		return PrintJSON(w, rows)
 	}
 	// ctr's widths, so that scripts which cut columns go on working.
-	t := tabwriter.NewWriter(w, 1, 8, 1, ' ', 0)
-	cells := make([]string, len(columns))
-	for i, c := range columns {
+	tw := tabwriter.NewWriter(w, 1, 8, 1, ' ', 0)
+	if t.Wide {
+		tw = tabwriter.NewWriter(w, 4, 8, 4, ' ', 0)
+	}
+	cells := make([]string, len(t.Columns))
+	for i, c := range t.Columns {
 		cells[i] = c.Title
 	}
-	_, _ = fmt.Fprintln(t, strings.Join(cells, "\t")+"\t") // what fails, Flush tells
+	_, _ = fmt.Fprintln(tw, strings.Join(cells, "\t")+"\t") // what fails, Flush tells
 	for _, r := range rows {
-		for i, c := range columns {
+		for i, c := range t.Columns {
 			cells[i] = c.Cell(r)
 		}
-		_, _ = fmt.Fprintln(t, strings.Join(cells, "\t")+"\t")
+		_, _ = fmt.Fprintln(tw, strings.Join(cells, "\t")+"\t")
 	}
-	return t.Flush()
+	return tw.Flush()
 }
 
 // PrintJSON writes v indented, as ctr does.
@@ -64,4 +76,22 @@ func PrintJSON(w io.Writer, v any) error {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "    ")
 	return e.Encode(v)
+}
+
+// Bytes is a number of bytes for people: 2.0 MiB.
+func Bytes(n int64) string {
+	return units.CustomSize("%.1f %s", float64(n), 1024, []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"})
+}
+
+// Labels are sorted and joined by commas; none are "none".
+func Labels(m map[string]string, none string) string {
+	if len(m) == 0 {
+		return none
+	}
+	all := make([]string, 0, len(m))
+	for k, v := range m {
+		all = append(all, k+"="+v)
+	}
+	sort.Strings(all)
+	return strings.Join(all, ",")
 }

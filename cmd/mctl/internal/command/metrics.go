@@ -1,0 +1,119 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/typeurl/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/managerd/managerd/cmd/mctl/internal/client"
+	"github.com/managerd/managerd/cmd/mctl/internal/table"
+)
+
+type metricRow struct{ name, value string }
+
+func (c *cli) tasksMetrics() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use: "metrics ID", Aliases: []string{"metric"}, Short: "Print what a task uses: memory, CPU time, processes", Args: args(1, 1),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			as := c.format()
+			if format != "" {
+				f, err := table.ParseFormat(format)
+				if err != nil {
+					return misused(cmd, "--format: %w", err)
+				}
+				as = f
+			}
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				id := given[0]
+				if _, err := (&process{cl: cl, id: id}).get(ctx); err != nil {
+					return ofTask(id, err)
+				}
+				r, err := cl.Tasks.Metrics(ctx, &tasksapi.MetricsRequest{Filters: []string{"id==" + strconv.Quote(id)}})
+				if err != nil {
+					return err
+				}
+				if len(r.Metrics) == 0 {
+					return fmt.Errorf("there are no metrics of task %s: it runs no more, or its shim does not answer; see `mctl tasks ls`", id)
+				}
+				m := r.Metrics[0]
+				v, err := typeurl.UnmarshalAny(m.Data)
+				if err != nil {
+					return fmt.Errorf("cannot read the metrics of task %s, a %s: %w", id, m.Data.GetTypeUrl(), err)
+				}
+				if as == table.JSON {
+					return table.PrintJSON(c.out, v)
+				}
+				rows, err := metricRows(v)
+				if err != nil {
+					return fmt.Errorf("task %s: %w", id, err)
+				}
+				at := []metricRow{{m.ID, m.Timestamp.AsTime().Format("2006-01-02 15:04:05.999999999 -0700 MST")}}
+				if err := metricTable("ID", "TIMESTAMP").Print(c.out, table.Text, at); err != nil {
+					return err
+				}
+				_, _ = fmt.Fprintln(c.out)
+				return metricTable("METRIC", "VALUE").Print(c.out, table.Text, rows)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "", "the same as --output, as ctr has it")
+	_ = cmd.Flags().MarkHidden("format")
+	return cmd
+}
+
+func metricTable(name, value string) table.Table[metricRow] {
+	return table.Table[metricRow]{Wide: true, Columns: []table.Column[metricRow]{
+		{Title: name, Cell: func(r metricRow) string { return r.name }},
+		{Title: value, Cell: func(r metricRow) string { return r.value }},
+	}}
+}
+
+// metricRows are the counters that ctr shows, of cgroup v1 or v2.
+func metricRows(v any) (rows []metricRow, err error) {
+	add := func(name string, value any) { rows = append(rows, metricRow{name, fmt.Sprint(value)}) }
+	switch m := v.(type) {
+	case *cgroup1.Metrics:
+		if u := m.Memory.GetUsage(); u != nil {
+			add("memory.usage_in_bytes", u.Usage)
+			add("memory.limit_in_bytes", u.Limit)
+			add("memory.stat.cache", m.Memory.TotalCache)
+		}
+		if u := m.CPU.GetUsage(); u != nil {
+			add("cpuacct.usage", u.Total)
+			add("cpuacct.usage_percpu", u.PerCPU)
+		}
+		if m.Pids != nil {
+			add("pids.current", m.Pids.Current)
+			add("pids.limit", m.Pids.Limit)
+		}
+	case *cgroup2.Metrics:
+		if m.Pids != nil {
+			add("pids.current", m.Pids.Current)
+			add("pids.limit", m.Pids.Limit)
+		}
+		if m.CPU != nil {
+			add("cpu.usage_usec", m.CPU.UsageUsec)
+			add("cpu.user_usec", m.CPU.UserUsec)
+			add("cpu.system_usec", m.CPU.SystemUsec)
+			add("cpu.nr_periods", m.CPU.NrPeriods)
+			add("cpu.nr_throttled", m.CPU.NrThrottled)
+			add("cpu.throttled_usec", m.CPU.ThrottledUsec)
+		}
+		if m.Memory != nil {
+			add("memory.usage", m.Memory.Usage)
+			add("memory.usage_limit", m.Memory.UsageLimit)
+			add("memory.swap_usage", m.Memory.SwapUsage)
+			add("memory.swap_limit", m.Memory.SwapLimit)
+		}
+	default:
+		return nil, fmt.Errorf("metrics of type %T have no table; use -o json", v)
+	}
+	return rows, nil
+}

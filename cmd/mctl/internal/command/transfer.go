@@ -1,0 +1,150 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/managerd/managerd/cmd/mctl/internal/client"
+	"github.com/managerd/managerd/cmd/mctl/internal/table"
+	"github.com/managerd/managerd/manager/archive"
+)
+
+// imported is an image that an archive held.
+type imported struct {
+	Name     string `json:"name"`
+	Digest   string `json:"digest"`
+	Unpacked bool   `json:"unpacked"`
+}
+
+func (c *cli) imagesImport() *cobra.Command {
+	var o archive.ImportOptions
+	var noUnpack bool
+	var snapshotter string
+	cmd := &cobra.Command{
+		Use: "import [flags] FILE", Short: "Import the images of an archive", Args: args(1, 1),
+		Long: `Imports the images of FILE (- is standard input): the tar, plain, gzip or zstd, of an OCI layout or of "docker save". Every blob
+is verified by its digest.`,
+		Example: "  docker save busybox | mctl images import -",
+		RunE: func(cmd *cobra.Command, given []string) error {
+			in := c.in
+			if given[0] != "-" {
+				f, err := os.Open(given[0])
+				if err != nil {
+					return fmt.Errorf("cannot import: %w", err)
+				}
+				defer func() { _ = f.Close() }()
+				in = f
+			}
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				name, err := cl.DefaultSnapshotter(ctx, c.namespace, snapshotter)
+				if err != nil {
+					return err
+				}
+				var done []imported
+				err = cl.Leased(ctx, func(ctx context.Context) error {
+					images, err := archive.Import(ctx, cl.Blobs(), cl.Names(), in, o)
+					if err != nil {
+						return fmt.Errorf("%s: %w", given[0], err)
+					}
+					for _, i := range images {
+						done = append(done, imported{Name: i.Name, Digest: i.Target.Digest.String()})
+						if noUnpack {
+							continue
+						}
+						if _, err := archive.Unpack(ctx, cl.Blobs(), cl.Snapshotter(name), i.Target); err != nil {
+							return fmt.Errorf("%s was imported, but: %w", i.Name, err)
+						}
+						done[len(done)-1].Unpacked = true
+					}
+					return nil
+				})
+				return errors.Join(c.printImported(done), err)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&o.Base, "base-name", "", "`name` for images that have only a tag, or none (default: import-DATE)")
+	cmd.Flags().StringVar(&o.Index, "index-name", "", "a further `name`, for the archive as a whole")
+	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
+	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter to unpack into")
+	return cmd
+}
+
+func (c *cli) printImported(images []imported) error {
+	if c.format() == table.JSON {
+		return table.Table[imported]{}.Print(c.out, table.JSON, images)
+	}
+	for _, i := range images {
+		how := "imported"
+		if i.Unpacked {
+			how += " and unpacked"
+		}
+		if _, err := fmt.Fprintf(c.out, "%s (%s) %s\n", i.Name, i.Digest, how); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cli) imagesExport() *cobra.Command {
+	var o archive.ExportOptions
+	cmd := &cobra.Command{
+		Use: "export [flags] FILE NAME...", Short: "Export images to an archive", Args: args(2, -1),
+		Long:    `Writes images to FILE (- is standard output) as an OCI layout that "docker load" takes, too. FILE appears when it is complete.`,
+		Example: "  mctl images export busybox.tar docker.io/library/busybox:latest",
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				var images []archive.Image
+				for _, name := range given[1:] {
+					i, err := cl.Image(ctx, name)
+					if err != nil {
+						return err
+					}
+					images = append(images, i)
+				}
+				write := func(w io.Writer) error { return archive.Export(ctx, cl.Blobs(), w, images, o) }
+				if given[0] == "-" {
+					return write(c.out)
+				}
+				return whole(given[0], write)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&o.AllPlatforms, "all-platforms", false, "take the images for all platforms")
+	cmd.Flags().BoolVar(&o.NoDocker, "skip-manifest-json", false, "leave out manifest.json, by which `docker load` of old finds images")
+	return cmd
+}
+
+// whole writes a file that is there completely or not at all. What is no regular file (a FIFO, /dev/stdout) is written to
+// as it is.
+func whole(name string, write func(io.Writer) error) (err error) {
+	if fi, serr := os.Stat(name); serr == nil && !fi.Mode().IsRegular() {
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), ".mctl-export-")
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", name, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if err := write(f); err != nil {
+		_ = f.Close()
+		return err
+	}
+	if err := errors.Join(f.Chmod(0o644), f.Close()); err != nil {
+		return fmt.Errorf("cannot write %s: %w", name, err)
+	}
+	return os.Rename(f.Name(), name)
+}
