@@ -54,6 +54,10 @@ func (a *Events) Subscribe(r *api.SubscribeRequest, stream api.Events_SubscribeS
 		return toGRPC(err)
 	}
 	defer sub.Close()
+	// At once, not with the first event: a client then knows that it misses nothing from here on.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for {
 		e, err := sub.Next(stream.Context())
 		if err != nil {
