@@ -79,7 +79,7 @@ func TestCrash(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	var down []window
 	for i := range kills {
-		time.Sleep(time.Duration(r.IntN(1+r.IntN(int(longest))))) // short ones are more frequent
+		time.Sleep(time.Duration(r.IntN(1 + r.IntN(int(longest))))) // short ones are more frequent
 		before := time.Now()
 		if err := u.Kill(); err != nil {
 			t.Fatal(err)
@@ -235,7 +235,9 @@ func (l *life) live() error {
 
 // execute runs a second process in the container.
 func (l *life) execute(name string, code uint32) error {
-	err := l.again("exec", func() error { return l.exec(l.id, name, fmt.Sprintf("until [ -e /ready ]; do sleep 0.01; done; exit %d", code)) }, exists)
+	err := l.again("exec", func() error {
+		return l.exec(l.id, name, fmt.Sprintf("until [ -e /ready ]; do sleep 0.01; done; exit %d", code))
+	}, exists)
 	if err == nil {
 		err = l.again("start exec", func() error { return l.start(l.id, name) }, started)
 	}
