@@ -32,16 +32,23 @@ const (
 
 // Exchange connects publishers and subscribers. A publisher never waits for a subscriber.
 type Exchange struct {
-	started time.Time // what happened before is of the time when no daemon lived
-
 	mu     sync.Mutex
+	opened time.Time // what happened before is of the time when no daemon could be asked; zero: that is still so
 	subs   map[*Subscription]struct{}
 	missed []*event // of the time when no daemon lived, in the order of their arrival; dropped after grace
 }
 
-// NewExchange gives an exchange whose grace period begins now.
+// NewExchange gives an exchange that is not open yet: see Open.
 func NewExchange() *Exchange {
-	return &Exchange{subs: map[*Subscription]struct{}{}, started: time.Now()}
+	return &Exchange{subs: map[*Subscription]struct{}{}}
+}
+
+// Open says that subscribers can come from now on. What happened before, also while the daemon was starting, is of the time
+// without one.
+func (x *Exchange) Open() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.opened = time.Now()
 }
 
 // Publish hands on an event of the namespace of ctx.
@@ -57,8 +64,8 @@ func (x *Exchange) Publish(ctx context.Context, topic string, event proto.Messag
 	return x.Forward(&types.Envelope{Timestamp: timestamppb.Now(), Namespace: ns, Topic: topic, Event: body})
 }
 
-// Forward hands on an event that already has its envelope. One that happened while no daemon lived is also kept, for the
-// subscribers who come within half a minute from the start.
+// Forward hands on an event that already has its envelope. One that happened while no daemon could be asked is also kept, for
+// the subscribers who come within half a minute from Open.
 func (x *Exchange) Forward(e *types.Envelope) error {
 	if err := validate(e); err != nil {
 		return err
@@ -66,7 +73,7 @@ func (x *Exchange) Forward(e *types.Envelope) error {
 	ev := &event{Envelope: e}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if e.Timestamp.AsTime().Before(x.started) && x.inGrace() {
+	if x.opened.IsZero() || e.Timestamp.AsTime().Before(x.opened) && x.inGrace() {
 		x.missed = append(x.missed, ev)
 	}
 	for s := range x.subs {
@@ -75,7 +82,7 @@ func (x *Exchange) Forward(e *types.Envelope) error {
 	return nil
 }
 
-func (x *Exchange) inGrace() bool { return time.Since(x.started) < grace }
+func (x *Exchange) inGrace() bool { return x.opened.IsZero() || time.Since(x.opened) < grace }
 
 func validate(e *types.Envelope) error {
 	fail := func(format string, a ...any) error {

@@ -61,6 +61,7 @@ func waiting(t testing.TB, s *Subscription) (topics []string) {
 
 func TestFilters(t *testing.T) {
 	x := NewExchange()
+	x.Open()
 	cases := map[string]int{ // filter: how many of those below match
 		"":                            5,
 		"topic==/tasks/exit":          2,
@@ -111,6 +112,7 @@ func TestFilters(t *testing.T) {
 // TestUnknownBody: an event of a type that we do not know, or damaged, is handed on; filters do not see into it.
 func TestUnknownBody(t *testing.T) {
 	x := NewExchange()
+	x.Open()
 	all, some := subscribe(t, x), subscribe(t, x, "event.id")
 	for _, body := range []*anypb.Any{nil, {TypeUrl: "no.such.Type", Value: []byte{1}}, {TypeUrl: "containerd.events.TaskExit", Value: []byte{0xff}}} {
 		if err := x.Forward(&types.Envelope{Timestamp: timestamppb.Now(), Namespace: "a", Topic: "/x", Event: body}); err != nil {
@@ -127,6 +129,7 @@ func TestUnknownBody(t *testing.T) {
 
 func TestBadEvents(t *testing.T) {
 	x := NewExchange()
+	x.Open()
 	now := timestamppb.Now()
 	for name, e := range map[string]*types.Envelope{
 		"none":          nil,
@@ -151,6 +154,7 @@ func TestBadEvents(t *testing.T) {
 // TestSlowSubscriber: one that does not read holds nobody up and is cut off with an error, not by a gap.
 func TestSlowSubscriber(t *testing.T) {
 	x := NewExchange()
+	x.Open()
 	slow, fast := subscribe(t, x), subscribe(t, x)
 	const extra = 10
 	for i := range backlog + extra {
@@ -173,6 +177,7 @@ func TestSlowSubscriber(t *testing.T) {
 
 func TestNextWaits(t *testing.T) {
 	x := NewExchange()
+	x.Open()
 	s := subscribe(t, x)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
@@ -207,10 +212,11 @@ func TestNextWaits(t *testing.T) {
 // after it arrived; what happens later is told only to those who are there.
 func TestMissed(t *testing.T) {
 	x := NewExchange()
+	x.Open()
 	early := subscribe(t, x)
 	const many = backlog + 100 // more than a subscriber may lag behind otherwise
 	for i := range many {
-		e := envelope(t, "a", fmt.Sprintf("/missed/%d", i), x.started.Add(-time.Minute), &eventtypes.TaskExit{})
+		e := envelope(t, "a", fmt.Sprintf("/missed/%d", i), x.opened.Add(-time.Minute), &eventtypes.TaskExit{})
 		if err := x.Forward(e); err != nil {
 			t.Fatal(err)
 		}
@@ -234,11 +240,26 @@ func TestMissed(t *testing.T) {
 	if got := waiting(t, subscribe(t, x, "topic==/missed/7")); len(got) != 1 {
 		t.Errorf("late subscriber with filter: %v", got)
 	}
-	x.started = time.Now().Add(-grace) // half a minute goes by
+	x.opened = time.Now().Add(-grace) // half a minute goes by
 	if got := waiting(t, subscribe(t, x)); len(got) != 0 {
 		t.Errorf("too late: %v", got)
 	}
 	if x.missed != nil {
 		t.Error("what nobody can get any more is kept")
+	}
+}
+
+// TestOpen: what happens while the daemon is starting, when nobody can subscribe yet, counts as missed.
+func TestOpen(t *testing.T) {
+	x := NewExchange()
+	if err := x.Publish(in("a"), "/starting", &eventtypes.TaskExit{}); err != nil {
+		t.Fatal(err)
+	}
+	x.Open()
+	if err := x.Publish(in("a"), "/open", &eventtypes.TaskExit{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := waiting(t, subscribe(t, x)); len(got) != 1 || got[0] != "/starting" {
+		t.Errorf("subscriber: %v, not /starting alone", got)
 	}
 }

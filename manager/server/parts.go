@@ -137,6 +137,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 	return []plugin{
 		{Plugin: introspection.Plugin{Type: introspection.TypeEvent, ID: "exchange"}, vital: true, build: func() error {
 			p.exchange = events.NewExchange()
+			s.exchange = p.exchange
 			return nil
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt"}, vital: true, build: func() (err error) {

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/health"
 
 	"github.com/managerd/managerd/manager/config"
+	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/tasks"
@@ -41,6 +42,8 @@ type Server struct {
 	ttrpc *ttrpc.Server
 	tasks *tasks.Service // nil when they could not be built
 	db    *metadata.DB
+
+	exchange *events.Exchange
 
 	watching  sync.WaitGroup // the watchdog
 	listeners []net.Listener // gRPC, ttrpc
@@ -126,6 +129,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := serve("grpc", s.Address(), s.cfg.GRPC.UID, s.cfg.GRPC.GID, s.grpc.Serve); err != nil {
 		return err
 	}
+	s.exchange.Open()
 	if err := s.serveSide(); err != nil {
 		return err
 	}

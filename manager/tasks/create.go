@@ -55,7 +55,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	if _, _, err := s.shims.Resolve(runtime); err != nil {
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
 	}
-	t, err := s.reserve(ns, r.ID)
+	t, err := s.reserve(ctx, ns, r.ID)
 	if err != nil {
 		return 0, err
 	}

@@ -142,6 +142,7 @@ func (w *world) begin() <-chan struct{} {
 		w.t.Fatal(err)
 	}
 	w.exchange = events.NewExchange()
+	w.exchange.Open()
 	w.shims = shims.New(shims.Config{
 		State: w.state, Binary: w.binary, Address: filepath.Join(w.state, "managerd.sock"), TTRPCAddress: w.ttrpc, Debug: true, Log: log,
 	})

@@ -97,17 +97,42 @@ func (s *Service) background(fn func()) error {
 func (s *Service) in(ns string) context.Context { return namespaces.With(s.ctx, ns) }
 
 // reserve enters a task that is being made. One whose shim is dead and whose container has ended without anybody's
-// interest still counts: it is there until it is deleted.
-func (s *Service) reserve(ns, id string) (*Task, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// interest still counts: it is there until it is deleted. Of one that lived before this daemon it is waited until that is
+// known: a client that asks again, because the last daemon was killed before it answered, finds either its task or none.
+func (s *Service) reserve(ctx context.Context, ns, id string) (*Task, error) {
 	k := key{ns, id}
-	if s.tasks[k] != nil {
-		return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrAlreadyExists)
+	for {
+		s.mu.Lock()
+		old := s.tasks[k]
+		if old == nil {
+			t := newTask(k)
+			s.tasks[k] = t
+			s.mu.Unlock()
+			return t, nil
+		}
+		s.mu.Unlock()
+		if old.adopt == nil || isClosed(old.settled) {
+			return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrAlreadyExists)
+		}
+		if err := s.settled(ctx, old); err != nil {
+			return nil, err
+		}
 	}
-	t := newTask(k)
-	s.tasks[k] = t
-	return t, nil
+}
+
+// settled waits until it is known what there is of a task; one that lived before this daemon has its turn now.
+func (s *Service) settled(ctx context.Context, t *Task) error {
+	if t.adopt != nil {
+		if err := s.background(func() { t.begin.Do(t.adopt) }); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-t.settled:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("task %s is being made or adopted: %w", t.key.id, ctx.Err())
+	}
 }
 
 // drop takes a task out: it is gone.
@@ -132,15 +157,8 @@ func (s *Service) find(ctx context.Context, id string) (context.Context, *Task, 
 	if t == nil {
 		return nil, nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
 	}
-	if t.adopt != nil {
-		if err := s.background(func() { t.begin.Do(t.adopt) }); err != nil {
-			return nil, nil, err
-		}
-	}
-	select {
-	case <-t.settled:
-	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("task %s is being made or adopted: %w", id, ctx.Err())
+	if err := s.settled(ctx, t); err != nil {
+		return nil, nil, err
 	}
 	if shim, dead, _ := t.now(); shim == nil && dead == nil {
 		return nil, nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound) // it could not be made, or is gone

@@ -61,13 +61,12 @@ func (c *Container) Start(ctx context.Context) error {
 // release opens libcontainer's exec FIFO: init is blocked opening the other side, and writes one byte once it may go
 // on. Polling init's pidfd besides the FIFO tells a dead init from a slow one, without a thread left behind.
 func (c *Container) release(ctx context.Context) error {
-	// Before the FIFO: opening that lets init go, and it may have run, ended and been reaped a moment later.
-	pidfd, err := unix.PidfdOpen(c.init.Pid(), 0)
-	if err != nil {
-		return fmt.Errorf("init has ended before it was started: %w", errdefs.ErrFailedPrecondition)
-	}
-	defer func() { _ = unix.Close(pidfd) }()
 	path := filepath.Join(c.engine.cfg.Root, c.id, "exec.fifo")
+	// Before the FIFO: to open that lets init go, and it may have ended a moment later.
+	pidfd, perr := unix.PidfdOpen(c.init.Pid(), 0)
+	if perr == nil {
+		defer func() { _ = unix.Close(pidfd) }()
+	}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("it has been started already: %w", errdefs.ErrFailedPrecondition)
@@ -76,6 +75,9 @@ func (c *Container) release(ctx context.Context) error {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }()
+	if perr != nil {
+		return fmt.Errorf("init has ended before it was started: %w", errdefs.ErrFailedPrecondition)
+	}
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(pidfd), Events: unix.POLLIN}}
 	for {
 		if err := ctx.Err(); err != nil {
