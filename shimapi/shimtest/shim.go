@@ -38,7 +38,6 @@ type shim struct {
 	events  *recorder
 	child   *exec.Cmd // in the form serve
 	dead    bool      // killed by the case, which has cleaned up
-	execs   int
 }
 
 // expect judges one expectation.
