@@ -15,9 +15,9 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/managerd/managerd/manager/archive"
-	"github.com/managerd/managerd/manager/leases"
 )
 
 const (
@@ -83,5 +83,5 @@ func (c *Client) Leased(ctx context.Context, f func(context.Context) error) (err
 			err = errors.Join(err, lerr)
 		}
 	}()
-	return f(leases.With(ctx, id))
+	return f(metadata.AppendToOutgoingContext(ctx, "containerd-lease", id))
 }
