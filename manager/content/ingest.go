@@ -189,6 +189,7 @@ type Writer struct {
 	sum     hash.Hash
 	alg     digest.Algorithm
 	aborted atomic.Bool
+	wrong   bool // it is whole, and not what it was to be
 }
 
 // Writer opens an ingest, new or where an earlier writer stopped. expected, if not empty, is the digest to be: when the
@@ -356,7 +357,7 @@ func (w *Writer) Truncate(size int64) error {
 		return err
 	}
 	w.sum.Reset()
-	w.status.Offset = 0
+	w.status.Offset, w.wrong = 0, false
 	return w.file.Truncate(0)
 }
 
@@ -367,8 +368,9 @@ func (w *Writer) Status() Status { return w.status }
 func (w *Writer) Digest() digest.Digest { return digest.NewDigest(w.alg, w.sum) }
 
 // Commit makes a blob of what was written: it is on disk, verified, when nil is returned. size (if not 0) and expected
-// (if not empty) must be what they are: FailedPrecondition, and the ingest stays. AlreadyExists when the namespace has
-// the blob; the ingest is gone then. Aborted when somebody aborted the ingest.
+// (if not empty) must be what they are, or it is FailedPrecondition, and the ingest stays; but one that is whole and has
+// another digest, which nothing that is added makes right, only until Close. AlreadyExists when the namespace has the blob;
+// the ingest is gone then. Aborted when somebody aborted the ingest.
 func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error {
 	if err := w.usable(); err != nil {
 		return err
@@ -384,6 +386,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		expected = w.status.Expected
 	}
 	if expected != "" && expected != got {
+		w.wrong = w.status.Offset > 0 && w.status.Offset >= w.status.Total
 		return fmt.Errorf("cannot commit %q: its digest is %s, expected is %s: %w", w.status.Ref, got, expected, errdefs.ErrFailedPrecondition)
 	}
 	i, err := w.s.Info(ctx, got)
@@ -426,8 +429,12 @@ func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string
 
 // Close lets go of the ingest.
 func (w *Writer) Close() error {
+	var err error
+	if w.wrong && w.usable() == nil {
+		err = os.RemoveAll(w.dir)
+	}
 	w.s.leave(w)
-	return w.closeFile()
+	return errors.Join(err, w.closeFile())
 }
 
 func (w *Writer) closeFile() error {

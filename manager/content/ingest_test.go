@@ -79,6 +79,24 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestWrongDigest: what is not what it was to be is not there for the next writer to go on from.
+func TestWrongDigest(t *testing.T) {
+	ctx, e := newEnv(t, Shared)
+	for total, left := range map[int64]int{0: 0, 4: 0, 5: 1} { // in bytes; of 5, the last is still to come
+		w := e.writer(ctx, fmt.Sprint("r", total), digest.FromString("other"), total)
+		e.write(w, "data")
+		if err := w.Commit(ctx, 0, "", nil); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%v", err)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+		if blobs, ingests := e.files(); len(blobs) != 0 || len(ingests) != left {
+			t.Errorf("of %d bytes: %v, %v", total, blobs, ingests)
+		}
+	}
+}
+
 func TestCommitRefuses(t *testing.T) {
 	ctx, e := newEnv(t, Shared)
 	e.add(ctx, "there", nil)

@@ -39,7 +39,11 @@ func newGRPC(cfg *config.Config, under *calls, log *slog.Logger) *grpc.Server {
 		grpc.MaxRecvMsgSize(limit(cfg.GRPC.MaxRecvMessageSize)),
 		grpc.MaxSendMsgSize(limit(cfg.GRPC.MaxSendMessageSize)),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, r any, i *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-			if i.FullMethod != waitMethod {
+			if i.FullMethod == waitMethod {
+				var end func(*error)
+				ctx, end = under.lasting(ctx)
+				defer end(&err)
+			} else {
 				defer under.enter()()
 			}
 			defer caught(i.FullMethod, &err)
@@ -50,8 +54,10 @@ func newGRPC(cfg *config.Config, under *calls, log *slog.Logger) *grpc.Server {
 			return resp, err
 		}),
 		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+			ctx, end := under.lasting(ss.Context())
+			defer end(&err)
 			defer caught(i.FullMethod, &err)
-			return next(srv, ss)
+			return next(srv, &stream{ServerStream: ss, ctx: ctx})
 		}),
 	)
 }
@@ -69,11 +75,45 @@ func recoverTTRPC(log *slog.Logger) ttrpc.UnaryServerInterceptor {
 	}
 }
 
-// calls counts the unary calls under way, without waits for the end of a process.
+// stream is one whose context ends when the daemon stops.
+type stream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *stream) Context() context.Context { return s.ctx }
+
+// calls knows the calls under way: how many of them end by themselves, and what ends the others, which are streams and
+// waits for the end of a process.
 type calls struct {
-	mu   sync.Mutex
-	n    int
-	idle chan struct{} // closed when n is 0 and somebody asked
+	mu       sync.Mutex
+	n        int
+	idle     chan struct{} // closed when n is 0 and somebody asked
+	lasts    context.Context
+	endLasts context.CancelFunc
+}
+
+func newCalls() *calls {
+	c := &calls{}
+	c.lasts, c.endLasts = context.WithCancel(context.Background())
+	return c
+}
+
+// errStopping answers the calls that last. Clients call again on this code, and reach the next daemon.
+var errStopping = status.Error(codes.Unavailable, "managerd is stopping; containers run on")
+
+// lasting gives a call that may last for ever a context that endLasts ends as well. The returned function is to be called
+// with the call's error when it has ended.
+func (c *calls) lasting(ctx context.Context) (context.Context, func(*error)) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(c.lasts, func() { cancel(errStopping) })
+	return ctx, func(err *error) {
+		if *err != nil && context.Cause(ctx) == errStopping {
+			*err = errStopping
+		}
+		unhook()
+		cancel(nil)
+	}
 }
 
 // enter counts a call; the returned function says that it has ended.

@@ -52,7 +52,7 @@ type register interface{ Register(*grpc.Server) }
 
 // build builds every plugin that is not disabled, in the order of the list: what is needed stands above who needs it.
 func (s *Server) build(ctx context.Context) error {
-	s.grpc = newGRPC(s.cfg, &s.calls, s.log)
+	s.grpc = newGRPC(s.cfg, s.calls, s.log)
 	t, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(recoverTTRPC(s.log)))
 	if err != nil {
 		return fmt.Errorf("cannot make the ttrpc server: %w", err)

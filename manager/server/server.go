@@ -30,6 +30,9 @@ import (
 // container, are not waited for: their clients come back.
 const draining = 5 * time.Second
 
+// flushing is how long, after that, connections have to carry the last answers.
+const flushing = time.Second
+
 // Server is a daemon. Run serves; Close, also after Run, releases what New took.
 type Server struct {
 	cfg     *config.Config
@@ -38,7 +41,7 @@ type Server struct {
 	health  *health.Server
 
 	grpc  *grpc.Server
-	calls calls
+	calls *calls
 	ttrpc *ttrpc.Server
 	tasks *tasks.Service // nil when they could not be built
 	db    *metadata.DB
@@ -54,7 +57,7 @@ type Server struct {
 // New takes the directories and builds every part. Nothing is served yet. An error says what keeps the daemon from
 // starting: a directory or a database that cannot be used, a part that the configuration requires.
 func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *Server, err error) {
-	s := &Server{cfg: cfg, log: log, plugins: &introspection.Registry{}, health: health.NewServer()}
+	s := &Server{cfg: cfg, log: log, plugins: &introspection.Registry{}, health: health.NewServer(), calls: newCalls()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -168,6 +171,12 @@ func (s *Server) stop() {
 	case <-done:
 	case <-s.calls.ended():
 	case <-time.After(draining):
+	}
+	// The answers that were given last are still on their way: the connections close when they, and all streams, have ended.
+	s.calls.endLasts()
+	select {
+	case <-done:
+	case <-time.After(flushing): // a stream whose handler waits for its client
 	}
 	if s.tasks != nil {
 		s.tasks.Close()

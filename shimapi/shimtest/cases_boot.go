@@ -53,6 +53,8 @@ func sigtermCase(sh *shim) {
 		sh.dead = true
 		_ = unix.Kill(sh.pid, unix.SIGKILL)
 		sh.deleteVerb()
+		_ = os.Remove(sh.socketPath()) // which one that ends by itself may have done, or not
+		sh.params.Address = ""
 	}
 }
 

@@ -64,8 +64,6 @@ func TestCtrRun(t *testing.T) {
 		t.Errorf("what the container wrote: %q, %v", got, err)
 	}
 	has(t, u.fails(1, "run", "--rm", "--read-only", ref, "c", "touch", "/x"), "Read-only file system")
-	equal(t, "memory limit", strings.TrimSpace(run("--memory-limit", memory, ref, "c", "sh", "-c",
-		"cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null | head -n1")), memory)
 	u.fails(137, "run", "--rm", "--memory-limit", "16777216", ref, "c", "sh", "-c", "x=a; while :; do x=$x$x; done")
 	equal(t, "init", run(ref, "c", "sh", "-c", "echo $$"), "1\n")
 	equal(t, "capability", run("--cap-drop", "CAP_CHOWN", ref, "c", "sh", "-c", "chown 1 /bin 2>/dev/null || echo dropped"), "dropped\n")
@@ -83,11 +81,10 @@ func TestCtrRun(t *testing.T) {
 	u.ctr("t", "rm", "logged")
 	u.ctr("c", "rm", "logged")
 
-	rootfs := t.TempDir() // without a snapshotter
+	rootfs := t.TempDir() // without a snapshotter, and without an image that says what PATH is
 	u.ctr("images", "mount", ref, rootfs)
-	equal(t, "rootfs", run("--read-only", "--rootfs", rootfs, "c", "echo", "from a directory"), "from a directory\n")
+	equal(t, "rootfs", run("--read-only", "--rootfs", rootfs, "c", "/bin/echo", "from a directory"), "from a directory\n")
 	u.ctr("images", "unmount", "--rm", rootfs)
-	u.ctr("leases", "rm", rootfs)
 
 	if got := u.ctr("c", "ls", "-q") + u.ctr("t", "ls", "-q"); got != "" {
 		t.Errorf("run --rm left behind %q", got)

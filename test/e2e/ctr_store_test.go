@@ -85,7 +85,7 @@ func TestCtrImages(t *testing.T) {
 	if err := unix.Stat(filepath.Dir(dir), &parent); err != nil || st.Dev != parent.Dev {
 		t.Errorf("the image is still mounted (%v)", err)
 	}
-	u.ctr("leases", "rm", dir)
+	equal(t, "leases", u.ctr("leases", "ls", "-q"), "")
 
 	// Content: every blob is listed and can be read.
 	content := u.ctr("content", "ls")

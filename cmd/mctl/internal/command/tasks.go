@@ -161,13 +161,14 @@ func (c *cli) tasksRm() *cobra.Command {
 			if err := p.kill(ctx, sigkill, exec == ""); err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}
-			if _, err := p.Wait(ctx); err != nil {
+			if _, err := p.Wait(ctx); err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}
 		} else if t.Status == tasktypes.Status_RUNNING || t.Status == tasktypes.Status_PAUSED {
 			return fmt.Errorf("cannot remove %s: it is %s; end it first with `mctl tasks stop %s`, or use --force", p, lower(t.Status), id)
 		}
-		if err := p.remove(ctx); err != nil {
+		// Whoever waited for the end of the process may remove it as well, and be first.
+		if err := p.remove(ctx); err != nil && !(force && errdefs.IsNotFound(err)) {
 			return err
 		}
 		session.Forget(t.Stdin, t.Stdout, t.Stderr)

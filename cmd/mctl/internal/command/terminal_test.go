@@ -127,10 +127,11 @@ func TestTerminal(t *testing.T) {
 		tm.types("ping\r")
 		return strings.Count(tm.shown.String(), "ping\r\nping\r\n") > 0
 	})
-	tm.types("\x03") // ctrl-c interrupts what runs there, not mctl
+	tm.types("\x03") // ctrl-c interrupts what runs there, not mctl; the terminal then throws away what was typed before
+	tm.shows("^C\r\n/ # ")
 	tm.types("echo still-$((40+2))\r")
 	tm.shows("still-42")
-	tm.types("\x10\x10x\x7f\r") // a ctrl-p that is no detaching
+	tm.types("\x10\x10x\x15\r") // a ctrl-p that is no detaching; the shell takes it for the line before, which ctrl-u clears
 	tm.types("\x10\x11")
 	tm.shows("mctl tasks attach one")
 	tm.ends(0)
