@@ -172,7 +172,7 @@ func (s *Service) endQuietly(ctx context.Context, id string, shim *shims.Shim) b
 	if _, err := shim.Delete(ctx, &task.DeleteRequest{ID: id}); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 		return false
 	}
-	if _, err := shim.Shutdown(ctx, &task.ShutdownRequest{ID: id}); err != nil && !errdefs.IsUnavailable(err) {
+	if _, err := shim.Shutdown(ctx, &task.ShutdownRequest{ID: id}); err != nil {
 		return false
 	}
 	if s.shared(shim) {
