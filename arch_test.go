@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -189,5 +190,34 @@ func TestSmall(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFailures: what docs/failures.md promises is tested by tests that there are.
+func TestFailures(t *testing.T) {
+	data, err := os.ReadFile("docs/failures.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`([a-z0-9/-]+)\\.(Test[A-Za-z]+)`").FindAllStringSubmatch(string(data), -1)
+	if rows := strings.Count(string(data), "\n| ") - strings.Count(string(data), "\n| what happens"); len(named) < rows {
+		t.Errorf("%d lines name %d tests", rows, len(named))
+	}
+	for _, n := range named {
+		files, err := filepath.Glob(n[1] + "/*_test.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = found || strings.Contains(string(text), "\nfunc "+n[2]+"(")
+		}
+		if !found {
+			t.Errorf("docs/failures.md names %s.%s, which there is not", n[1], n[2])
+		}
 	}
 }
