@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
-GO       = $(shell contrib/go.sh)
+GO       = $(or $(shell contrib/go.sh),$(error there is no go command to build with; the reason stands above))
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 REVISION?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 PREFIX  ?= /usr/local
