@@ -26,6 +26,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 	"github.com/managerd/managerd/shimapi"
 )
 
@@ -33,7 +34,7 @@ import (
 const pipeSize = 1 << 20
 
 // Config names a process's streams as the client asked for them: a path of a FIFO, "fifo://PATH", "file://PATH" (output
-// only, appended), or empty for /dev/null.
+// only, appended), a log URI of package logsink (output only), or empty for /dev/null.
 type Config struct {
 	Dir                   string // where the container-side FIFOs are made
 	ExecID                string // empty for the init process
@@ -55,11 +56,12 @@ type Streams struct {
 
 	mu         sync.Mutex // guards all below
 	in         *input
-	outs       []*output
-	master     *os.File // terminal
-	client     *os.File // terminal: where output goes, until SetConsole
-	inputDst   *os.File // no terminal: where input goes, until OpenInput
-	inputEnded bool     // CloseStdin was called
+	outs       []stream
+	logs       map[string]*logsink.Log // by their URI: both streams may go into one
+	master     *os.File                // terminal
+	client     *target                 // terminal: where output goes, until SetConsole
+	inputDst   *os.File                // no terminal: where input goes, until OpenInput
+	inputEnded bool                    // CloseStdin was called
 	closed     bool
 }
 
@@ -94,16 +96,16 @@ func Open(cfg Config) (_ *Streams, err error) {
 		if o.uri == "" {
 			continue
 		}
-		dst, err := openClient(o.uri, o.name)
+		dst, err := s.openTarget(o.uri, o.name)
 		if err != nil {
 			return nil, err
 		}
 		ours, theirs, err := s.fifo(o.name, false)
 		if err != nil {
-			_ = dst.Close()
+			dst.discard()
 			return nil, err
 		}
-		out := newOutput(ours, dst, false)
+		out := dst.stream(ours, false)
 		*o.end = theirs
 		s.outs = append(s.outs, out)
 		s.spawn(out.run)
@@ -232,7 +234,7 @@ func resolve(uri, stream string) (client, error) {
 		case "file":
 			c.make = true
 		default:
-			return fail(fmt.Errorf("scheme %q is not supported, use a path, fifo:// or file://: %w", u.Scheme, errdefs.ErrNotImplemented))
+			return fail(fmt.Errorf("scheme %q is not supported, use a path, fifo://, file://, json-file:// or cri://: %w", u.Scheme, errdefs.ErrNotImplemented))
 		}
 	}
 	if !filepath.IsAbs(c.path) {
@@ -324,8 +326,12 @@ func (s *Streams) Close() {
 	for _, o := range s.outs {
 		o.halt()
 	}
-	held := []*os.File{s.client, s.inputDst, s.master}
-	s.client, s.inputDst, s.master = nil, nil, nil
+	held := []*os.File{s.inputDst, s.master}
+	if s.client != nil {
+		s.client.discard()
+	}
+	logs := s.logs
+	s.client, s.inputDst, s.master, s.logs = nil, nil, nil, nil
 	paths := s.paths
 	s.paths = nil
 	s.mu.Unlock()
@@ -334,6 +340,10 @@ func (s *Streams) Close() {
 		if f != nil {
 			_ = f.Close()
 		}
+	}
+	for _, l := range logs {
+		l.Close()
+		l.Remove()
 	}
 	for _, p := range paths {
 		_ = os.Remove(p)

@@ -14,10 +14,14 @@ func (s *Streams) openTerminal() (err error) {
 	out := s.cfg.Stdout
 	if out == "" {
 		// Somebody has to read, or the process blocks on a full terminal.
-		s.client, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-		return err
+		f, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		s.client = &target{file: f}
+		return nil
 	}
-	s.client, err = openClient(out, "stdout")
+	s.client, err = s.openTarget(out, "stdout")
 	return err
 }
 
@@ -31,7 +35,7 @@ func (s *Streams) SetConsole(master *os.File) error {
 		return fmt.Errorf("cannot take over the terminal: its streams were closed: %w", errdefs.ErrFailedPrecondition)
 	}
 	s.master = master
-	out := newOutput(master, s.client, true)
+	out := s.client.stream(master, true)
 	s.client = nil
 	s.outs = append(s.outs, out)
 	s.spawn(out.run)
