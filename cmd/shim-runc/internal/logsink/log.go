@@ -68,6 +68,9 @@ func Open(cfg Config) (*Log, error) {
 	}
 	if err != nil {
 		l.closeLocked()
+		if !l.resumed {
+			l.Remove()
+		}
 		return nil, fmt.Errorf("cannot open log %s: %w", cfg.Path, err)
 	}
 	return l, nil

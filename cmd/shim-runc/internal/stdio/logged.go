@@ -73,6 +73,7 @@ func (o *logged) run() {
 		case err == nil || errors.Is(err, syscall.EIO): // a terminal whose last other end was closed
 			if o.put(true) {
 				close(o.eof)
+				o.tellLoss()
 			}
 			return
 		case o.stopped():
@@ -147,6 +148,17 @@ func (o *logged) put(last bool) bool {
 		}
 		if !o.pause(wait) {
 			return false
+		}
+	}
+}
+
+// tellLoss waits, after the end, until the log has room for how much was dropped. When it is stopped it tries a last time.
+func (o *logged) tellLoss() {
+	for o.to.Lost() {
+		again := o.pause(fullWait)
+		_ = o.to.Put(true)
+		if !again {
+			return
 		}
 	}
 }
