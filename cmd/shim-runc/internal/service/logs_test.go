@@ -14,7 +14,7 @@ import (
 	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
 )
 
-// TestLogFullDisk: a container whose log has no room is killed and deleted without delay, and so is an exec beside it run.
+// TestLogFullDisk: a container whose log has no room does not hold up an exec beside it, nor its own kill and delete.
 func TestLogFullDisk(t *testing.T) {
 	f := serve(t, "logfull", shimbin.Spec("logfull", "yes"))
 	small := filepath.Join(filepath.Dir(f.dir), "small")
