@@ -40,6 +40,8 @@ type Config struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
 	UID, GID              int // owner of the container-side FIFOs
+	// OnClosed, if set, is told of handles (see Handles) that are closed for good while the others go on. It must not wait.
+	OnClosed func(kinds ...string)
 }
 
 // Streams are the open streams of one process. Close releases everything.
@@ -59,6 +61,7 @@ type Streams struct {
 	master     *os.File // terminal
 	client     *os.File // terminal: where output goes, until SetConsole
 	inputDst   *os.File // no terminal: where input goes, until OpenInput
+	inputSrc   *os.File // the client's side of it, when it was taken over, until OpenInput
 	inputEnded bool     // CloseStdin was called
 	closed     bool
 }
@@ -87,10 +90,7 @@ func Open(cfg Config) (_ *Streams, err error) {
 			return nil, err
 		}
 	}
-	for _, o := range []struct {
-		name, uri string
-		end       **os.File
-	}{{"stdout", cfg.Stdout, &s.stdout}, {"stderr", cfg.Stderr, &s.stderr}} {
+	for _, o := range s.outputs() {
 		if o.uri == "" {
 			continue
 		}
@@ -103,12 +103,35 @@ func Open(cfg Config) (_ *Streams, err error) {
 			_ = dst.Close()
 			return nil, err
 		}
-		out := newOutput(ours, dst, false)
 		*o.end = theirs
-		s.outs = append(s.outs, out)
-		s.spawn(out.run)
+		s.startOutput(o, ours, dst)
 	}
 	return s, nil
+}
+
+// outputStream is one of the two that a process without a terminal has.
+type outputStream struct {
+	name, uri    string
+	kind, client string    // of its handles
+	end          **os.File // the container's
+}
+
+func (s *Streams) outputs() []outputStream {
+	return []outputStream{
+		{"stdout", s.cfg.Stdout, Stdout, ClientStdout, &s.stdout}, {"stderr", s.cfg.Stderr, Stderr, ClientStderr, &s.stderr},
+	}
+}
+
+func (s *Streams) startOutput(o outputStream, src, dst *os.File) {
+	out := newOutput(src, dst, o.kind, o.client, s.handlesClosed)
+	s.outs = append(s.outs, out)
+	s.spawn(out.run)
+}
+
+func (s *Streams) handlesClosed(kinds ...string) {
+	if s.cfg.OnClosed != nil {
+		s.cfg.OnClosed(kinds...)
+	}
 }
 
 // OpenInput opens the client's side of the input and starts to copy. It is to be called when the process is about to run,
@@ -118,6 +141,10 @@ func Open(cfg Config) (_ *Streams, err error) {
 func (s *Streams) OpenInput() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.openInputLocked()
+}
+
+func (s *Streams) openInputLocked() error {
 	if s.cfg.Stdin == "" || s.in != nil {
 		return nil
 	}
@@ -128,12 +155,15 @@ func (s *Streams) OpenInput() error {
 	if s.closed || dst == nil {
 		return fmt.Errorf("cannot open the input: its other side is not there: %w", errdefs.ErrFailedPrecondition)
 	}
-	src, err := openClient(s.cfg.Stdin, "stdin")
-	if err != nil {
-		return err
+	src := s.inputSrc
+	if src == nil {
+		var err error
+		if src, err = openClient(s.cfg.Stdin, "stdin"); err != nil {
+			return err
+		}
 	}
-	s.inputDst = nil
-	s.in = newInput(src, dst, s.cfg.Terminal)
+	s.inputDst, s.inputSrc = nil, nil
+	s.in = newInput(src, dst, s.cfg.Terminal, s.handlesClosed)
 	if s.inputEnded {
 		s.in.finish()
 	}
@@ -324,8 +354,8 @@ func (s *Streams) Close() {
 	for _, o := range s.outs {
 		o.halt()
 	}
-	held := []*os.File{s.client, s.inputDst, s.master}
-	s.client, s.inputDst, s.master = nil, nil, nil
+	held := []*os.File{s.client, s.inputDst, s.inputSrc, s.master}
+	s.client, s.inputDst, s.inputSrc, s.master = nil, nil, nil, nil
 	paths := s.paths
 	s.paths = nil
 	s.mu.Unlock()

@@ -30,12 +30,16 @@ func (s *Streams) SetConsole(master *os.File) error {
 		_ = master.Close()
 		return fmt.Errorf("cannot take over the terminal: its streams were closed: %w", errdefs.ErrFailedPrecondition)
 	}
+	s.setMasterLocked(master)
+	return nil
+}
+
+func (s *Streams) setMasterLocked(master *os.File) {
 	s.master = master
-	out := newOutput(master, s.client, true)
+	out := newOutput(master, s.client, "", ClientStdout, s.handlesClosed)
 	s.client = nil
 	s.outs = append(s.outs, out)
 	s.spawn(out.run)
-	return nil
 }
 
 // Resize sets the terminal's size in characters. FailedPrecondition if the process has none.
