@@ -323,7 +323,13 @@ func (w *world) shimPid(id string) int {
 	if err != nil || len(records) == 0 {
 		w.t.Fatalf("ledger: %v, %v", records, err)
 	}
-	return int(records[0].Header.ShimPid)
+	pid := 0
+	for _, r := range records { // of the newest
+		if r.Header != nil {
+			pid = int(r.Header.ShimPid)
+		}
+	}
+	return pid
 }
 
 // recorder collects events in the background.

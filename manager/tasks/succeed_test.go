@@ -49,8 +49,10 @@ func realWorld(t *testing.T) *reality {
 	if err := os.WriteFile(filepath.Join(r.root, "busybox"), data, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(filepath.Join(r.root, "dev"), 0o755); err != nil {
-		t.Fatal(err)
+	for _, dir := range []string{"dev", "proc"} {
+		if err := os.Mkdir(filepath.Join(r.root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return r
 }
@@ -63,6 +65,7 @@ func (r *reality) run(c CreateRequest, script string) uint32 {
 		Root:    &specs.Root{Path: r.root, Readonly: true},
 		Process: &specs.Process{Cwd: "/", Args: []string{"/busybox", "sh", "-c", script}, Terminal: c.Terminal},
 		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}},
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666"}},
 		},
@@ -163,12 +166,14 @@ func TestShimsKilled(t *testing.T) {
 		"trap 'echo $i; echo $i >&2; exit 42' TERM; i=0; while :; do echo $i; echo $i >&2; i=$((i+1)); /busybox usleep 1000; done")
 	events := w.record()
 	var longest time.Duration
+	var told []string
 	for i := range kills {
 		execID := fmt.Sprintf("e%d", i)
 		w.exec("c1", execID, fmt.Sprintf("/busybox usleep 20000; exit %d", i%200))
 		begin := time.Now()
 		w.killShim("c1", func() {})
 		longest = max(longest, time.Since(begin))
+		told = append(told, "exec-added", "exec-started", fmt.Sprintf("exit %s=%d", execID, i%200))
 		status, _, err := w.Wait(in("ns"), "c1", execID)
 		if err != nil || status != uint32(i%200) {
 			t.Fatalf("exec %d: %d, %v", i, status, err)
@@ -190,7 +195,7 @@ func TestShimsKilled(t *testing.T) {
 	if err != nil || status != 42 {
 		t.Errorf("exit: %d, %v", status, err)
 	}
-	events.await(t, "c1", "exit c1=42")
+	events.await(t, "c1", append(told, "exit c1=42")...) // each once
 	select {
 	case n := <-lines:
 		t.Logf("%d lines", n)
