@@ -149,11 +149,16 @@ func TestShimsKilled(t *testing.T) {
 		kills = n
 	}
 	w := realWorld(t)
-	out, f := fifo(t, "out")
+	out, _ := fifo(t, "out")
 	file := filepath.Join(t.TempDir(), "log")
 	lines := make(chan int, 1)
 	go func() {
 		n := 0
+		f, err := os.Open(out) // waits for the shim's side
+		if err != nil {
+			t.Error(err)
+		}
+		defer func() { _ = f.Close() }()
 		for s := bufio.NewScanner(f); s.Scan(); n++ {
 			if s.Text() != strconv.Itoa(n) {
 				t.Errorf("line %d is %q", n, s.Text())
@@ -162,11 +167,11 @@ func TestShimsKilled(t *testing.T) {
 		}
 		lines <- n
 	}()
+	events := w.record()
 	pid := w.run(CreateRequest{ID: "c1", Stdout: out, Stderr: "file://" + file},
 		"trap 'echo $i; echo $i >&2; exit 42' TERM; i=0; while :; do echo $i; echo $i >&2; i=$((i+1)); /busybox usleep 1000; done")
-	events := w.record()
 	var longest time.Duration
-	var told []string
+	told := []string{"create", "start"}
 	for i := range kills {
 		execID := fmt.Sprintf("e%d", i)
 		w.exec("c1", execID, fmt.Sprintf("/busybox usleep 20000; exit %d", i%200))
@@ -209,7 +214,7 @@ func TestShimsKilled(t *testing.T) {
 				t.Fatalf("line %d of the file is %q", i, line)
 			}
 		}
-		if len(got) != n {
+		if len(got) != n || n < kills {
 			t.Errorf("%d lines in the file, %d by the FIFO", len(got), n)
 		}
 	case <-time.After(20 * time.Second):
