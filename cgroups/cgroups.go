@@ -78,6 +78,49 @@ func Load(pid int) (*Cgroup, error) {
 	return c, nil
 }
 
+// At is the cgroup with the given directories, one per controller on v1, the one under the empty name on v2: for a cgroup
+// that has no process any more. NotFound when it has gone.
+func At(dirs map[string]string) (*Cgroup, error) {
+	fail := func(err error) (*Cgroup, error) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, cgroup1.ErrCgroupDeleted) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		}
+		return nil, fmt.Errorf("cannot load cgroup: %w", err)
+	}
+	if cgroups.Mode() == cgroups.Unified {
+		dir := dirs[""]
+		if _, err := os.Stat(dir); err != nil {
+			return fail(err)
+		}
+		m, err := cgroup2.Load(strings.TrimPrefix(dir, Root))
+		if err != nil {
+			return fail(err)
+		}
+		return &Cgroup{v2: m, path: dir, any: dir}, nil
+	}
+	v1, err := cgroup1.Load(func(name cgroup1.Name) (string, error) {
+		_, path, ok := strings.Cut(strings.TrimPrefix(dirs[string(name)], Root+"/"), "/")
+		if !ok {
+			return "", cgroup1.ErrControllerNotActive
+		}
+		return "/" + path, nil
+	})
+	if err != nil {
+		return fail(err)
+	}
+	c := &Cgroup{v1: v1}
+	for name, dir := range dirs {
+		if _, err := os.Stat(dir); err != nil {
+			continue
+		}
+		c.any = dir
+		if name == "memory" {
+			c.path = dir
+		}
+	}
+	return c, nil
+}
+
 // Stats reads the counters: a cgroup1/stats.Metrics or a cgroup2/stats.Metrics of github.com/containerd/cgroups/v3,
 // whose fields say their units. A controller that cannot be read is left out.
 func (c *Cgroup) Stats() (proto.Message, error) {

@@ -12,6 +12,6 @@ PATH="$bin:$PATH"
 for f in */v1/*.proto; do
 	protoc -I . --go_out=paths=source_relative:. --go-ttrpc_out=paths=source_relative:. "$f"
 done
-for f in metadata/*.proto ledger/*.proto; do
+for f in metadata/*.proto ledger/*.proto shimstate/*.proto; do
 	protoc -I . --gogofaster_out=paths=source_relative:. "$f"
 done

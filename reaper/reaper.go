@@ -37,11 +37,13 @@ type Exit struct {
 	Status   int       // the exit code, or 128 + the signal's number
 	Signaled bool      // ended by a signal
 	At       time.Time // when we learnt of it
+	Unknown  string    // why Status is UnknownStatus: nobody saw the exit; empty when it is exact
 }
 
-// Process is a registered child.
+// Process is a registered child, or an adopted process.
 type Process struct {
 	pid   int
+	ticks uint64 // of an adopted one
 	pidfd *os.File
 	done  chan struct{}
 	exit  Exit
@@ -121,15 +123,15 @@ func (r *Reaper) register(pid int) (*Process, error) {
 	r.mu.Lock()
 	r.procs[pid] = p
 	r.mu.Unlock()
-	go r.wait(p)
+	go r.wait(p, func() bool { return r.reap(p) })
 	return p, nil
 }
 
 // wait parks in the poller until p has ended, and reaps it unless the sweep was first.
-func (r *Reaper) wait(p *Process) {
+func (r *Reaper) wait(p *Process, ended func() bool) {
 	conn, err := p.pidfd.SyscallConn()
 	if err == nil {
-		err = conn.Read(func(uintptr) bool { return r.reap(p) })
+		err = conn.Read(func(uintptr) bool { return ended() })
 	}
 	if err != nil {
 		// The poller refuses only a closed file, and only we close it, after this.
@@ -154,7 +156,7 @@ func (r *Reaper) reap(p *Process) bool {
 	delete(r.procs, p.pid)
 	if err != nil {
 		// ECHILD: somebody waited for it behind our back. Say so in the status rather than invent a success.
-		p.exit = Exit{Status: 255, At: time.Now()}
+		p.exit = unknown("somebody else waited for it")
 		return true
 	}
 	p.exit = exitOf(ws)
@@ -220,6 +222,17 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 func (p *Process) Exit() Exit {
 	<-p.done
 	return p.exit
+}
+
+// Pidfd gives another descriptor of the process, which the caller closes: whoever holds it learns how the process ended,
+// also when we do not live any more. os.ErrProcessDone when it has ended.
+func (p *Process) Pidfd() (*os.File, error) {
+	fd, err := -1, error(os.ErrProcessDone)
+	p.control(func(own int) { fd, err = unix.FcntlInt(uintptr(own), unix.F_DUPFD_CLOEXEC, 0) })
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
 // Signal sends sig to this very process, never to another that got its pid: os.ErrProcessDone when it has ended.

@@ -21,12 +21,17 @@ import (
 // flags -namespace, -id, -bundle; the listening socket is descriptor ListenFD. The daemon may connect at once: the
 // kernel queues until the shim accepts. A shim spawned so forwards no events; the daemon reads them from the
 // ledger stream (managerd.shim.v1.Shim/Events).
+//
+// "adopt" is "serve" for a bundle whose shim has died: the successor takes over what that kept, by what stands in the
+// bundle and by what was parked with the daemon, which it receives at descriptor parking.HandoverFD if that is open. It
+// ends at once, with status 1, when another shim keeps the bundle, or nothing in it is to be kept.
 const (
 	VerbStart  = "start"
 	VerbDelete = "delete"
 	VerbServe  = "serve"
+	VerbAdopt  = "adopt"
 
-	// ListenFD is the descriptor number of the listening socket under VerbServe.
+	// ListenFD is the descriptor number of the listening socket under VerbServe and VerbAdopt.
 	ListenFD = 3
 
 	// AnnotationServe, in the RuntimeInfo that "-info" prints, announces that a shim knows VerbServe.

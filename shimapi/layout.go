@@ -19,6 +19,7 @@ const (
 
 	LedgerFile = "ledger" // exits and events (package shimapi/ledger)
 	StdioDir   = "stdio"  // container-side FIFOs, named by StdioName
+	TableDir   = "table"  // the shim's process table: one shimstate.Process per file, named by TableName
 	EngineDir  = "runc"   // libcontainer's state root: EngineDir/ID/state.json
 )
 
@@ -29,6 +30,14 @@ func StdioName(execID, stream string) string {
 		execID = ".init"
 	}
 	return execID + "." + stream
+}
+
+// TableName is the file name, in TableDir, of the record of a process. execID is empty for the init process.
+func TableName(execID string) string {
+	if execID == "" {
+		return ".init"
+	}
+	return execID
 }
 
 // SocketPath is where the shim of container id in namespace ns listens: STATE/s/HASH, short enough for sun_path

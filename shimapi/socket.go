@@ -52,7 +52,7 @@ func Listen(path string) (*net.UnixListener, error) {
 }
 
 func bind(path string) (*net.UnixListener, error) {
-	short, done, err := shorten(path)
+	short, done, err := ShortPath(path)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func bind(path string) (*net.UnixListener, error) {
 // wraps ECONNREFUSED when the file is there and nobody listens, ENOENT when there is no file.
 func DialSocket(ctx context.Context, path string) (net.Conn, error) {
 	path = strings.TrimPrefix(path, "unix://")
-	short, done, err := shorten(path)
+	short, done, err := ShortPath(path)
 	if err != nil {
 		return nil, err
 	}
@@ -82,8 +82,8 @@ func DialSocket(ctx context.Context, path string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", short)
 }
 
-// shorten gives a name for path that fits sun_path; done releases what it takes.
-func shorten(path string) (short string, done func(), err error) {
+// ShortPath gives a name for path that fits sun_path; done releases what it takes.
+func ShortPath(path string) (short string, done func(), err error) {
 	if len(path) <= maxSunPath {
 		return path, func() {}, nil
 	}

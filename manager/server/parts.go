@@ -24,11 +24,13 @@ import (
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/parking"
 	"github.com/managerd/managerd/manager/shims"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
 	"github.com/managerd/managerd/manager/tasks"
+	wire "github.com/managerd/managerd/shimapi/parking"
 	"github.com/managerd/managerd/shimapi/version"
 )
 
@@ -230,8 +232,15 @@ func (s *Server) buildTasks(p *parts) error {
 	if err != nil {
 		return err
 	}
+	// Without it tasks run all the same; a shim that dies takes terminals and inputs with it then.
+	lot, err := parking.Open(filepath.Join(s.cfg.State, wire.SocketName), s.log)
+	if err != nil {
+		s.log.Error("nothing that must outlive a shim can be parked", "error", err)
+	} else {
+		s.closers = append(s.closers, func() error { lot.Close(); return nil })
+	}
 	p.shims = shims.New(shims.Config{
-		State: s.cfg.State, Binary: binary, Address: s.Address(), TTRPCAddress: s.ttrpcAddress(),
+		Lot: lot, State: s.cfg.State, Binary: binary, Address: s.Address(), TTRPCAddress: s.ttrpcAddress(),
 		Debug: s.cfg.Debug.Level == "debug" || s.cfg.Debug.Level == "trace", Log: s.log,
 	})
 	s.tasks = tasks.New(bundles, p.shims, containers.NewStore(s.db), p.exchange, s.log)

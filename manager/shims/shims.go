@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/bundle"
+	"github.com/managerd/managerd/manager/parking"
 	"github.com/managerd/managerd/shimapi"
 )
 
@@ -33,6 +34,7 @@ type Config struct {
 	Address      string // the daemon's gRPC socket, for shims of others
 	TTRPCAddress string // its event socket, for shims of others
 	Debug        bool
+	Lot          *parking.Lot // where our shims park what must outlive them; nil: nowhere
 	Log          *slog.Logger // nil: the default one
 }
 
@@ -111,7 +113,11 @@ func (m *Manager) Adopt(ctx context.Context, b *bundle.Bundle) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.connect(ctx, b, own, p, nil)
+	s, err := m.connect(ctx, b, own, p, nil)
+	if err == nil && own {
+		m.askToPark(s)
+	}
+	return s, err
 }
 
 // where says where the shim of a bundle listens. The socket of ours has a name that follows from the task's: a daemon

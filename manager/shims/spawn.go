@@ -19,6 +19,7 @@ import (
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/shimapi"
+	wire "github.com/managerd/managerd/shimapi/parking"
 )
 
 const (
@@ -52,7 +53,7 @@ func (m *Manager) Spawn(ctx context.Context, b *bundle.Bundle, runtime string, o
 	}
 	var s *Shim
 	if own {
-		s, err = m.spawnOwn(ctx, b, binary, log)
+		s, err = m.spawnOwn(ctx, b, binary, log, shimapi.VerbServe)
 	} else {
 		s, err = m.spawnOther(ctx, b, binary, options, log)
 	}
@@ -63,7 +64,7 @@ func (m *Manager) Spawn(ctx context.Context, b *bundle.Bundle, runtime string, o
 }
 
 // spawnOwn hands our shim a socket that is bound already: it can be connected to at once.
-func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string, log *shimLog) (_ *Shim, err error) {
+func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string, log *shimLog, verb string, files ...*os.File) (_ *Shim, err error) {
 	p := m.ownSocket(b)
 	path := strings.TrimPrefix(p.Address, "unix://")
 	if err := b.SetShim(binary, p); err != nil {
@@ -95,11 +96,14 @@ func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string,
 	if m.cfg.Debug {
 		argv = append(argv, "-debug")
 	}
-	cmd := exec.Command(binary, append(argv, shimapi.VerbServe)...)
+	cmd := exec.Command(binary, append(argv, verb)...)
 	cmd.Dir = b.Path
 	cmd.Env = environment("GOMAXPROCS=4") // a shim waits; a thread per core of a large machine would only cost
 	cmd.Stderr = stderr
-	cmd.ExtraFiles = []*os.File{socket} // descriptor 3
+	if m.cfg.Lot != nil {
+		cmd.Env = append(cmd.Env, wire.EnvSocket+"="+m.parkingSocket())
+	}
+	cmd.ExtraFiles = append([]*os.File{socket}, files...) // from descriptor 3 on
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot spawn shim %s: %w", binary, err)

@@ -25,7 +25,9 @@ import (
 	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/namespaces"
+	"github.com/managerd/managerd/manager/parking"
 	"github.com/managerd/managerd/manager/shims"
+	wire "github.com/managerd/managerd/shimapi/parking"
 	"github.com/managerd/managerd/shimapi/shimfake"
 )
 
@@ -83,6 +85,7 @@ type world struct {
 	exchange *events.Exchange
 	shims    *shims.Manager
 	bundles  *bundle.Store
+	lot      *parking.Lot
 	*Service
 
 	mu         sync.Mutex
@@ -143,8 +146,13 @@ func (w *world) begin() <-chan struct{} {
 	}
 	w.exchange = events.NewExchange()
 	w.exchange.Open()
+	lot, err := parking.Open(filepath.Join(w.state, wire.SocketName), log)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.lot = lot
 	w.shims = shims.New(shims.Config{
-		State: w.state, Binary: w.binary, Address: filepath.Join(w.state, "managerd.sock"), TTRPCAddress: w.ttrpc, Debug: true, Log: log,
+		Lot: lot, State: w.state, Binary: w.binary, Address: filepath.Join(w.state, "managerd.sock"), TTRPCAddress: w.ttrpc, Debug: true, Log: log,
 	})
 	w.Service = New(w.bundles, w.shims, store{w}, w.exchange, log)
 	done, err := w.Recover()
@@ -154,10 +162,15 @@ func (w *world) begin() <-chan struct{} {
 	return done
 }
 
+func (w *world) stop() {
+	w.Close()
+	w.lot.Close()
+}
+
 // restart is what kill -9 and a new start are to the shims.
 func (w *world) restart() {
 	w.t.Helper()
-	w.Close()
+	w.stop()
 	<-w.begin()
 }
 
@@ -180,7 +193,7 @@ func (w *world) end() {
 	for _, st := range left {
 		w.remove(ctx, st.ID)
 	}
-	w.Close()
+	w.stop()
 	w.clean()
 	if w.t.Failed() {
 		w.t.Logf("log:\n%s", w.log)
@@ -310,7 +323,13 @@ func (w *world) shimPid(id string) int {
 	if err != nil || len(records) == 0 {
 		w.t.Fatalf("ledger: %v, %v", records, err)
 	}
-	return int(records[0].Header.ShimPid)
+	pid := 0
+	for _, r := range records { // of the newest
+		if r.Header != nil {
+			pid = int(r.Header.ShimPid)
+		}
+	}
+	return pid
 }
 
 // recorder collects events in the background.

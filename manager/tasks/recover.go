@@ -23,6 +23,8 @@ const (
 	adopters = 16
 	// connecting is how long connecting to a shim may take: the kernel accepts, even for one that is stopped.
 	connecting = 5 * time.Second
+	// succeeding is how long the successor of a dead shim may take.
+	succeeding = 20 * time.Second
 	// again is how long to wait before an event stream that broke is opened anew.
 	again = time.Second
 )
@@ -79,8 +81,10 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 		t.settle(nil, nil)
 		return
 	case errdefs.IsNotFound(err):
-		s.bury(t, b)
-		return
+		if shim = s.succeed(b); shim == nil {
+			s.bury(t, b)
+			return
+		}
 	default:
 		log.Error("cannot reach shim; its task is shown as unknown", "error", err)
 		d := s.read(b).remains
@@ -186,6 +190,11 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 			}
 			log.Error("a shim has died", "error", errors.Join(err, aerr))
 			shim.Close()
+			if next := s.succeed(b); next != nil {
+				shim = next
+				t.settle(shim, nil)
+				continue
+			}
 			if !s.bequeath(t, b) {
 				s.finish(t, b)
 			}
@@ -195,6 +204,22 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 	if err != nil {
 		close(t.followed)
 	}
+}
+
+// succeed starts a successor of a dead shim of ours, if that kept a task. nil: there is nothing to be kept, or it cannot
+// be; then what the dead one has left is all there is.
+func (s *Service) succeed(b *bundle.Bundle) *shims.Shim {
+	if l := s.read(b); s.ctx.Err() != nil || !l.remains.own || !l.made || l.deleted || l.remains.pid == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(s.in(b.Namespace), succeeding)
+	defer cancel()
+	shim, err := s.shims.Succeed(ctx, b)
+	if err != nil {
+		s.log.Error("no successor could take over from a dead shim", "namespace", b.Namespace, "id", b.ID, "error", err)
+		return nil
+	}
+	return shim
 }
 
 // stream hands on events until the shim has shut down (nil), or the stream breaks.

@@ -2,8 +2,6 @@ package tasks
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,7 +11,6 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/filters"
@@ -237,52 +234,10 @@ func TestRecoverHalfCreated(t *testing.T) {
 
 // TestRecoverContainers is TestRecover in short, with real shims and containers.
 func TestRecoverContainers(t *testing.T) {
-	parent := fmt.Sprintf("/managerd-tasks-test-%d", os.Getpid())
-	t.Cleanup(func() { // after that of the world
-		dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + parent)
-		for _, dir := range append(dirs, "/sys/fs/cgroup"+parent) {
-			if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-				t.Error(err)
-			}
-		}
-	})
-	w := newWorld(t, shimRunc(t))
-	root := t.TempDir()
-	data, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Fatalf("%v (Debian: apt-get install busybox-static)", err)
-	}
-	if err := os.WriteFile(filepath.Join(root, "busybox"), data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(filepath.Join(root, "dev"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	w := realWorld(t)
 	start := func(id, script string) uint32 {
 		t.Helper()
-		spec := specs.Spec{
-			Version: "1.2.0",
-			Root:    &specs.Root{Path: root, Readonly: true},
-			Process: &specs.Process{Cwd: "/", Args: []string{"/busybox", "sh", "-c", script}},
-			Mounts:  []specs.Mount{{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}}},
-			Linux: &specs.Linux{
-				CgroupsPath: filepath.Join(parent, id),
-				Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
-			},
-		}
-		body, err := json.Marshal(spec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.add(id, body, shims.DefaultRuntime)
-		if _, err := w.Create(in("ns"), CreateRequest{ID: id}); err != nil {
-			t.Fatal(err)
-		}
-		pid, err := w.Start(in("ns"), id, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pid
+		return w.run(CreateRequest{ID: id}, script)
 	}
 	pid := start("runs", "while :; do /busybox sleep 1; done")
 	start("ends", "trap 'exit 42' TERM; while :; do /busybox sleep 0.01; done")
@@ -305,6 +260,9 @@ func TestRecoverContainers(t *testing.T) {
 		t.Errorf("ends: %v, %v", st, err)
 	}
 	r.await(t, "ends", "exit ends=42")
+	if st, err := w.Service.Get(ctx, "orphan", ""); err != nil || st.Pid != orphan || st.Status != tasktypes.Status_RUNNING {
+		t.Errorf("orphan: %v, %v", st, err)
+	}
 	// The death of a shim is not that of its container.
 	if err := unix.Kill(int(orphan), 0); err != nil {
 		t.Errorf("the container of a killed shim: %v", err)

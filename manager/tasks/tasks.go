@@ -142,6 +142,7 @@ func (s *Service) drop(t *Task) {
 		delete(s.tasks, t.key)
 	}
 	s.mu.Unlock()
+	s.shims.Unpark(t.key.ns, t.key.id)
 	t.settle(nil, nil)
 }
 

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	ledger "github.com/managerd/managerd/protos/ledger"
 )
@@ -56,12 +57,17 @@ type Ledger struct {
 	broken  error         // an append failed half way and could not be undone
 }
 
-// Open opens or makes the ledger at path, cuts off a torn tail, and appends h. A damaged record before the tail is an
+// Open opens or makes the ledger at path, cuts off a torn tail, and appends h. FailedPrecondition when another process has
+// it open: one shim keeps a bundle. A damaged record before the tail is an
 // ErrDataLoss that says where; the file is left as it is.
 func Open(path string, h ledger.Header) (*Ledger, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open ledger: %w", err)
+	}
+	if err := lock(f); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("cannot use ledger %s: %w", path, err)
 	}
 	l := &Ledger{file: f, changed: make(chan struct{})}
 	if err := l.recover(); err != nil {
@@ -74,6 +80,27 @@ func Open(path string, h ledger.Header) (*Ledger, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// locking is how long Open waits for the end of another writer: of one that was killed a moment ago, children may be left
+// that have not executed their program yet, and hold its files.
+const locking = 2 * time.Second
+
+// lock keeps a second shim from the bundle. The kernel lets go of it with the last descriptor, however the holder ends.
+func lock(f *os.File) error {
+	deadline := time.Now().Add(locking)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("cannot lock it: %w", err)
+		case time.Now().After(deadline):
+			return fmt.Errorf("another process keeps this bundle: %w", errdefs.ErrFailedPrecondition)
+		}
+		time.Sleep(5 * time.Millisecond) // flock(2) cannot wait for a limited time
+	}
 }
 
 func (l *Ledger) recover() error {

@@ -133,6 +133,9 @@ func TestDamage(t *testing.T) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
 	records, err := Read(path)
 	if !errdefs.IsDataLoss(err) || len(records) != 2 {
 		t.Errorf("%d records, %v", len(records), err)

@@ -30,7 +30,7 @@ func Called() bool {
 		return false
 	}
 	verb := os.Args[len(os.Args)-1]
-	return verb == shimapi.VerbServe || verb == shimapi.VerbDelete
+	return verb == shimapi.VerbServe || verb == shimapi.VerbDelete || verb == shimapi.VerbAdopt
 }
 
 // Main is a fake as a program, with the verbs serve and delete of ours, and returns the exit status. The pseudo-method

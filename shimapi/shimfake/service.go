@@ -395,6 +395,11 @@ func (o own) Events(ctx context.Context, r *shim.EventsRequest, stream shim.Shim
 	}
 }
 
+// Park takes the daemon's word for it: a fake has nothing that must outlive it.
+func (o own) Park(ctx context.Context, r *shim.ParkRequest) (*shim.ParkResponse, error) {
+	return through(o.s, "Park", func(context.Context, *shim.ParkRequest) (*shim.ParkResponse, error) { return &shim.ParkResponse{}, nil })(ctx, r)
+}
+
 func (o own) Exits(ctx context.Context, r *shim.ExitsRequest) (*shim.ExitsResponse, error) {
 	return through(o.s, "Exits", func(_ context.Context, r *shim.ExitsRequest) (*shim.ExitsResponse, error) {
 		resp := &shim.ExitsResponse{}

@@ -215,6 +215,7 @@ type Process struct {
 	Stdin         string                 `protobuf:"bytes,8,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Stdout        string                 `protobuf:"bytes,9,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr        string                 `protobuf:"bytes,10,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	ExitUnknown   string                 `protobuf:"bytes,11,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -315,6 +316,13 @@ func (x *Process) GetStdout() string {
 func (x *Process) GetStderr() string {
 	if x != nil {
 		return x.Stderr
+	}
+	return ""
+}
+
+func (x *Process) GetExitUnknown() string {
+	if x != nil {
+		return x.ExitUnknown
 	}
 	return ""
 }
@@ -431,6 +439,86 @@ func (x *EventRecord) GetEvent() *anypb.Any {
 	return nil
 }
 
+type ParkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Socket        string                 `protobuf:"bytes,1,opt,name=socket,proto3" json:"socket,omitempty"` // path of the parking socket
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ParkRequest) Reset() {
+	*x = ParkRequest{}
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ParkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ParkRequest) ProtoMessage() {}
+
+func (x *ParkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ParkRequest.ProtoReflect.Descriptor instead.
+func (*ParkRequest) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ParkRequest) GetSocket() string {
+	if x != nil {
+		return x.Socket
+	}
+	return ""
+}
+
+type ParkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ParkResponse) Reset() {
+	*x = ParkResponse{}
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ParkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ParkResponse) ProtoMessage() {}
+
+func (x *ParkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ParkResponse.ProtoReflect.Descriptor instead.
+func (*ParkResponse) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+}
+
 type ExitsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Since         uint64                 `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
@@ -440,7 +528,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +540,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +553,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ExitsRequest) GetSince() uint64 {
@@ -483,13 +571,14 @@ type Exit struct {
 	Pid           uint32                 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
 	ExitStatus    uint32                 `protobuf:"varint,5,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	ExitUnknown   string                 `protobuf:"bytes,7,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +590,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +603,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Exit) GetSeq() uint64 {
@@ -559,6 +648,13 @@ func (x *Exit) GetExitedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Exit) GetExitUnknown() string {
+	if x != nil {
+		return x.ExitUnknown
+	}
+	return ""
+}
+
 type ExitsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Exits         []*Exit                `protobuf:"bytes,1,rep,name=exits,proto3" json:"exits,omitempty"`
@@ -568,7 +664,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +676,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +689,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExitsResponse) GetExits() []*Exit {
@@ -629,7 +725,7 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xa9\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcc\x02\n" +
 	"\aProcess\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
@@ -642,16 +738,20 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x05stdin\x18\b \x01(\tR\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\t \x01(\tR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\n" +
-	" \x01(\tR\x06stderr\"%\n" +
+	" \x01(\tR\x06stderr\x12!\n" +
+	"\fexit_unknown\x18\v \x01(\tR\vexitUnknown\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9b\x01\n" +
 	"\vEventRecord\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x128\n" +
 	"\ttimestamp\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\ttimestamp\x12\x14\n" +
 	"\x05topic\x18\x03 \x01(\tR\x05topic\x12*\n" +
-	"\x05event\x18\x04 \x01(\v2\x14.google.protobuf.AnyR\x05event\"$\n" +
+	"\x05event\x18\x04 \x01(\v2\x14.google.protobuf.AnyR\x05event\"%\n" +
+	"\vParkRequest\x12\x16\n" +
+	"\x06socket\x18\x01 \x01(\tR\x06socket\"\x0e\n" +
+	"\fParkResponse\"$\n" +
 	"\fExitsRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\x04R\x05since\"\xc0\x01\n" +
+	"\x05since\x18\x01 \x01(\x04R\x05since\"\xe3\x01\n" +
 	"\x04Exit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -659,13 +759,15 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x03pid\x18\x04 \x01(\rR\x03pid\x12\x1f\n" +
 	"\vexit_status\x18\x05 \x01(\rR\n" +
 	"exitStatus\x127\n" +
-	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\"=\n" +
+	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12!\n" +
+	"\fexit_unknown\x18\a \x01(\tR\vexitUnknown\"=\n" +
 	"\rExitsResponse\x12,\n" +
-	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits2\xef\x01\n" +
+	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits2\xb6\x02\n" +
 	"\x04Shim\x12Q\n" +
 	"\bDescribe\x12!.managerd.shim.v1.DescribeRequest\x1a\".managerd.shim.v1.DescribeResponse\x12J\n" +
 	"\x06Events\x12\x1f.managerd.shim.v1.EventsRequest\x1a\x1d.managerd.shim.v1.EventRecord0\x01\x12H\n" +
-	"\x05Exits\x12\x1e.managerd.shim.v1.ExitsRequest\x1a\x1f.managerd.shim.v1.ExitsResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
+	"\x05Exits\x12\x1e.managerd.shim.v1.ExitsRequest\x1a\x1f.managerd.shim.v1.ExitsResponse\x12E\n" +
+	"\x04Park\x12\x1d.managerd.shim.v1.ParkRequest\x1a\x1e.managerd.shim.v1.ParkResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
 
 var (
 	file_shim_v1_shim_proto_rawDescOnce sync.Once
@@ -679,37 +781,41 @@ func file_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_shim_v1_shim_proto_rawDescData
 }
 
-var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_shim_v1_shim_proto_goTypes = []any{
 	(*DescribeRequest)(nil),       // 0: managerd.shim.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 1: managerd.shim.v1.DescribeResponse
 	(*Process)(nil),               // 2: managerd.shim.v1.Process
 	(*EventsRequest)(nil),         // 3: managerd.shim.v1.EventsRequest
 	(*EventRecord)(nil),           // 4: managerd.shim.v1.EventRecord
-	(*ExitsRequest)(nil),          // 5: managerd.shim.v1.ExitsRequest
-	(*Exit)(nil),                  // 6: managerd.shim.v1.Exit
-	(*ExitsResponse)(nil),         // 7: managerd.shim.v1.ExitsResponse
-	nil,                           // 8: managerd.shim.v1.DescribeResponse.TimingsEntry
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 10: google.protobuf.Any
+	(*ParkRequest)(nil),           // 5: managerd.shim.v1.ParkRequest
+	(*ParkResponse)(nil),          // 6: managerd.shim.v1.ParkResponse
+	(*ExitsRequest)(nil),          // 7: managerd.shim.v1.ExitsRequest
+	(*Exit)(nil),                  // 8: managerd.shim.v1.Exit
+	(*ExitsResponse)(nil),         // 9: managerd.shim.v1.ExitsResponse
+	nil,                           // 10: managerd.shim.v1.DescribeResponse.TimingsEntry
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 12: google.protobuf.Any
 }
 var file_shim_v1_shim_proto_depIdxs = []int32{
-	9,  // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
+	11, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
-	8,  // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
-	9,  // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
-	9,  // 4: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
-	10, // 5: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
-	9,  // 6: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	6,  // 7: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
+	10, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
+	11, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
+	11, // 4: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
+	12, // 5: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
+	11, // 6: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	8,  // 7: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
 	0,  // 8: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
 	3,  // 9: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
-	5,  // 10: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
-	1,  // 11: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
-	4,  // 12: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
-	7,  // 13: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
-	11, // [11:14] is the sub-list for method output_type
-	8,  // [8:11] is the sub-list for method input_type
+	7,  // 10: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
+	5,  // 11: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
+	1,  // 12: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
+	4,  // 13: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
+	9,  // 14: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
+	6,  // 15: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
+	12, // [12:16] is the sub-list for method output_type
+	8,  // [8:12] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -726,7 +832,7 @@ func file_shim_v1_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_v1_shim_proto_rawDesc), len(file_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -11,6 +11,7 @@ type ShimService interface {
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
 	Events(context.Context, *EventsRequest, Shim_EventsServer) error
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
+	Park(context.Context, *ParkRequest) (*ParkResponse, error)
 }
 
 type Shim_EventsServer interface {
@@ -43,6 +44,13 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				}
 				return svc.Exits(ctx, &req)
 			},
+			"Park": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ParkRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Park(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"Events": {
@@ -64,6 +72,7 @@ type ShimClient interface {
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
 	Events(context.Context, *EventsRequest) (Shim_EventsClient, error)
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
+	Park(context.Context, *ParkRequest) (*ParkResponse, error)
 }
 
 type shimClient struct {
@@ -116,6 +125,14 @@ func (x *shimEventsClient) Recv() (*EventRecord, error) {
 func (c *shimClient) Exits(ctx context.Context, req *ExitsRequest) (*ExitsResponse, error) {
 	var resp ExitsResponse
 	if err := c.client.Call(ctx, "managerd.shim.v1.Shim", "Exits", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Park(ctx context.Context, req *ParkRequest) (*ParkResponse, error) {
+	var resp ParkResponse
+	if err := c.client.Call(ctx, "managerd.shim.v1.Shim", "Park", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

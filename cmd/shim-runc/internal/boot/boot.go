@@ -1,5 +1,5 @@
-// Package boot is the command line of shim-runc: containerd's verbs "start" and "delete", our "serve" (see package
-// shimapi), and what a shim does around its service: listening, logging, forwarding events, ending.
+// Package boot is the command line of shim-runc: containerd's verbs "start" and "delete", our "serve" and "adopt" (see
+// package shimapi), and what a shim does around its service: listening, logging, forwarding events, ending.
 package boot
 
 import (
@@ -42,7 +42,7 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		err = start(a, stdin, stdout)
 	case shimapi.VerbDelete:
 		err = remove(a, stdout, stderr)
-	case shimapi.VerbServe:
+	case shimapi.VerbServe, shimapi.VerbAdopt:
 		err = serve(a)
 	}
 	if err != nil {
@@ -68,7 +68,7 @@ func parse(argv []string, stderr io.Writer) (*args, error) {
 	f.BoolVar(&a.version, "v", false, "print the version")
 	f.BoolVar(&a.info, "info", false, "print a serialised RuntimeInfo; the runtime's options are read from stdin")
 	f.Usage = func() {
-		_, _ = fmt.Fprintf(stderr, "usage: shim-runc -namespace NS -id ID [flags] %s|%s|%s\n\n", shimapi.VerbStart, shimapi.VerbDelete, shimapi.VerbServe)
+		_, _ = fmt.Fprintf(stderr, "usage: shim-runc -namespace NS -id ID [flags] %s|%s|%s|%s\n\n", shimapi.VerbStart, shimapi.VerbDelete, shimapi.VerbServe, shimapi.VerbAdopt)
 		f.PrintDefaults()
 	}
 	if err := f.Parse(argv); err != nil {
@@ -81,11 +81,11 @@ func parse(argv []string, stderr io.Writer) (*args, error) {
 		return nil, fmt.Errorf("one verb is expected, not %q (see -help)", f.Args())
 	}
 	switch a.verb = f.Arg(0); a.verb {
-	case shimapi.VerbStart, shimapi.VerbDelete, shimapi.VerbServe:
+	case shimapi.VerbStart, shimapi.VerbDelete, shimapi.VerbServe, shimapi.VerbAdopt:
 	case "":
-		return nil, errors.New("no verb: a daemon runs this program with start, delete or serve (see -help)")
+		return nil, errors.New("no verb: a daemon runs this program with start, delete, serve or adopt (see -help)")
 	default:
-		return nil, fmt.Errorf("unknown verb %q: known are start, delete and serve", a.verb)
+		return nil, fmt.Errorf("unknown verb %q: known are start, delete, serve and adopt", a.verb)
 	}
 	if a.namespace == "" || a.id == "" {
 		return nil, fmt.Errorf("%s needs -namespace and -id", a.verb)

@@ -21,6 +21,7 @@ import (
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/parking"
 )
 
 // maxProcs is how many threads run Go code at once: a shim mostly waits, and each costs memory.
@@ -47,7 +48,12 @@ func serve(a *args) error {
 	if err != nil {
 		return err
 	}
-	svc, err := service.New(service.Config{Namespace: a.namespace, ID: a.id, Bundle: a.bundle, Log: log, Reaper: r})
+	svc, err := service.New(service.Config{
+		Namespace: a.namespace, ID: a.id, Bundle: a.bundle, Log: log, Reaper: r, Parking: os.Getenv(parking.EnvSocket),
+	})
+	if err == nil && a.verb == shimapi.VerbAdopt {
+		err = adopt(svc, log)
+	}
 	if err != nil {
 		log.Error("cannot serve", "error", err)
 		return err

@@ -27,6 +27,7 @@ type Container struct {
 	init      *reaper.Process
 	sharedPID bool // processes may outlive init: there is no pid namespace that dies with it
 	released  atomic.Bool
+	launcher  string // argv[0] of the process that forked init
 }
 
 // ID is the container's id.
@@ -88,6 +89,11 @@ func (c *Container) release(ctx context.Context) error {
 			return fmt.Errorf("cannot poll %s: %w", path, err)
 		}
 		if n <= 0 {
+			// A shim that was killed may have let init go without having removed the FIFO: then nobody is at its other side.
+			if c.executed(c.init) {
+				_ = os.Remove(path)
+				return fmt.Errorf("it has been started already: %w", errdefs.ErrFailedPrecondition)
+			}
 			continue
 		}
 		var b [1]byte
@@ -130,6 +136,9 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 
 // Pids lists the processes of the container, in our pid namespace.
 func (c *Container) Pids() ([]int, error) {
+	if c.c == nil {
+		return nil, fmt.Errorf("cannot list processes of container %s: it has been removed: %w", c.id, errdefs.ErrNotFound)
+	}
 	pids, err := c.c.Processes()
 	if err != nil {
 		return nil, fmt.Errorf("cannot list processes of container %s: %w", c.id, err)
@@ -201,11 +210,9 @@ func (c *Container) Signal(sig unix.Signal, all bool) error {
 // Settle waits until a started process executes its program. Between the last word of libcontainer's half of it and its
 // execve(2), a signal would reach the Go runtime there, which drops many. It takes no longer than a second.
 func (c *Container) Settle(p *reaper.Process) {
-	half := []byte(os.Args[0] + "\x00init\x00") // the command line of libcontainer's half
 	deadline := time.Now().Add(time.Second)
 	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 5*time.Millisecond) {
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Pid()))
-		if err != nil || !bytes.Equal(line, half) || time.Now().After(deadline) {
+		if c.executed(p) || time.Now().After(deadline) {
 			return
 		}
 		select {
@@ -214,6 +221,13 @@ func (c *Container) Settle(p *reaper.Process) {
 		case <-time.After(wait): // an execve tells nobody
 		}
 	}
+}
+
+// executed says whether a process is past libcontainer's half of its start: it executes its program, or has ended.
+func (c *Container) executed(p *reaper.Process) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Pid()))
+	half := func(launcher string) bool { return bytes.Equal(line, []byte(launcher+"\x00init\x00")) }
+	return err != nil || !half(os.Args[0]) && !half(c.launcher)
 }
 
 func (c *Container) thaw() {

@@ -102,7 +102,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
 	e.cfg.OnPhase("create.init", time.Since(begin))
-	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: !hasOwnPID(spec)}, nil
+	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: !hasOwnPID(spec), launcher: os.Args[0]}, nil
 }
 
 // config is libcontainer's for a spec.

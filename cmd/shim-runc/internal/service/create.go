@@ -88,16 +88,13 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
 	undo.add(func() error { p.io.open.Close(); return nil })
-	e := s.cfg.NewEngine(engine.Config{
-		Root: StateRoot(s.cfg.Bundle, s.cfg.Namespace, opts), SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
-		NoNewKeyring: opts.NoNewKeyring, Log: s.cfg.Log, Reaper: s.cfg.Reaper, OnPhase: s.phases.note,
-	})
+	e := s.cfg.NewEngine(s.engineConfig(opts))
 	c, err := e.Create(ctx, r.ID, s.cfg.Bundle, spec, files)
 	p.io.open.Started()
 	if err != nil {
 		return nil, err
 	}
-	p.proc, p.pid = c.Init(), c.Init().Pid()
+	s.setProcess(p, c.Init())
 	undo.add(func() error {
 		_ = c.Signal(9, false)
 		<-c.Init().Done()
@@ -111,6 +108,11 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	if err := s.recordProcess(p); err != nil {
 		return nil, err
 	}
+	p.state = shimapi.MustNext(shimapi.Init, shimapi.Absent, shimapi.ReqCreate)
+	if err := s.keep(p); err != nil {
+		return nil, err
+	}
+	undo.add(func() error { s.drop(p); return nil })
 	if err := s.emit("/tasks/create", &events.TaskCreate{
 		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Checkpoint: r.Checkpoint, Pid: uint32(p.pid),
 		IO: &events.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
@@ -118,13 +120,20 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		return nil, err
 	}
 	s.mu.Lock()
-	p.state = shimapi.MustNext(shimapi.Init, shimapi.Absent, shimapi.ReqCreate)
 	s.init, s.container = p, c
 	s.mu.Unlock()
-	s.watchCgroup(p)
+	s.park(p)
+	s.watchCgroup(cgroups.Load(p.pid))
 	go s.awaitExit(p)
 	s.phases.note("create", time.Since(begin))
 	return &task.CreateTaskResponse{Pid: uint32(p.pid)}, nil
+}
+
+func (s *Service) engineConfig(opts *options.Options) engine.Config {
+	return engine.Config{
+		Root: StateRoot(s.cfg.Bundle, s.cfg.Namespace, opts), SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
+		NoNewKeyring: opts.NoNewKeyring, Log: s.cfg.Log, Reaper: s.cfg.Reaper, OnPhase: s.phases.note,
+	}
 }
 
 func (s *Service) mayCreate(r *task.CreateTaskRequest) error {
@@ -154,10 +163,7 @@ func (s *Service) openStreams(p *process, opts *options.Options) (engine.IO, err
 	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return engine.IO{}, err
 	}
-	open, err := stdio.Open(stdio.Config{
-		Dir: dir, ExecID: p.execID, Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, Terminal: p.io.terminal,
-		UID: int(opts.GetIoUid()), GID: int(opts.GetIoGid()),
-	})
+	open, err := stdio.Open(s.streamConfig(p, opts))
 	if err != nil {
 		return engine.IO{}, err
 	}
@@ -175,6 +181,15 @@ func (s *Service) openStreams(p *process, opts *options.Options) (engine.IO, err
 	return engine.IO{Stdin: in, Stdout: out, Stderr: errs}, nil
 }
 
+func (s *Service) streamConfig(p *process, opts *options.Options) stdio.Config {
+	return stdio.Config{
+		Dir: filepath.Join(s.cfg.Bundle, shimapi.StdioDir), ExecID: p.execID,
+		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, Terminal: p.io.terminal,
+		UID: int(opts.GetIoUid()), GID: int(opts.GetIoGid()),
+		OnClosed: func(kinds ...string) { s.unpark(p, kinds...) },
+	}
+}
+
 // streamsOf gives a process's open streams, nil before it was started.
 func (s *Service) streamsOf(p *process) *stdio.Streams {
 	s.mu.Lock()
@@ -184,15 +199,14 @@ func (s *Service) streamsOf(p *process) *stdio.Streams {
 
 func (s *Service) recordProcess(p *process) error {
 	_, err := s.ledger.Append(&ledgerpb.Record{Process: &ledgerpb.Process{
-		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), StartTicks: startTicks(p.pid), Terminal: p.io.terminal,
+		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), StartTicks: p.ticks, Terminal: p.io.terminal,
 		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr,
 	}})
 	return err
 }
 
 // watchCgroup begins to count OOM kills. A container whose cgroup cannot be watched runs all the same.
-func (s *Service) watchCgroup(p *process) {
-	cg, err := cgroups.Load(p.pid)
+func (s *Service) watchCgroup(cg *cgroups.Cgroup, err error) {
 	if err != nil {
 		s.cfg.Log.Warn("no cgroup metrics", "error", err)
 		return

@@ -15,6 +15,8 @@ import (
 type Engine interface {
 	// Create makes a container with its init parked; nothing is left of it after an error.
 	Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (Container, error)
+	// Load takes over a container that another incarnation made; launcher is argv[0] of the one that forked init.
+	Load(id string, init *reaper.Process, launcher string) (Container, engine.Found, error)
 }
 
 // Container is one container of an Engine; its methods may be called at once by many goroutines.
@@ -43,4 +45,12 @@ func (b builtin) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 		return nil, err // not c: a nil *engine.Container is not a nil Container
 	}
 	return c, nil
+}
+
+func (b builtin) Load(id string, init *reaper.Process, launcher string) (Container, engine.Found, error) {
+	c, found, err := b.e.Load(id, init, launcher)
+	if err != nil {
+		return nil, found, err
+	}
+	return c, found, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	ledgerpb "github.com/managerd/managerd/protos/ledger"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/parking"
 )
 
 // patience is how long an exit waits for a client that does not take the process's last output. The output is kept, and
@@ -34,19 +35,22 @@ func (s *Service) awaitExit(p *process) {
 	if id == "" {
 		id = s.cfg.ID
 	}
-	if _, err := s.ledger.Append(&ledgerpb.Record{Exit: &ledgerpb.Exit{
-		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), Status: uint32(exit.Status), ExitedUnixNano: exit.At.UnixNano(),
-	}}); err != nil {
-		s.cfg.Log.Error("cannot record exit", "process", p.label(s.cfg.ID), "status", exit.Status, "error", err)
+	if exit.Unknown != "" {
+		s.cfg.Log.Warn("it is not known how a process ended", "process", p.label(s.cfg.ID), "reason", exit.Unknown)
 	}
-	_ = s.emit("/tasks/exit", &events.TaskExit{
+	_ = s.record(&ledgerpb.Record{Exit: &ledgerpb.Exit{
+		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), Status: uint32(exit.Status), ExitedUnixNano: exit.At.UnixNano(),
+		Unknown: exit.Unknown,
+	}}, "/tasks/exit", &events.TaskExit{
 		ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
 	})
 	s.mu.Lock()
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.Exited)
-	p.status, p.exitedAt = exit.Status, exit.At
+	p.status, p.exitedAt, p.unknown = exit.Status, exit.At, exit.Unknown
 	s.mu.Unlock()
+	s.keepOrLog(p)
 	close(p.exited)
+	s.unpark(p, parking.Pidfd)
 }
 
 // endOthers keeps new execs from starting, ends what can outlive init, and waits until the exits of the execs have been
@@ -103,7 +107,7 @@ func (s *Service) tellOOM(kills uint64) {
 	defer s.oomMu.Unlock()
 	if kills > s.oomTold {
 		s.oomTold = kills
-		_ = s.emit("/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID})
+		_ = s.record(&ledgerpb.Record{Event: &ledgerpb.Event{OomKills: kills}}, "/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID})
 	}
 }
 

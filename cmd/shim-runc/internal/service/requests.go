@@ -25,7 +25,14 @@ import (
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/mount"
+	"github.com/managerd/managerd/shimapi/parking"
 )
+
+// parkedKinds are all descriptors that may be parked of a process.
+var parkedKinds = []string{
+	parking.Pidfd, parking.Terminal, parking.Stdin, parking.Stdout, parking.Stderr, parking.ClientStdin, parking.ClientStdout,
+	parking.ClientStderr,
+}
 
 var _ shimapi.TaskService = (*Service)(nil)
 
@@ -83,6 +90,8 @@ func (s *Service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 	if err != nil {
 		return nil, err
 	}
+	s.keepOrLog(p)
+	s.park(p) // its input was opened
 	return &task.StartResponse{Pid: uint32(p.pid)}, s.emit("/tasks/start", &events.TaskStart{ContainerID: r.ID, Pid: uint32(p.pid)})
 }
 
@@ -122,6 +131,12 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	}
 	s.execs[r.ExecID] = p
 	s.mu.Unlock()
+	if err := s.keep(p); err != nil {
+		s.mu.Lock()
+		delete(s.execs, r.ExecID)
+		s.mu.Unlock()
+		return nil, err
+	}
 	return empty, s.emit("/tasks/exec-added", &events.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
 }
 
@@ -150,26 +165,40 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	}
 	var proc *reaper.Process
 	if err == nil {
-		proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
+		s.launch(p, true)
+		if err = s.keep(p); err == nil {
+			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
+		}
 	}
 	p.io.open.Started()
 	if err != nil {
 		p.io.open.Close()
+		s.launch(p, false)
+		s.keepOrLog(p)
 		return nil, err
 	}
 	if err := p.io.open.OpenInput(); err != nil {
 		s.cfg.Log.Error("exec runs without its input", "exec", r.ExecID, "error", err)
 	}
+	s.setProcess(p, proc)
 	s.mu.Lock()
-	p.proc, p.pid = proc, proc.Pid()
 	p.state = shimapi.MustNext(shimapi.Exec, p.state, shimapi.ReqStart)
 	s.mu.Unlock()
+	s.keepOrLog(p)
+	s.park(p)
 	if err := s.recordProcess(p); err != nil {
 		s.cfg.Log.Error("cannot record exec", "exec", r.ExecID, "error", err)
 	}
 	err = s.emit("/tasks/exec-started", &events.TaskExecStarted{ContainerID: r.ID, ExecID: r.ExecID, Pid: uint32(p.pid)})
 	go s.awaitExit(p)
 	return &task.StartResponse{Pid: uint32(p.pid)}, err
+}
+
+// launch notes that an exec is about to be forked, or that it could not be.
+func (s *Service) launch(p *process, begins bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.launching = begins
 }
 
 // mayStartExec asks again under the exec's starting lock: another Start or a Delete may have been first, and the
@@ -368,7 +397,7 @@ func (s *Service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.E
 	if open != nil {
 		open.CloseStdin()
 	}
-	return empty, nil
+	return empty, s.keep(p)
 }
 
 // Checkpoint is not supported yet.
@@ -412,7 +441,9 @@ func (s *Service) deleteExec(r *task.DeleteRequest) (*task.DeleteResponse, error
 	if open := s.streamsOf(p); open != nil {
 		open.Close()
 	}
-	return s.forget(p), nil
+	resp := s.forget(p)
+	s.drop(p)
+	return resp, nil
 }
 
 // forget takes a process's last step, and says how it ended.
@@ -424,6 +455,7 @@ func (s *Service) forget(p *process) *task.DeleteResponse {
 		resp.ExitedAt = timestamppb.New(p.exitedAt)
 	}
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.ReqDelete)
+	defer s.unpark(p, parkedKinds...)
 	if p.kind == shimapi.Exec {
 		delete(s.execs, p.execID)
 	} else {

@@ -37,6 +37,7 @@ type Config struct {
 	Bundle    string // absolute path
 	Log       *slog.Logger
 	Reaper    *reaper.Reaper
+	Parking   string // path of the daemon's parking socket; empty for none
 	// NewEngine makes what runs the container; nil is libcontainer in this process.
 	NewEngine func(engine.Config) Engine
 }
@@ -47,8 +48,11 @@ type Service struct {
 	ledger      *ledger.Ledger
 	incarnation string
 	started     time.Time
+	boot        string // boot id
 
-	phases phases
+	phases    phases
+	parker    parker
+	unparking sync.WaitGroup
 
 	// transition is held through every request that changes the container's own state, so that two never overlap.
 	transition sync.Mutex
@@ -82,11 +86,13 @@ func New(cfg Config) (*Service, error) {
 	if s.cfg.NewEngine == nil {
 		s.cfg.NewEngine = newBuiltin
 	}
+	s.parker.socket = cfg.Parking
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	s.boot = strings.TrimSpace(string(boot))
 	var err error
 	s.ledger, err = ledger.Open(filepath.Join(cfg.Bundle, shimapi.LedgerFile), ledgerpb.Header{
 		Namespace: cfg.Namespace, ContainerId: cfg.ID, Incarnation: s.incarnation,
-		BootId: strings.TrimSpace(string(boot)), ShimPid: uint32(os.Getpid()),
+		BootId: s.boot, ShimPid: uint32(os.Getpid()),
 	})
 	if err != nil {
 		return nil, err
@@ -131,7 +137,10 @@ func (s *Service) stream() (done func(), err error) {
 }
 
 // Close closes the ledger, when nothing is served any more.
-func (s *Service) Close() error { return s.ledger.Close() }
+func (s *Service) Close() error {
+	s.stopParking()
+	return s.ledger.Close()
+}
 
 // process is the init or an exec, as the API sees it.
 type process struct {
@@ -143,14 +152,19 @@ type process struct {
 	// starting is held by Start, by Delete of an exec, and by the one who records the exit: a start is always told before
 	// the exit, and nothing is deleted while it starts. It is taken before Service.mu.
 	starting sync.Mutex
+	keeping  sync.Mutex // held while the record is written; taken before Service.mu
 
-	state    shimapi.State // guarded by Service.mu, like all below
-	pid      int
-	proc     *reaper.Process
-	status   int
-	exitedAt time.Time
-	inputEnd bool          // CloseIO came before the streams were open
-	exited   chan struct{} // closed once the exit is in the ledger and above
+	state     shimapi.State // guarded by Service.mu, like all below
+	pid       int
+	ticks     uint64 // when pid began
+	launcher  string // argv[0] of the shim that forked it
+	launching bool   // a Start is about to fork it
+	proc      *reaper.Process
+	status    int
+	unknown   string // why status is not known
+	exitedAt  time.Time
+	inputEnd  bool          // CloseIO was accepted
+	exited    chan struct{} // closed once the exit is in the ledger and above
 }
 
 // label names a process in errors.
@@ -220,29 +234,23 @@ func (s *Service) through(p *process, req shimapi.Request, fn func() error) erro
 
 // emit writes an event to the ledger: from there it is streamed or forwarded.
 func (s *Service) emit(topic string, event proto.Message) error {
+	return s.record(&ledgerpb.Record{}, topic, event)
+}
+
+// record writes a record with an event, both or neither.
+func (s *Service) record(r *ledgerpb.Record, topic string, event proto.Message) error {
 	body, err := typeurl.MarshalAnyToProto(event)
 	if err != nil {
 		return fmt.Errorf("cannot encode event %s: %w", topic, err)
 	}
-	_, err = s.ledger.Append(&ledgerpb.Record{Event: &ledgerpb.Event{Topic: topic, TypeUrl: body.TypeUrl, Value: body.Value}})
-	if err != nil {
+	if r.Event == nil {
+		r.Event = &ledgerpb.Event{}
+	}
+	r.Event.Topic, r.Event.TypeUrl, r.Event.Value = topic, body.TypeUrl, body.Value
+	if _, err = s.ledger.Append(r); err != nil {
 		s.cfg.Log.Error("cannot record event", "topic", topic, "error", err)
 	}
 	return err
-}
-
-// startTicks is field 22 of /proc/PID/stat: with the pid it names a process for as long as the machine runs.
-func startTicks(pid int) uint64 {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	var ticks uint64
-	if len(fields) > 19 {
-		_, _ = fmt.Sscan(fields[19], &ticks)
-	}
-	return ticks
 }
 
 // phases keeps how long the parts of the last create, start and exec took.

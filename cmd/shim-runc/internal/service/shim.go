@@ -42,7 +42,7 @@ func (s *Service) Describe(context.Context, *shim.DescribeRequest) (*shim.Descri
 
 func (s *Service) describeLocked(p *process) *shim.Process {
 	d := &shim.Process{
-		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), State: string(p.state), ExitStatus: uint32(p.status),
+		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), State: string(p.state), ExitStatus: uint32(p.status), ExitUnknown: p.unknown,
 		Terminal: p.io.terminal, Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr,
 	}
 	if !p.exitedAt.IsZero() {
@@ -119,7 +119,7 @@ func (s *Service) Exits(_ context.Context, r *shim.ExitsRequest) (*shim.ExitsRes
 			if e := rec.Exit; e != nil {
 				resp.Exits = append(resp.Exits, &shim.Exit{
 					Seq: rec.Seq, ContainerId: e.ContainerId, ExecId: e.ExecId, Pid: e.Pid, ExitStatus: e.Status,
-					ExitedAt: timestamppb.New(time.Unix(0, e.ExitedUnixNano)),
+					ExitedAt: timestamppb.New(time.Unix(0, e.ExitedUnixNano)), ExitUnknown: e.Unknown,
 				})
 			}
 		}

@@ -19,6 +19,8 @@ import (
 // under it, splice could move bytes of whatever got the number next. Others ask it to end, with halt.
 type pipe struct {
 	src, dst *os.File
+	most     int          // bytes that are moved at once
+	grows    bool         // dst is a regular file, to whose end is written
 	moved    atomic.Int64 // bytes so far
 	finished atomic.Bool  // end when src is empty, instead of waiting for more
 	stopped  atomic.Bool  // end now
@@ -65,8 +67,9 @@ func (p *pipe) woken(err error) error {
 	return nil
 }
 
-// splice moves bytes from FIFO to FIFO inside the kernel until src is at its end of file (nil), it was halted
-// (an error), or, when finished, src is empty (errFinished). Waiting is done in Go's poller.
+// splice moves bytes inside the kernel until src is at its end of file (nil), it was halted (an error), or, when finished,
+// src is empty (errFinished). Waiting is done in Go's poller. At no moment is a byte in this process alone: whenever it is
+// killed, each is either still in src or in dst already. EINVAL comes at once, when the kernel cannot do it with these two.
 func (p *pipe) splice() error {
 	src, err := p.src.SyscallConn()
 	if err != nil {
@@ -84,13 +87,17 @@ func (p *pipe) splice() error {
 	var serr error
 	try := func() { // one attempt; n and serr are its result
 		for {
-			n, serr = unix.Splice(srcFD, nil, dstFD, nil, pipeSize, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			if p.grows {
+				n, serr = enlarge(srcFD, dstFD, p.most)
+			} else {
+				n, serr = unix.Splice(srcFD, nil, dstFD, nil, p.most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+			}
 			if !errors.Is(serr, unix.EINTR) {
 				return
 			}
 		}
 	}
-	for {
+	for refused := firstWait; ; {
 		if p.stopped.Load() {
 			return errStopped
 		}
@@ -100,7 +107,7 @@ func (p *pipe) splice() error {
 			if !errors.Is(serr, unix.EAGAIN) {
 				return true
 			}
-			full = unread(srcFD) > 0
+			full = !p.grows && unread(srcFD) > 0
 			return full || p.finished.Load()
 		})
 		if err != nil {
@@ -122,18 +129,42 @@ func (p *pipe) splice() error {
 			if p.finished.Load() && unread(srcFD) == 0 {
 				return errFinished
 			}
+		case errors.Is(serr, unix.EIO): // a terminal whose last other end was closed
+			return nil
+		case refuses(serr):
+			if err := p.pause(&refused); err != nil {
+				return err
+			}
 		case serr != nil:
 			return serr
 		case n == 0:
 			return nil
 		default:
 			p.moved.Add(n)
+			refused = firstWait
 		}
 	}
 }
 
-// plain copies with read(2) and write(2), for what splice(2) does not take: terminals and O_APPEND files. Its results are
-// those of splice.
+// enlarge moves what is in a pipe to the end of a file. splice(2) takes no O_APPEND file: a lock keeps others of us, who may
+// write to the same file, from finding the same end.
+func enlarge(src, dst, most int) (int64, error) {
+	if unread(src) > 0 { // else it is about EAGAIN or the end of src
+		if err := unix.Flock(dst, unix.LOCK_EX); err == nil {
+			defer func() { _ = unix.Flock(dst, unix.LOCK_UN) }()
+		} else if errors.Is(err, unix.EINTR) {
+			return 0, err
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(dst, &st); err != nil {
+		return 0, err
+	}
+	return unix.Splice(src, nil, dst, &st.Size, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+}
+
+// plain copies with read(2) and write(2), for what splice(2) does not take: devices, and terminals on old kernels or whose
+// output goes to a file. Its results are those of splice. What is in buf is lost when this process is killed.
 func (p *pipe) plain() error {
 	buf := make([]byte, 32<<10)
 	for {
@@ -163,23 +194,39 @@ func (p *pipe) plain() error {
 	}
 }
 
-// write hands all of b on. A file that refuses (a full disk, a quota) is tried again until it takes it: meanwhile the
-// kernel's pipe is the buffer, nothing is lost, and the stream goes on when there is room.
+// firstWait is the first of the growing times between two attempts to write to a file that refuses.
+const firstWait = 50 * time.Millisecond
+
+// refuses says whether a file may take later what it does not take now: a full disk, a quota, a limit. It is tried again
+// until it does: meanwhile the kernel's pipe is the buffer, nothing is lost, and the stream goes on when there is room.
+func refuses(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
+}
+
+// pause waits before a file is tried again.
+func (p *pipe) pause(wait *time.Duration) error {
+	defer func() { *wait = min(2**wait, time.Second) }()
+	select {
+	case <-p.stop:
+		return errStopped
+	case <-time.After(*wait):
+		return nil
+	}
+}
+
+// write hands all of b on.
 func (p *pipe) write(b []byte) error {
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+	for wait := firstWait; ; {
 		n, err := p.dst.Write(b)
 		b = b[n:]
 		switch {
 		case len(b) == 0:
 			return nil
-		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG), err == nil:
-		default:
+		case err != nil && !refuses(err):
 			return err
 		}
-		select {
-		case <-p.stop:
-			return errStopped
-		case <-time.After(wait):
+		if err := p.pause(&wait); err != nil {
+			return err
 		}
 	}
 }
@@ -204,19 +251,60 @@ func unreadFile(f *os.File) int {
 // output copies what a process writes.
 type output struct {
 	pipe
-	terminal bool          // src is a terminal's master, which is not ours to close
+	terminal bool   // src is a terminal's master, which is not ours to close
+	kind     string // of the handle that src is; empty for a terminal
+	client   string // of the handle that dst is
+	closed   func(kinds ...string)
 	eof      chan struct{} // closed when src was at its end and everything is in dst
 	queue    bool          // dst is a FIFO, out of which a client takes; a file has what it was given
 }
 
-func newOutput(src, dst *os.File, terminal bool) *output {
-	if !terminal {
+func newOutput(src, dst *os.File, kind, client string, closed func(...string)) *output {
+	o := &output{
+		pipe: pipe{src: src, dst: dst, most: pipeSize, stop: make(chan struct{})}, eof: make(chan struct{}),
+		terminal: kind == "", kind: kind, client: client, closed: closed,
+	}
+	if o.terminal {
+		o.most = terminalSize
+	} else {
 		grow(dst)
 	}
-	fi, err := dst.Stat()
-	return &output{
-		pipe: pipe{src: src, dst: dst, stop: make(chan struct{})}, terminal: terminal, eof: make(chan struct{}),
-		queue: err == nil && fi.Mode()&fs.ModeNamedPipe != 0,
+	if fi, err := dst.Stat(); err == nil {
+		o.queue = fi.Mode()&fs.ModeNamedPipe != 0
+		o.grows = fi.Mode().IsRegular() && !o.terminal && appending(dst, false) == nil
+	}
+	return o
+}
+
+// terminalSize is the most bytes that the kernel gives of a terminal at once; it makes room for as many as are asked for.
+const terminalSize = 4096
+
+// appending sets or clears O_APPEND.
+func appending(f *os.File, on bool) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	err = c.Control(func(fd uintptr) {
+		var flags int
+		if flags, ferr = unix.FcntlInt(fd, unix.F_GETFL, 0); ferr != nil {
+			return
+		}
+		if flags &^= unix.O_APPEND; on {
+			flags |= unix.O_APPEND
+		}
+		_, ferr = unix.FcntlInt(fd, unix.F_SETFL, flags)
+	})
+	return errors.Join(err, ferr)
+}
+
+func (o *output) handles(add func(string, *os.File)) {
+	if !o.terminal {
+		add(o.kind, o.src)
+	}
+	if o.queue {
+		add(o.client, o.dst)
 	}
 }
 
@@ -231,15 +319,18 @@ func (o *output) untaken() int {
 func (o *output) run() {
 	defer func() {
 		_ = o.dst.Close()
-		if !o.terminal {
-			_ = o.src.Close()
+		if o.terminal {
+			o.closed(o.client)
+			return
 		}
+		_ = o.src.Close()
+		o.closed(o.kind, o.client)
 	}()
-	err := error(unix.EINVAL)
-	if !o.terminal {
-		err = o.splice()
-	}
+	err := o.splice()
 	if errors.Is(err, unix.EINVAL) {
+		if o.grows {
+			_ = appending(o.dst, true)
+		}
 		err = o.plain()
 	}
 	if err == nil {
@@ -301,18 +392,23 @@ func (o *output) drain(patience time.Duration, deadline time.Time) {
 type input struct {
 	pipe
 	terminal bool // dst is a terminal's master, which is not ours to close
+	closed   func(kinds ...string)
 }
 
-func newInput(src, dst *os.File, terminal bool) *input {
-	return &input{pipe: pipe{src: src, dst: dst, stop: make(chan struct{})}, terminal: terminal}
+func newInput(src, dst *os.File, terminal bool, closed func(...string)) *input {
+	return &input{pipe: pipe{src: src, dst: dst, most: pipeSize, stop: make(chan struct{})}, terminal: terminal, closed: closed}
 }
 
 func (i *input) run() {
-	if i.terminal {
+	// EPIPE: the process closed its input; the rest stays unread.
+	if err := i.splice(); errors.Is(err, unix.EINVAL) {
 		_ = i.plain()
-	} else {
-		_ = i.splice() // EPIPE: the process closed its input; the rest stays unread
-		_ = i.dst.Close()
 	}
 	_ = i.src.Close()
+	if i.terminal {
+		i.closed(ClientStdin)
+		return
+	}
+	_ = i.dst.Close()
+	i.closed(Stdin, ClientStdin)
 }

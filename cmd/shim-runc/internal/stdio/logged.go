@@ -18,12 +18,15 @@ type stream interface {
 	run()
 	halt() // asks run to end, and does not wait for it
 	drain(patience time.Duration, deadline time.Time)
+	handles(add func(kind string, f *os.File)) // tells those that are its own (see Handles)
 }
 
 // logged copies what a process writes into a log of ours. As with pipe, its goroutine alone closes the files.
 type logged struct {
 	src      *os.File
-	terminal bool // src is a terminal's master, which is not ours to close
+	terminal bool   // src is a terminal's master, which is not ours to close
+	kind     string // of the handle that src is; empty for a terminal
+	closed   func(kinds ...string)
 	to       *logsink.Stream
 	moved    atomic.Int64  // bytes so far
 	idle     atomic.Bool   // all that was taken is in the log, but for a line without an end
@@ -32,8 +35,14 @@ type logged struct {
 	stop     chan struct{}
 }
 
-func newLogged(src *os.File, to *logsink.Stream, terminal bool) *logged {
-	return &logged{src: src, to: to, terminal: terminal, eof: make(chan struct{}), stop: make(chan struct{})}
+func newLogged(src *os.File, to *logsink.Stream, kind string, closed func(...string)) *logged {
+	return &logged{src: src, to: to, terminal: kind == "", kind: kind, closed: closed, eof: make(chan struct{}), stop: make(chan struct{})}
+}
+
+func (o *logged) handles(add func(string, *os.File)) {
+	if !o.terminal {
+		add(o.kind, o.src)
+	}
 }
 
 func (o *logged) halt() {
@@ -57,6 +66,7 @@ func (o *logged) run() {
 		o.to.Close()
 		if !o.terminal {
 			_ = o.src.Close()
+			o.closed(o.kind)
 		}
 	}()
 	if !o.put(false) { // what another process left in the spool

@@ -41,6 +41,8 @@ type Config struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
 	UID, GID              int // owner of the container-side FIFOs
+	// OnClosed, if set, is told of handles (see Handles) that are closed for good while the others go on. It must not wait.
+	OnClosed func(kinds ...string)
 }
 
 // Streams are the open streams of one process. Close releases everything.
@@ -61,6 +63,7 @@ type Streams struct {
 	master     *os.File                // terminal
 	client     *target                 // terminal: where output goes, until SetConsole
 	inputDst   *os.File                // no terminal: where input goes, until OpenInput
+	inputSrc   *os.File                // the client's side of it, when it was taken over, until OpenInput
 	inputEnded bool                    // CloseStdin was called
 	closed     bool
 }
@@ -89,10 +92,7 @@ func Open(cfg Config) (_ *Streams, err error) {
 			return nil, err
 		}
 	}
-	for _, o := range []struct {
-		name, uri string
-		end       **os.File
-	}{{"stdout", cfg.Stdout, &s.stdout}, {"stderr", cfg.Stderr, &s.stderr}} {
+	for _, o := range s.outputs() {
 		if o.uri == "" {
 			continue
 		}
@@ -105,12 +105,35 @@ func Open(cfg Config) (_ *Streams, err error) {
 			dst.discard()
 			return nil, err
 		}
-		out := dst.stream(ours, false)
 		*o.end = theirs
-		s.outs = append(s.outs, out)
-		s.spawn(out.run)
+		s.startOutput(o, ours, dst)
 	}
 	return s, nil
+}
+
+// outputStream is one of the two that a process without a terminal has.
+type outputStream struct {
+	name, uri    string
+	kind, client string    // of its handles
+	end          **os.File // the container's
+}
+
+func (s *Streams) outputs() []outputStream {
+	return []outputStream{
+		{"stdout", s.cfg.Stdout, Stdout, ClientStdout, &s.stdout}, {"stderr", s.cfg.Stderr, Stderr, ClientStderr, &s.stderr},
+	}
+}
+
+func (s *Streams) startOutput(o outputStream, src *os.File, dst *target) {
+	out := dst.stream(src, o.kind, o.client, s.handlesClosed)
+	s.outs = append(s.outs, out)
+	s.spawn(out.run)
+}
+
+func (s *Streams) handlesClosed(kinds ...string) {
+	if s.cfg.OnClosed != nil {
+		s.cfg.OnClosed(kinds...)
+	}
 }
 
 // OpenInput opens the client's side of the input and starts to copy. It is to be called when the process is about to run,
@@ -120,6 +143,10 @@ func Open(cfg Config) (_ *Streams, err error) {
 func (s *Streams) OpenInput() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.openInputLocked()
+}
+
+func (s *Streams) openInputLocked() error {
 	if s.cfg.Stdin == "" || s.in != nil {
 		return nil
 	}
@@ -130,12 +157,15 @@ func (s *Streams) OpenInput() error {
 	if s.closed || dst == nil {
 		return fmt.Errorf("cannot open the input: its other side is not there: %w", errdefs.ErrFailedPrecondition)
 	}
-	src, err := openClient(s.cfg.Stdin, "stdin")
-	if err != nil {
-		return err
+	src := s.inputSrc
+	if src == nil {
+		var err error
+		if src, err = openClient(s.cfg.Stdin, "stdin"); err != nil {
+			return err
+		}
 	}
-	s.inputDst = nil
-	s.in = newInput(src, dst, s.cfg.Terminal)
+	s.inputDst, s.inputSrc = nil, nil
+	s.in = newInput(src, dst, s.cfg.Terminal, s.handlesClosed)
 	if s.inputEnded {
 		s.in.finish()
 	}
@@ -326,12 +356,12 @@ func (s *Streams) Close() {
 	for _, o := range s.outs {
 		o.halt()
 	}
-	held := []*os.File{s.inputDst, s.master}
+	held := []*os.File{s.inputDst, s.inputSrc, s.master}
 	if s.client != nil {
 		s.client.discard()
 	}
 	logs := s.logs
-	s.client, s.inputDst, s.master, s.logs = nil, nil, nil, nil
+	s.client, s.inputDst, s.inputSrc, s.master, s.logs = nil, nil, nil, nil, nil
 	paths := s.paths
 	s.paths = nil
 	s.mu.Unlock()

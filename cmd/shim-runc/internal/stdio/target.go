@@ -48,12 +48,13 @@ func (s *Streams) openTarget(uri, stream string) (*target, error) {
 	return &target{log: to}, nil
 }
 
-// stream makes the copy of src into the target; it is not running yet.
-func (t *target) stream(src *os.File, terminal bool) stream {
+// stream makes the copy of src into the target; it is not running yet. kind and client are those of its two handles; kind
+// is empty for a terminal, whose master is not the copy's to close.
+func (t *target) stream(src *os.File, kind, client string, closed func(kinds ...string)) stream {
 	if t.log != nil {
-		return newLogged(src, t.log, terminal)
+		return newLogged(src, t.log, kind, closed)
 	}
-	return newOutput(src, t.file, terminal)
+	return newOutput(src, t.file, kind, client, closed)
 }
 
 func (t *target) discard() {

@@ -34,12 +34,16 @@ func (s *Streams) SetConsole(master *os.File) error {
 		_ = master.Close()
 		return fmt.Errorf("cannot take over the terminal: its streams were closed: %w", errdefs.ErrFailedPrecondition)
 	}
+	s.setMasterLocked(master)
+	return nil
+}
+
+func (s *Streams) setMasterLocked(master *os.File) {
 	s.master = master
-	out := s.client.stream(master, true)
+	out := s.client.stream(master, "", ClientStdout, s.handlesClosed)
 	s.client = nil
 	s.outs = append(s.outs, out)
 	s.spawn(out.run)
-	return nil
 }
 
 // Resize sets the terminal's size in characters. FailedPrecondition if the process has none.

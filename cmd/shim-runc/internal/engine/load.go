@@ -1,0 +1,55 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+
+	"github.com/managerd/managerd/reaper"
+)
+
+// Found is how a container was found that another incarnation of this program made.
+type Found struct {
+	Removed bool // Destroy was done: there is no state of it any more
+	Parked  bool // init waits for Start
+	Paused  bool
+	// Cgroup has the directory of each controller by its name on cgroup v1, and of the cgroup under the empty name on v2.
+	Cgroup map[string]string
+}
+
+// Load takes a container over from another incarnation of this program. init is its first process, and launcher argv[0]
+// of the one that forked it.
+func (e *Engine) Load(id string, init *reaper.Process, launcher string) (*Container, Found, error) {
+	c := &Container{id: id, engine: e, init: init, sharedPID: true, launcher: launcher}
+	lc, err := libcontainer.Load(e.cfg.Root, id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		return c, Found{Removed: true}, nil
+	}
+	if err != nil {
+		return nil, Found{}, fmt.Errorf("cannot load state of container %s: %w", id, err)
+	}
+	c.c = lc
+	config := lc.Config()
+	c.sharedPID = !config.Namespaces.IsPrivate(configs.NEWPID)
+	var found Found
+	status, err := lc.Status()
+	if err != nil {
+		return nil, found, fmt.Errorf("cannot find out the status of container %s: %w", id, err)
+	}
+	found.Paused = status == libcontainer.Paused
+	fifo := filepath.Join(e.cfg.Root, id, "exec.fifo")
+	if _, err := os.Lstat(fifo); err == nil {
+		if found.Parked = !c.executed(init); !found.Parked {
+			_ = os.Remove(fifo) // libcontainer takes the container for a parked one by it
+		}
+	}
+	c.released.Store(!found.Parked)
+	if st, err := lc.State(); err == nil {
+		found.Cgroup = st.CgroupPaths
+	}
+	return c, found, nil
+}

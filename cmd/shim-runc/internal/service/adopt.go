@@ -1,0 +1,315 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/managerd/managerd/cgroups"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/stdio"
+	ledgerpb "github.com/managerd/managerd/protos/ledger"
+	"github.com/managerd/managerd/protos/shimstate"
+	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/parking"
+)
+
+// Held are descriptors that somebody has kept, by exec id (empty for the init) and kind (package parking).
+type Held map[string]map[string]*os.File
+
+// Close closes those that nobody has taken.
+func (h Held) Close() {
+	for _, files := range h {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}
+}
+
+// takePidfd takes a process's pidfd out; nil for none.
+func (h Held) takePidfd(execID string) *os.File {
+	f := h[execID][parking.Pidfd]
+	delete(h[execID], parking.Pidfd)
+	return f
+}
+
+// Restore goes on with the container that another incarnation kept: its processes as table has them, corrected by what
+// the ledger and the kernel know better. held is taken over. It is to be called before anything is served. NotFound when
+// there is nothing to be kept.
+//
+// What a client was told of stays as it was told. What was under way is brought to its end or taken back: a start whose
+// event was not written yet is told, an exec that was just being started has ended, in a way that nobody knows.
+func (s *Service) Restore(table *shimstate.Table, held Held) error {
+	defer held.Close()
+	past, err := s.readPast()
+	if err != nil {
+		return err
+	}
+	fail := func(err error) error { return fmt.Errorf("cannot take over container %s: %w", s.cfg.ID, err) }
+	var all []*process
+	for _, r := range table.Processes {
+		if r.ContainerId != s.cfg.ID {
+			return fail(fmt.Errorf("the record of process %q is of container %s: %w", r.ExecId, r.ContainerId, errdefs.ErrDataLoss))
+		}
+		if r.BootId != s.boot {
+			return fail(fmt.Errorf("the machine was started anew since: %w", errdefs.ErrNotFound))
+		}
+		p, err := fromRecord(r)
+		if err != nil {
+			return fail(err)
+		}
+		if p.kind == shimapi.Init {
+			s.init = p
+			continue
+		}
+		all = append(all, p)
+	}
+	if s.init == nil || past.deleted {
+		s.init = nil
+		return fail(fmt.Errorf("it was never made, or is deleted: %w", errdefs.ErrNotFound))
+	}
+	if spec, err := readSpec(s.cfg.Bundle); err == nil {
+		s.init.spec = spec.Process
+	}
+	all = append([]*process{s.init}, all...) // the init's pid names the cgroup
+	s.oomTold = past.oomKills
+	for _, p := range all {
+		if err := s.revive(p, past, held.takePidfd(p.execID)); err != nil {
+			return fail(err)
+		}
+	}
+	found, err := s.loadContainer()
+	if err != nil {
+		return fail(err)
+	}
+	for _, p := range all {
+		if p.kind == shimapi.Exec {
+			s.execs[p.execID] = p
+		}
+		s.settle(p, past, found)
+		s.reopen(p, held[p.execID])
+		s.keepOrLog(p)
+	}
+	if !found.Removed {
+		cg, err := cgroups.Load(s.init.pid)
+		if err != nil || s.init.state == shimapi.Stopped {
+			cg, err = cgroups.At(found.Cgroup) // nobody is in it any more
+		}
+		s.watchCgroup(cg, err)
+		if cg != nil {
+			if kills, err := cg.OOMKills(); err == nil {
+				s.tellOOM(kills) // those since the last that was told of
+			}
+		}
+	}
+	for _, p := range all {
+		if p.proc != nil && p.state != shimapi.Stopped {
+			go s.awaitExit(p)
+		}
+	}
+	s.parkEverything()
+	return nil
+}
+
+func (s *Service) parkEverything() {
+	s.parker.mu.Lock()
+	defer s.parker.mu.Unlock()
+	if s.parker.socket != "" {
+		s.parkAgainLocked(s.parkAllLocked())
+	}
+}
+
+// revive finds out what has become of a process.
+func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
+	drop := func() {
+		if pidfd != nil {
+			_ = pidfd.Close()
+		}
+	}
+	if e := past.exits[processKey{p.execID, p.pid}]; e != nil && p.pid != 0 {
+		p.state, p.status, p.exitedAt, p.unknown = shimapi.Stopped, int(e.Status), time.Unix(0, e.ExitedUnixNano), e.Unknown
+	}
+	if p.state == shimapi.Stopped {
+		drop()
+		close(p.exited)
+		return nil
+	}
+	if p.pid == 0 {
+		drop()
+		return nil
+	}
+	proc, err := s.cfg.Reaper.Adopt(p.pid, p.ticks, pidfd)
+	if err != nil {
+		return err
+	}
+	p.proc = proc
+	return nil
+}
+
+// loadContainer loads what the engine has kept. A container whose init has ended is there as well, until it is deleted.
+func (s *Service) loadContainer() (engine.Found, error) {
+	opts := KeptOptions(s.cfg.Bundle)
+	e := s.cfg.NewEngine(s.engineConfig(opts))
+	init := s.init.proc
+	if init == nil { // it has ended, and that is recorded: nothing is asked of it any more
+		var err error
+		if init, err = s.cfg.Reaper.Adopt(s.init.pid, 0, nil); err != nil {
+			return engine.Found{}, err
+		}
+	}
+	c, found, err := e.Load(s.cfg.ID, init, s.init.launcher)
+	if err != nil {
+		return found, err
+	}
+	s.container = c
+	return found, nil
+}
+
+// settle brings what was under way to its end, and tells what was not told.
+func (s *Service) settle(p *process, past *past, found engine.Found) {
+	if p.state == shimapi.Stopped {
+		return
+	}
+	if p.kind == shimapi.Init {
+		if found.Parked {
+			p.state = shimapi.Created
+			return
+		}
+		if p.state = shimapi.Running; found.Paused {
+			p.state = shimapi.Paused
+		}
+		if !past.told["/tasks/start"] {
+			_ = s.emit("/tasks/start", &events.TaskStart{ContainerID: s.cfg.ID, Pid: uint32(p.pid)})
+		}
+		return
+	}
+	switch {
+	case p.launching && p.pid == 0:
+		s.abandon(p)
+	case p.state == shimapi.Running && !past.started[processKey{p.execID, p.pid}]:
+		_ = s.emit("/tasks/exec-started", &events.TaskExecStarted{ContainerID: s.cfg.ID, ExecID: p.execID, Pid: uint32(p.pid)})
+	}
+}
+
+// abandon ends an exec that was being forked when the last incarnation died: its client has seen the start fail, but it
+// may run.
+func (s *Service) abandon(p *process) {
+	const why = "its shim died while it was being started"
+	s.cfg.Log.Warn("ending an exec that was being started", "exec", p.execID)
+	s.endHolders(p)
+	p.launching = false
+	p.state, p.status, p.exitedAt, p.unknown = shimapi.Stopped, reaper.UnknownStatus, time.Now(), why
+	_ = s.record(&ledgerpb.Record{Exit: &ledgerpb.Exit{
+		ContainerId: s.cfg.ID, ExecId: p.execID, Status: reaper.UnknownStatus, ExitedUnixNano: p.exitedAt.UnixNano(), Unknown: why,
+	}}, "/tasks/exit", &events.TaskExit{
+		ContainerID: s.cfg.ID, ID: p.execID, ExitStatus: reaper.UnknownStatus, ExitedAt: timestamppb.New(p.exitedAt),
+	})
+	close(p.exited)
+}
+
+// endHolders kills the processes of the container that have a FIFO of an exec: nobody else gets one.
+func (s *Service) endHolders(p *process) {
+	pids, err := s.container.Pids()
+	if err != nil {
+		return
+	}
+	prefix := filepath.Join(s.cfg.Bundle, shimapi.StdioDir, p.execID) + "."
+	for _, pid := range pids {
+		for _, fd := range []string{"0", "1", "2"} {
+			if to, err := os.Readlink(filepath.Join("/proc", fmt.Sprint(pid), "fd", fd)); err == nil && strings.HasPrefix(to, prefix) {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+					s.cfg.Log.Error("cannot end a process of an exec", "exec", p.execID, "pid", pid, "error", err)
+				}
+				break
+			}
+		}
+	}
+}
+
+// reopen goes on with a process's streams, also with those of one that has ended: a client may not have read all of it.
+func (s *Service) reopen(p *process, held map[string]*os.File) {
+	if p.pid == 0 {
+		return // never started
+	}
+	if held == nil {
+		held = map[string]*os.File{}
+	}
+	open, err := stdio.Reopen(s.streamConfig(p, KeptOptions(s.cfg.Bundle)), held, p.state != shimapi.Created)
+	if err != nil {
+		s.cfg.Log.Warn("not all streams could be taken over", "process", p.label(s.cfg.ID), "error", err)
+	}
+	p.io.open = open
+	if p.inputEnd {
+		open.CloseStdin()
+	}
+}
+
+type processKey struct {
+	execID string
+	pid    int
+}
+
+// past is what the ledger has of earlier incarnations.
+type past struct {
+	exits    map[processKey]*ledgerpb.Exit
+	told     map[string]bool // topics of the container's own events
+	started  map[processKey]bool
+	deleted  bool // the container is gone, and that was told
+	oomKills uint64
+}
+
+func (s *Service) readPast() (*past, error) {
+	p := &past{exits: map[processKey]*ledgerpb.Exit{}, told: map[string]bool{}, started: map[processKey]bool{}}
+	for since := uint64(0); ; {
+		records, _, err := s.ledger.Since(since, batch)
+		if err != nil {
+			return nil, err
+		}
+		if len(records) == 0 {
+			return p, nil
+		}
+		for _, r := range records {
+			since = r.Seq
+			if n := r.Process; n != nil {
+				// Another process, should the name and the number have been there before.
+				delete(p.exits, processKey{n.ExecId, int(n.Pid)})
+				delete(p.started, processKey{n.ExecId, int(n.Pid)})
+			}
+			if e := r.Exit; e != nil {
+				p.exits[processKey{e.ExecId, int(e.Pid)}] = e
+			}
+			if e := r.Event; e != nil {
+				p.told[e.Topic] = true
+				p.oomKills = max(p.oomKills, e.OomKills)
+				s.readEvent(p, e)
+			}
+		}
+	}
+}
+
+func (s *Service) readEvent(p *past, e *ledgerpb.Event) {
+	switch e.Topic {
+	case "/tasks/delete":
+		var d events.TaskDelete
+		err := typeurl.UnmarshalToByTypeURL(e.TypeUrl, e.Value, &d)
+		p.deleted = p.deleted || err == nil && (d.ID == "" || d.ID == s.cfg.ID)
+	case "/tasks/exec-started":
+		var d events.TaskExecStarted
+		if err := typeurl.UnmarshalToByTypeURL(e.TypeUrl, e.Value, &d); err == nil {
+			p.started[processKey{d.ExecID, int(d.Pid)}] = true
+		}
+	}
+}
+
+// LoadTable reads the process table in the bundle: see the function of that name.
+func (s *Service) LoadTable() (*shimstate.Table, error) { return LoadTable(s.cfg.Bundle) }

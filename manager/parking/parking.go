@@ -1,0 +1,169 @@
+// Package parking keeps, for the shims that run, copies of the descriptors that must outlive them (see package
+// shimapi/parking), and hands them to the successor of one that died. It knows nothing of what they are.
+package parking
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/managerd/managerd/protos/shimstate"
+	"github.com/managerd/managerd/shimapi/parking"
+)
+
+// Lot is where descriptors are parked. Close gives it up.
+type Lot struct {
+	listener *net.UnixListener
+	log      *slog.Logger
+	serving  sync.WaitGroup
+
+	mu     sync.Mutex // guards all below
+	closed bool
+	conns  map[*net.UnixConn]bool
+	held   map[task]map[name]*os.File
+}
+
+type task struct{ ns, id string }
+
+type name struct{ exec, kind string }
+
+// Open listens at path, a socket that it makes.
+func Open(path string, log *slog.Logger) (*Lot, error) {
+	l, err := parking.Listen(path)
+	if err != nil {
+		return nil, err
+	}
+	lot := &Lot{listener: l, log: log, conns: map[*net.UnixConn]bool{}, held: map[task]map[name]*os.File{}}
+	lot.serving.Add(1)
+	go func() {
+		defer lot.serving.Done()
+		lot.accept()
+	}()
+	return lot, nil
+}
+
+func (l *Lot) accept() {
+	for {
+		c, err := l.listener.AcceptUnix()
+		if err != nil {
+			return // closed
+		}
+		l.mu.Lock()
+		if l.closed {
+			l.mu.Unlock()
+			_ = c.Close()
+			return
+		}
+		l.conns[c] = true
+		l.serving.Add(1)
+		l.mu.Unlock()
+		go func() {
+			defer l.serving.Done()
+			l.serve(c)
+		}()
+	}
+}
+
+// serve receives what one shim parks, until it has ended. What it parked stays.
+func (l *Lot) serve(c *net.UnixConn) {
+	defer func() {
+		_ = c.Close()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.conns, c)
+	}()
+	seen := map[name]bool{}
+	for {
+		p, files, err := parking.Receive(c)
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				l.log.Warn("a shim cannot park what must outlive it", "error", err)
+			}
+			return
+		}
+		l.take(p, files, seen)
+	}
+}
+
+func (l *Lot) take(p *shimstate.Parcel, files []*os.File, seen map[name]bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := task{p.Namespace, p.ContainerId}
+	of := l.held[k]
+	if of == nil {
+		of = map[name]*os.File{}
+		l.held[k] = of
+	}
+	drop := func(n name) {
+		if f := of[n]; f != nil {
+			_ = f.Close()
+			delete(of, n)
+		}
+	}
+	for _, kind := range p.Drop {
+		drop(name{p.ExecId, kind})
+	}
+	for i, kind := range p.Kinds {
+		n := name{p.ExecId, kind}
+		drop(n)
+		of[n], seen[n] = files[i], true
+	}
+	if p.Whole {
+		for n := range of {
+			if !seen[n] {
+				drop(n)
+			}
+		}
+	}
+	if len(of) == 0 {
+		delete(l.held, k)
+	}
+}
+
+// HandOver sends everything that is parked of a task through c, and keeps it: it is the successor's to say what is not
+// needed any more.
+func (l *Lot) HandOver(c *net.UnixConn, ns, id string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n, f := range l.held[task{ns, id}] {
+		p := &shimstate.Parcel{Namespace: ns, ContainerId: id, ExecId: n.exec, Kinds: []string{n.kind}}
+		if err := parking.Send(c, p, []*os.File{f}); err != nil {
+			return fmt.Errorf("cannot hand over what was parked of task %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// Drop closes everything that is parked of a task: it is gone.
+func (l *Lot) Drop(ns, id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.held[task{ns, id}] {
+		_ = f.Close()
+	}
+	delete(l.held, task{ns, id})
+}
+
+// Close closes the socket and everything that is parked; the shims have theirs.
+func (l *Lot) Close() {
+	_ = l.listener.Close()
+	l.mu.Lock()
+	l.closed = true
+	for c := range l.conns {
+		_ = c.Close()
+	}
+	l.mu.Unlock()
+	l.serving.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, of := range l.held {
+		for _, f := range of {
+			_ = f.Close()
+		}
+	}
+	l.held = map[task]map[name]*os.File{}
+}
