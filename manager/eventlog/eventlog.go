@@ -59,11 +59,18 @@ type Log struct {
 	segments []*segment // oldest first; the last one is written to
 	file     *os.File   // of the last one
 	last     uint64     // number of the last event
-	cursors  map[string]uint64
+	next     uint64     // of the one to come
+	cursors  map[string]cursor
 	changed  chan struct{} // closed by the next append
 	broken   error         // a failed write could not be undone
 	dirty    *time.Timer   // syncs the file; nil: nothing to sync
 	closed   bool
+}
+
+// cursor is the last event of a source, and the segment that has it.
+type cursor struct {
+	seq  uint64
+	path string
 }
 
 // segment is one file. Its fields are guarded by Log.mu.
@@ -87,7 +94,7 @@ func Open(dir string, b Bounds, log *slog.Logger) (*Log, error) {
 	if b.Age == 0 {
 		b.Age = Default.Age
 	}
-	l := &Log{dir: dir, bounds: b, log: log, cursors: map[string]uint64{}, changed: make(chan struct{})}
+	l := &Log{dir: dir, bounds: b, log: log, cursors: map[string]cursor{}, changed: make(chan struct{})}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make log of events: %w", err)
 	}
@@ -117,12 +124,17 @@ func (l *Log) load() error {
 			return err
 		}
 		lastBoot = "" // it may have had numbers above all that are known
+		var first uint64
+		if _, err := fmt.Sscanf(filepath.Base(path), "%016x.log", &first); err == nil {
+			l.last = max(l.last, first) // so that what follows says that something is missing
+		}
 	}
 	if n := len(l.segments); n > 0 && lastBoot == bootID() {
 		s := l.segments[n-1]
 		if l.file, err = os.OpenFile(s.path, os.O_RDWR, 0); err != nil {
 			return err
 		}
+		l.next = max(l.last+1, s.first)
 		return l.file.Truncate(s.end)
 	}
 	return l.beginLocked(max(l.last+1, uint64(time.Now().Unix())<<16))
@@ -149,7 +161,7 @@ func (l *Log) scan(path string, isLast bool) (*segment, string, error) {
 		}
 		s.last, s.newest = r.Seq, time.Unix(0, r.UnixNano)
 		if e := r.Event; e.Source != "" {
-			l.cursors[e.Source] = max(l.cursors[e.Source], e.SourceSeq)
+			l.cursors[e.Source] = cursor{max(l.cursors[e.Source].seq, e.SourceSeq), s.path}
 		}
 		return nil
 	})
@@ -190,7 +202,7 @@ func (l *Log) beginLocked(first uint64) error {
 		}
 	}
 	s.end = int64(len(magic) + len(head))
-	l.file, l.last = f, max(l.last, first-1)
+	l.file, l.next = f, first
 	l.segments = append(l.segments, s)
 	l.dropLocked()
 	return nil
@@ -213,6 +225,11 @@ func (l *Log) dropLocked() {
 		}
 		total -= s.end
 		l.segments = l.segments[1:]
+		for source, c := range l.cursors {
+			if c.path == s.path {
+				delete(l.cursors, source) // its last event is long ago; the bundle, if there is one, remembers it
+			}
+		}
 	}
 }
 
@@ -227,16 +244,16 @@ func (l *Log) Append(e *records.Event) (fresh bool, err error) {
 	if l.broken != nil {
 		return true, l.broken
 	}
-	if e.Source != "" && e.SourceSeq <= l.cursors[e.Source] {
+	if e.Source != "" && e.SourceSeq <= l.cursors[e.Source].seq {
 		return false, nil
 	}
 	now := time.Now()
 	if s := l.segments[len(l.segments)-1]; s.last != 0 && s.end >= l.bounds.Segment {
-		if err := l.beginLocked(l.last + 1); err != nil {
+		if err := l.beginLocked(l.next); err != nil {
 			return true, fmt.Errorf("cannot begin a segment of the log of events: %w", err)
 		}
 	}
-	data, err := frame(&records.Record{Seq: l.last + 1, UnixNano: now.UnixNano(), Event: e})
+	data, err := frame(&records.Record{Seq: l.next, UnixNano: now.UnixNano(), Event: e})
 	if err != nil {
 		return true, err
 	}
@@ -247,11 +264,11 @@ func (l *Log) Append(e *records.Event) (fresh bool, err error) {
 		}
 		return true, fmt.Errorf("cannot write log of events: %w", err)
 	}
-	l.last++
+	l.last, l.next = l.next, l.next+1
 	s.last, s.newest = l.last, now
 	s.end += int64(len(data))
 	if e.Source != "" {
-		l.cursors[e.Source] = e.SourceSeq
+		l.cursors[e.Source] = cursor{e.SourceSeq, s.path}
 	}
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -279,18 +296,7 @@ func (l *Log) sync() {
 func (l *Log) Cursor(source string) uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.cursors[source]
-}
-
-// Keep forgets the sources that alive does not know: no more events of theirs come.
-func (l *Log) Keep(alive func(source string) bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for s := range l.cursors {
-		if !alive(s) {
-			delete(l.cursors, s)
-		}
-	}
+	return l.cursors[source].seq
 }
 
 // Close syncs and closes the log; readers end with their contexts.
