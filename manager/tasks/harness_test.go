@@ -23,6 +23,7 @@ import (
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/containers"
+	"github.com/managerd/managerd/manager/eventlog"
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/shims"
@@ -81,6 +82,7 @@ type world struct {
 	ttrpc    string
 	log      *safeBuffer
 	exchange *events.Exchange
+	journal  *eventlog.Log // nil: events are not kept
 	shims    *shims.Manager
 	bundles  *bundle.Store
 	*Service
@@ -142,6 +144,9 @@ func (w *world) begin() <-chan struct{} {
 		w.t.Fatal(err)
 	}
 	w.exchange = events.NewExchange()
+	if w.journal != nil {
+		w.exchange.Keep(w.journal)
+	}
 	w.exchange.Open()
 	w.shims = shims.New(shims.Config{
 		State: w.state, Binary: w.binary, Address: filepath.Join(w.state, "managerd.sock"), TTRPCAddress: w.ttrpc, Debug: true, Log: log,
