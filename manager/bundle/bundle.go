@@ -3,7 +3,9 @@
 package bundle
 
 import (
+	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,11 +27,14 @@ import (
 const Dir = "io.containerd.runtime.v2.task"
 
 const (
-	cursorFile = "events.cursor"    // sequence number of the last event that was handed on, 8 bytes, little endian
+	cursorFile = "events.cursor"    // sequence number of the last event that was handed on, 8 bytes, little endian; then the bundle's random name
 	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
 	newPrefix  = ".new-"            // a bundle that is being made; ids never begin with a dot
 	oldPrefix  = ".old-"            // one that is being removed
 )
+
+// What stands in cursorFile, in bytes.
+const cursorLen, nameLen = 8, 16
 
 // Store is the directory of all bundles.
 type Store struct {
@@ -92,6 +97,11 @@ func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {
 		return nil, err
 	}
 	if err := unix.Mkfifo(filepath.Join(half, shimapi.LogFIFO), 0o600); err != nil {
+		return nil, err
+	}
+	cursor := make([]byte, cursorLen+nameLen) // the first event has number 1
+	_, _ = rand.Read(cursor[cursorLen:])      // never fails
+	if err := os.WriteFile(filepath.Join(half, cursorFile), cursor, 0o600); err != nil {
 		return nil, err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, half, unix.AT_FDCWD, b.Path, unix.RENAME_NOREPLACE)
@@ -230,10 +240,20 @@ func (b *Bundle) Ledger() ([]*ledgerpb.Record, error) {
 // Cursor is the sequence number of the last event that was handed on; 0 for none.
 func (b *Bundle) Cursor() uint64 {
 	data, err := os.ReadFile(b.file(cursorFile))
-	if err != nil || len(data) != 8 {
+	if err != nil || len(data) < cursorLen {
 		return 0
 	}
 	return binary.LittleEndian.Uint64(data)
+}
+
+// Source names the ledger of this bundle among those of all bundles that ever were; empty for one that an older daemon
+// made.
+func (b *Bundle) Source() string {
+	data, err := os.ReadFile(b.file(cursorFile))
+	if err != nil || len(data) != cursorLen+nameLen {
+		return ""
+	}
+	return b.Namespace + "/" + b.ID + "/" + hex.EncodeToString(data[cursorLen:])
 }
 
 // SetCursor writes the cursor; one write(2) of eight bytes is there whole or not at all.

@@ -20,6 +20,7 @@ import (
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/identifiers"
 	"github.com/managerd/managerd/manager/namespaces"
+	records "github.com/managerd/managerd/protos/eventlog"
 )
 
 const (
@@ -30,8 +31,16 @@ const (
 	grace = 30 * time.Second
 )
 
+// journal keeps events, and knows which of a shim's it has (package eventlog).
+type journal interface {
+	Append(*records.Event) (fresh bool, err error)
+	Cursor(source string) uint64
+}
+
 // Exchange connects publishers and subscribers. A publisher never waits for a subscriber.
 type Exchange struct {
+	journal journal // nil: events are not kept
+
 	mu     sync.Mutex
 	opened time.Time // what happened before is of the time when no daemon could be asked; zero: that is still so
 	subs   map[*Subscription]struct{}
@@ -41,6 +50,17 @@ type Exchange struct {
 // NewExchange gives an exchange that is not open yet: see Open.
 func NewExchange() *Exchange {
 	return &Exchange{subs: map[*Subscription]struct{}{}}
+}
+
+// Keep has every event written to j before anybody is told. To be called before the first one.
+func (x *Exchange) Keep(j journal) { x.journal = j }
+
+// Cursor is the number of the last event of a source that was written down; 0 for none.
+func (x *Exchange) Cursor(source string) uint64 {
+	if x.journal == nil {
+		return 0
+	}
+	return x.journal.Cursor(source)
 }
 
 // Open says that subscribers can come from now on. What happened before, also while the daemon was starting, is of the time
@@ -66,13 +86,29 @@ func (x *Exchange) Publish(ctx context.Context, topic string, event proto.Messag
 
 // Forward hands on an event that already has its envelope. One that happened while no daemon could be asked is also kept, for
 // the subscribers who come within half a minute from Open.
-func (x *Exchange) Forward(e *types.Envelope) error {
+func (x *Exchange) Forward(e *types.Envelope) error { return x.ForwardFrom("", 0, e) }
+
+// ForwardFrom is Forward for event seq of a source that counts its events; one that was written down before is not handed
+// on again.
+func (x *Exchange) ForwardFrom(source string, seq uint64, e *types.Envelope) error {
 	if err := validate(e); err != nil {
 		return err
 	}
 	ev := &event{Envelope: e}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.journal != nil {
+		fresh, err := x.journal.Append(&records.Event{
+			UnixNano: e.Timestamp.AsTime().UnixNano(), Namespace: e.Namespace, Topic: e.Topic, TypeUrl: e.Event.GetTypeUrl(),
+			Value: e.Event.GetValue(), Source: source, SourceSeq: seq,
+		})
+		if err != nil { // subscribers are told all the same
+			slog.Error("an event was not written down", "namespace", e.Namespace, "topic", e.Topic, "error", err)
+		}
+		if !fresh {
+			return nil
+		}
+	}
 	if x.opened.IsZero() || e.Timestamp.AsTime().Before(x.opened) && x.inGrace() {
 		x.missed = append(x.missed, ev)
 	}
@@ -189,6 +225,15 @@ func (s *Subscription) Close() {
 	s.x.mu.Lock()
 	defer s.x.mu.Unlock()
 	delete(s.x.subs, s)
+}
+
+// Matcher says of an envelope whether any of the filters (all, without one) matches it.
+func Matcher(fs ...string) (func(*types.Envelope) bool, error) {
+	f, err := filters.ParseAll(fs...)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *types.Envelope) bool { return f.Match(&event{Envelope: e}) }, nil
 }
 
 // event is one on its way; filters see its fields. Its body is decoded once, and only if a filter looks into it.

@@ -19,6 +19,7 @@ import (
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/eventlog"
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/images"
 	"github.com/managerd/managerd/manager/introspection"
@@ -37,6 +38,7 @@ import (
 // parts is what the services are made of; a field is set when the plugin that builds it works.
 type parts struct {
 	exchange  *events.Exchange
+	eventLog  *eventlog.Log // nil: it does not work
 	content   *content.Store
 	snapshots *snapshots.Store
 	shims     *shims.Manager
@@ -142,6 +144,13 @@ func (s *Server) list(ctx context.Context) []plugin {
 			s.exchange = p.exchange
 			return nil
 		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeEvent, ID: "log", Requires: []string{introspection.TypeEvent}}, build: func() (err error) {
+			if p.eventLog, err = eventlog.Open(filepath.Join(s.cfg.Root, eventlog.Dir), eventlog.Default, s.log); err == nil {
+				p.exchange.Keep(p.eventLog)
+				s.closers = append(s.closers, p.eventLog.Close)
+			}
+			return err
+		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt"}, vital: true, build: func() (err error) {
 			if s.db, err = metadata.Open(filepath.Join(s.cfg.Root, "metadata.db")); err == nil {
 				s.closers = append(s.closers, s.db.Close)
@@ -168,6 +177,13 @@ func (s *Server) list(ctx context.Context) []plugin {
 			e.RegisterTTRPC(s.ttrpc)
 			return e
 		}),
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "replay", Requires: []string{introspection.TypeEvent}}, build: func() error {
+			if p.eventLog == nil {
+				return fmt.Errorf("the log of events does not work: %w", errdefs.ErrUnavailable)
+			}
+			api.NewReplay(p.eventLog).Register(s.grpc)
+			return nil
+		}},
 		service("containers", meta, func() register { return api.NewContainers(containers.NewStore(s.db), p.exchange) }),
 		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), p.exchange) }),
 		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db)) }),

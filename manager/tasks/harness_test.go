@@ -23,6 +23,7 @@ import (
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/containers"
+	"github.com/managerd/managerd/manager/eventlog"
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/parking"
@@ -83,6 +84,7 @@ type world struct {
 	ttrpc    string
 	log      *safeBuffer
 	exchange *events.Exchange
+	journal  *eventlog.Log // nil: events are not kept
 	shims    *shims.Manager
 	bundles  *bundle.Store
 	lot      *parking.Lot
@@ -145,6 +147,9 @@ func (w *world) begin() <-chan struct{} {
 		w.t.Fatal(err)
 	}
 	w.exchange = events.NewExchange()
+	if w.journal != nil {
+		w.exchange.Keep(w.journal)
+	}
 	w.exchange.Open()
 	lot, err := parking.Open(filepath.Join(w.state, wire.SocketName), log)
 	if err != nil {

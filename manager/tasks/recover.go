@@ -154,14 +154,15 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 	log := s.log.With("namespace", b.Namespace, "id", b.ID)
 	err := s.background(func() {
 		defer close(t.followed)
-		since := b.Cursor()
+		source := b.Source()
+		since := max(b.Cursor(), s.events.Cursor(source))
 		defer func() {
 			if shim.Own && s.ctx.Err() == nil {
-				s.catchUp(b, s.read(b).events) // it may have ended before it could hand over the last ones
+				s.catchUp(b, source, s.read(b).events) // it may have ended before it could hand over the last ones
 			}
 		}()
 		for {
-			err := s.stream(t, b, shim, &since)
+			err := s.stream(t, b, source, shim, &since)
 			if s.ctx.Err() != nil || (err == nil && t.endExpected()) {
 				return
 			}
@@ -223,7 +224,7 @@ func (s *Service) succeed(b *bundle.Bundle) *shims.Shim {
 }
 
 // stream hands on events until the shim has shut down (nil), or the stream breaks.
-func (s *Service) stream(t *Task, b *bundle.Bundle, shim *shims.Shim, since *uint64) error {
+func (s *Service) stream(t *Task, b *bundle.Bundle, source string, shim *shims.Shim, since *uint64) error {
 	if !shim.Own { // it forwards its events
 		select {
 		case <-shim.Gone():
@@ -234,14 +235,15 @@ func (s *Service) stream(t *Task, b *bundle.Bundle, shim *shims.Shim, since *uin
 	return shim.Follow(s.in(b.Namespace), *since, func(e *shims.Event) {
 		if e.Seq > *since {
 			*since = e.Seq
-			s.hand(b, e)
+			s.hand(b, source, e)
 		}
 	})
 }
 
-// hand hands an event on, then remembers that it was.
-func (s *Service) hand(b *bundle.Bundle, e *shims.Event) {
-	if err := s.events.Forward(shims.Envelope(b.Namespace, e)); err != nil {
+// hand hands an event on, then remembers that it was. The log of events has its number with it; the bundle's own note counts
+// once the log has dropped the event.
+func (s *Service) hand(b *bundle.Bundle, source string, e *shims.Event) {
+	if err := s.events.ForwardFrom(source, e.Seq, shims.Envelope(b.Namespace, e)); err != nil {
 		s.log.Error("a shim's event is malformed", "namespace", b.Namespace, "id", b.ID, "topic", e.Topic, "error", err)
 	}
 	if err := b.SetCursor(e.Seq); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -250,11 +252,11 @@ func (s *Service) hand(b *bundle.Bundle, e *shims.Event) {
 }
 
 // catchUp hands on the events, as a ledger has them, that have not been.
-func (s *Service) catchUp(b *bundle.Bundle, events []*shims.Event) {
-	cursor := b.Cursor()
+func (s *Service) catchUp(b *bundle.Bundle, source string, events []*shims.Event) {
+	cursor := max(b.Cursor(), s.events.Cursor(source))
 	for _, e := range events {
 		if e.Seq > cursor {
-			s.hand(b, e)
+			s.hand(b, source, e)
 		}
 	}
 }
@@ -365,7 +367,7 @@ func bootID() string {
 // container, or that is deleted.
 func (s *Service) examine(b *bundle.Bundle) *remains {
 	l := s.read(b)
-	s.catchUp(b, l.events)
+	s.catchUp(b, b.Source(), l.events)
 	if !l.made || l.deleted {
 		return nil
 	}

@@ -47,6 +47,26 @@ func (w *world) endAway(id string, signal uint32) {
 	})
 }
 
+// toldAll says whether every event that is in a task's ledger was handed on.
+func (w *world) toldAll(id string) bool {
+	w.t.Helper()
+	b, err := w.bundles.Load("ns", id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	records, err := b.Ledger()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var last uint64
+	for _, r := range records {
+		if r.Event != nil {
+			last = r.Seq
+		}
+	}
+	return b.Cursor() == last
+}
+
 // TestRecover: whatever happened while no daemon lived, the next one finds it, and tells of each event once.
 func TestRecover(t *testing.T) {
 	w := fakes(t)
@@ -64,6 +84,9 @@ func TestRecover(t *testing.T) {
 	}
 	before := w.record()
 	before.await(t, "ends") // nothing: it is told of what happens from now on
+	for _, id := range []string{"ends", "deleted", "orphan", "orphan-ended"} {
+		eventually(t, "what happened to "+id+" so far is told", func() bool { return w.toldAll(id) })
+	}
 	w.Close()
 
 	w.endAway("ends", 9)

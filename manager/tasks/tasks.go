@@ -35,6 +35,9 @@ type containerStore interface {
 // exchange takes events.
 type exchange interface {
 	Forward(*types.Envelope) error
+	// ForwardFrom takes event seq of a source, unless it has it; Cursor is the last one that it has.
+	ForwardFrom(source string, seq uint64, e *types.Envelope) error
+	Cursor(source string) uint64
 }
 
 // Service keeps the tasks of all namespaces.

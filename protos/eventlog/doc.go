@@ -1,0 +1,2 @@
+// Package eventlog has the records of the daemon's log of events (manager/eventlog), generated from eventlog.proto.
+package eventlog
