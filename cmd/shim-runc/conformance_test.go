@@ -4,6 +4,9 @@ import (
 	"os/exec"
 	"testing"
 
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/typeurl/v2"
+
 	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
 	"github.com/managerd/managerd/shimapi/shimtest"
 )
@@ -15,6 +18,27 @@ func TestConformance(t *testing.T) {
 		t.Fatal(err)
 	}
 	shimtest.Run(t, shimtest.Config{Binary: binary})
+}
+
+// TestConformanceExternal: the same with other runtimes behind our shim.
+func TestConformanceExternal(t *testing.T) {
+	binary, err := shimbin.Build(t.TempDir(), shimbin.Race)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) {
+			path, err := exec.LookPath(name)
+			if err != nil {
+				t.Fatalf("%v (Debian: apt-get install %s)", err, name)
+			}
+			opts, err := typeurl.MarshalAnyToProto(&options.Options{BinaryName: path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			shimtest.Run(t, shimtest.Config{Binary: binary, Options: opts})
+		})
+	}
 }
 
 // TestConformanceOfContainerd: the same on the shim of Debian's containerd 1.6 over its runc 1.1, so that the suite asks

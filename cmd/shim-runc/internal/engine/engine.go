@@ -102,12 +102,12 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
 	e.cfg.OnPhase("create.init", time.Since(begin))
-	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: !hasOwnPID(spec)}, nil
+	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: SharesPID(spec)}, nil
 }
 
 // config is libcontainer's for a spec.
 func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, error) {
-	if err := e.check(bundle, spec); err != nil {
+	if err := Check(bundle, spec); err != nil {
 		return nil, err
 	}
 	e.clamp.process(spec.Process)
@@ -129,8 +129,8 @@ func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, e
 	return config, nil
 }
 
-// check refuses what libcontainer would crash on or misread, and makes the rootfs path absolute.
-func (e *Engine) check(bundle string, spec *specs.Spec) error {
+// Check refuses what a runtime would crash on or misread (InvalidArgument), and makes the rootfs path absolute.
+func Check(bundle string, spec *specs.Spec) error {
 	invalid := func(format string, a ...any) error {
 		return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
 	}
@@ -161,13 +161,14 @@ func (e *Engine) check(bundle string, spec *specs.Spec) error {
 	return nil
 }
 
-func hasOwnPID(spec *specs.Spec) bool {
+// SharesPID says that a container of spec has no pid namespace of its own, so that its processes can outlive its init.
+func SharesPID(spec *specs.Spec) bool {
 	for _, ns := range spec.Linux.Namespaces {
 		if ns.Type == specs.PIDNamespace {
-			return ns.Path == ""
+			return ns.Path != ""
 		}
 	}
-	return false
+	return true
 }
 
 // Remove ends and removes what is left of a container that nobody keeps any more (its shim died): its processes, cgroup

@@ -88,10 +88,13 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
 	undo.add(func() error { p.io.open.Close(); return nil })
-	e := s.cfg.NewEngine(engine.Config{
+	e, err := s.cfg.NewEngine(engine.Config{
 		Root: StateRoot(s.cfg.Bundle, s.cfg.Namespace, opts), SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
 		NoNewKeyring: opts.NoNewKeyring, Log: s.cfg.Log, Reaper: s.cfg.Reaper, OnPhase: s.phases.note,
-	})
+	}, opts.BinaryName)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+	}
 	c, err := e.Create(ctx, r.ID, s.cfg.Bundle, spec, files)
 	p.io.open.Started()
 	if err != nil {
@@ -247,9 +250,6 @@ func decodeOptions(any *anypb.Any) (*options.Options, error) {
 	opts, ok := v.(*options.Options)
 	if !ok {
 		return nil, fmt.Errorf("runtime options are a %s, not containerd.runc.v1.Options: %w", any.GetTypeUrl(), errdefs.ErrInvalidArgument)
-	}
-	if opts.BinaryName != "" && opts.BinaryName != "runc" {
-		return nil, fmt.Errorf("runtime binary %q: only the built-in libcontainer is supported: %w", opts.BinaryName, errdefs.ErrNotImplemented)
 	}
 	return opts, nil
 }
