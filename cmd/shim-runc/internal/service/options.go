@@ -38,8 +38,9 @@ func decodeOptions(any *anypb.Any) (*options.Options, error) {
 	default:
 		return nil, fmt.Errorf("runtime options are a %s, not containerd.runc.v1.Options: %w", any.GetTypeUrl(), errdefs.ErrInvalidArgument)
 	}
-	if opts.TaskApiAddress != "" {
-		return nil, fmt.Errorf("runtime option TaskApiAddress %q: a shim of this kind keeps its containers itself: %w", opts.TaskApiAddress, errdefs.ErrNotImplemented)
+	//lint:ignore SA1019 a client may send it all the same
+	if address := opts.TaskApiAddress; address != "" {
+		return nil, fmt.Errorf("runtime option TaskApiAddress %q: a shim of this kind keeps its container itself: %w", address, errdefs.ErrNotImplemented)
 	}
 	return opts, nil
 }
@@ -56,9 +57,9 @@ func decodeTOML(r *runtimeoptions.Options) (*options.Options, error) {
 		}
 	}
 	var c struct {
-		NoPivotRoot, NoNewKeyring, SystemdCgroup                                  bool
-		ShimCgroup, BinaryName, Root, CriuImagePath, CriuWorkPath, TaskApiAddress string
-		IoUid, IoGid, TaskApiVersion                                              uint32
+		NoPivotRoot, NoNewKeyring, SystemdCgroup                  bool
+		ShimCgroup, BinaryName, Root, CriuImagePath, CriuWorkPath string
+		IoUid, IoGid                                              uint32
 	}
 	if err := toml.NewDecoder(bytes.NewReader(body)).DisallowUnknownFields().Decode(&c); err != nil {
 		return nil, fmt.Errorf("cannot read runtime options from %s: %w: %w", from, err, errdefs.ErrInvalidArgument)
@@ -66,7 +67,7 @@ func decodeTOML(r *runtimeoptions.Options) (*options.Options, error) {
 	return &options.Options{
 		NoPivotRoot: c.NoPivotRoot, NoNewKeyring: c.NoNewKeyring, SystemdCgroup: c.SystemdCgroup, ShimCgroup: c.ShimCgroup,
 		BinaryName: c.BinaryName, Root: c.Root, CriuImagePath: c.CriuImagePath, CriuWorkPath: c.CriuWorkPath,
-		TaskApiAddress: c.TaskApiAddress, IoUid: c.IoUid, IoGid: c.IoGid, TaskApiVersion: c.TaskApiVersion,
+		IoUid: c.IoUid, IoGid: c.IoGid,
 	}, nil
 }
 

@@ -36,6 +36,7 @@ func TestDecodeOptions(t *testing.T) {
 		{"nothing", &runtimeoptions.Options{}, &options.Options{}, nil, ""},
 		{"missing file", &runtimeoptions.Options{ConfigPath: file + "x"}, nil, errdefs.ErrInvalidArgument, file + "x"},
 		{"unknown key", &runtimeoptions.Options{ConfigBody: []byte("Nonsense = 1")}, nil, errdefs.ErrInvalidArgument, "ConfigBody"},
+		//lint:ignore SA1019 a client may send it all the same
 		{"task api", &options.Options{TaskApiAddress: "unix:///x"}, nil, errdefs.ErrNotImplemented, "TaskApiAddress"},
 		{"other type", &options.CheckpointOptions{}, nil, errdefs.ErrInvalidArgument, "not containerd.runc.v1.Options"},
 	} {
