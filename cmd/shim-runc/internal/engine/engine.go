@@ -147,6 +147,8 @@ func Check(bundle string, spec *specs.Spec) error {
 		return invalid("invalid spec: root.path is missing")
 	case spec.Linux == nil:
 		return invalid("invalid spec: the linux section is missing")
+	case spec.Linux.MountLabel != "" && !selinux():
+		return invalid("invalid spec: linux.mountLabel is set, and this kernel has no SELinux")
 	}
 	if !filepath.IsAbs(spec.Root.Path) {
 		spec.Root.Path = filepath.Join(bundle, spec.Root.Path)
@@ -159,6 +161,12 @@ func Check(bundle string, spec *specs.Spec) error {
 		return invalid("invalid rootfs: %s is not a directory", spec.Root.Path)
 	}
 	return nil
+}
+
+// selinux says whether the kernel takes labels; without it a mount with one fails with no word about the reason.
+func selinux() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
 }
 
 // SharesPID says that a container of spec has no pid namespace of its own, so that its processes can outlive its init.
