@@ -80,6 +80,8 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	if err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
+	poststart := config.Hooks[configs.Poststart]
+	delete(config.Hooks, configs.Poststart)
 	c, err := libcontainer.Create(e.cfg.Root, id, config)
 	switch {
 	case errors.Is(err, libcontainer.ErrExist):
@@ -102,7 +104,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
 	e.cfg.OnPhase("create.init", time.Since(begin))
-	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: SharesPID(spec)}, nil
+	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: SharesPID(spec), poststart: poststart}, nil
 }
 
 // config is libcontainer's for a spec.
