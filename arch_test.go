@@ -64,6 +64,7 @@ func TestImports(t *testing.T) {
 	}{
 		{module, "", "github.com/containerd/containerd/v2", "that is the system we implement and measure against"},
 		{module, module + "/cmd/shim-runc/internal/engine", "github.com/opencontainers/runc", "the engine is the only one that knows libcontainer, so that another engine can stand beside it"},
+		{module + "/cmd/shim-runc/internal/engine/external", "", "github.com/opencontainers/runc", "what runs another program must not grow on libcontainer"},
 		{module + "/protos", "", module + "/manager", "the contract knows neither side"},
 		{module + "/protos", "", module + "/shimapi", "records do not know who writes them"},
 		{module + "/shimapi", "", module + "/manager", "the contract knows neither side"},

@@ -241,7 +241,7 @@ func (c *Cgroup) oomFile() (*os.File, error) {
 // on v2, SIGKILL until it is empty on v1. DeadlineExceeded names those that do not end by ctx's deadline.
 func (c *Cgroup) Kill(ctx context.Context) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		pids, err := c.pids()
+		pids, err := c.Pids()
 		if err != nil {
 			return err
 		}
@@ -269,7 +269,8 @@ func (c *Cgroup) Kill(ctx context.Context) error {
 	}
 }
 
-func (c *Cgroup) pids() ([]int, error) {
+// Pids lists the processes of the cgroup and of those below it; none when it has gone.
+func (c *Cgroup) Pids() ([]int, error) {
 	var pids []int
 	err := filepath.WalkDir(c.any, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {

@@ -127,7 +127,7 @@ func TestKill(t *testing.T) {
 	if err := c.Kill(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if pids, err := c.pids(); err != nil || len(pids) != 0 {
+	if pids, err := c.Pids(); err != nil || len(pids) != 0 {
 		t.Errorf("left: %v, %v", pids, err)
 	}
 }

@@ -1,8 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/typeurl/v2"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
 	"github.com/managerd/managerd/shimapi/shimtest"
@@ -15,6 +21,46 @@ func TestConformance(t *testing.T) {
 		t.Fatal(err)
 	}
 	shimtest.Run(t, shimtest.Config{Binary: binary})
+}
+
+// TestConformanceExternal: the same with other runtimes behind our shim.
+func TestConformanceExternal(t *testing.T) {
+	binary, err := shimbin.Build(t.TempDir(), shimbin.Race)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) {
+			path, err := exec.LookPath(name)
+			if err != nil {
+				t.Fatalf("%v (Debian: apt-get install %s)", err, name)
+			}
+			if name == "crun" {
+				path = withoutHybrid(t, path)
+			}
+			opts, err := typeurl.MarshalAnyToProto(&options.Options{BinaryName: path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			shimtest.Run(t, shimtest.Config{Binary: binary, Options: opts})
+		})
+	}
+}
+
+// withoutHybrid gives a runtime that does not see the v2 hierarchy beside v1: crun refuses to run where that has a
+// controller of its own.
+func withoutHybrid(t *testing.T, path string) string {
+	const unified = "/sys/fs/cgroup/unified"
+	data, err := os.ReadFile(unified + "/cgroup.controllers")
+	if err != nil || len(bytes.TrimSpace(data)) == 0 {
+		return path
+	}
+	wrapper := filepath.Join(t.TempDir(), filepath.Base(path))
+	script := "#!/bin/sh\nexec unshare -m sh -c 'umount " + unified + " && exec " + path + " \"$@\"' " + path + " \"$@\"\n"
+	if err := os.WriteFile(wrapper, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return wrapper
 }
 
 // TestConformanceOfContainerd: the same on the shim of Debian's containerd 1.6 over its runc 1.1, so that the suite asks

@@ -32,7 +32,7 @@ func (sh *shim) create(spec *specs.Spec, mod func(*task.CreateTaskRequest)) (*ta
 	if spec != nil {
 		sh.writeSpec(spec, "")
 	}
-	r := &task.CreateTaskRequest{ID: sh.id, Bundle: sh.bundle, Rootfs: sh.bind()}
+	r := &task.CreateTaskRequest{ID: sh.id, Bundle: sh.bundle, Rootfs: sh.bind(), Options: sh.cfg.Options}
 	if mod != nil {
 		mod(r)
 	}

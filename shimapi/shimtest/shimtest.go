@@ -24,6 +24,7 @@ import (
 
 	"github.com/containerd/containerd/api/types"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/shimapi"
 )
@@ -32,6 +33,8 @@ import (
 type Config struct {
 	// Binary is the absolute path of the shim.
 	Binary string
+	// Options are the runtime options of every Create, or nil.
+	Options *anypb.Any
 	// Known are the expectations that this shim does not meet: the key, which may be a pattern of path.Match, and the
 	// reason. Every expectation that matches must fail, and at least one must match.
 	Known map[string]string

@@ -44,9 +44,12 @@ func remove(a *args, stdout, stderr io.Writer) error {
 	}
 	defer r.Close()
 	opts := service.KeptOptions(a.bundle)
-	e := engine.New(engine.Config{
+	e, err := service.NewEngine(engine.Config{
 		Root: service.StateRoot(a.bundle, a.namespace, opts), SystemdCgroup: opts.SystemdCgroup, Reaper: r,
-	})
+	}, opts.BinaryName)
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(e.Remove(a.id), mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir))); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -27,7 +28,8 @@ type Container struct {
 	init      *reaper.Process
 	sharedPID bool // processes may outlive init: there is no pid namespace that dies with it
 	released  atomic.Bool
-	launcher  string // argv[0] of the process that forked init
+	launcher  string           // argv[0] of the process that forked init
+	poststart configs.HookList // libcontainer would run them at create
 }
 
 // ID is the container's id.
@@ -55,8 +57,32 @@ func (c *Container) Start(ctx context.Context) error {
 		return fmt.Errorf("cannot start container %s: %w", c.id, err)
 	}
 	c.released.Store(true)
+	if err := c.runPoststart(); err != nil {
+		return fmt.Errorf("cannot start container %s: %w", c.id, err)
+	}
 	c.engine.cfg.OnPhase("start", time.Since(begin))
 	return nil
+}
+
+// runPoststart runs the hooks whose time is when the user's program runs. One that fails ends the container, as the
+// specification has it.
+func (c *Container) runPoststart() error {
+	if len(c.poststart) == 0 {
+		return nil
+	}
+	c.Settle(c.init)
+	lc, err := c.load()
+	if err != nil {
+		return err
+	}
+	state, err := lc.OCIState()
+	if err == nil {
+		err = c.engine.cfg.Reaper.Guard(func() error { return configs.Hooks{configs.Poststart: c.poststart}.Run(configs.Poststart, state) })
+	}
+	if err != nil {
+		_ = c.init.Signal(unix.SIGKILL)
+	}
+	return err
 }
 
 // release opens libcontainer's exec FIFO: init is blocked opening the other side, and writes one byte once it may go

@@ -80,6 +80,8 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	if err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
+	poststart := config.Hooks[configs.Poststart]
+	delete(config.Hooks, configs.Poststart)
 	c, err := libcontainer.Create(e.cfg.Root, id, config)
 	switch {
 	case errors.Is(err, libcontainer.ErrExist):
@@ -102,12 +104,14 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
 	e.cfg.OnPhase("create.init", time.Since(begin))
-	return &Container{id: id, engine: e, c: c, init: proc, sharedPID: !hasOwnPID(spec), launcher: os.Args[0]}, nil
+	return &Container{
+		id: id, engine: e, c: c, init: proc, sharedPID: SharesPID(spec), launcher: os.Args[0], poststart: poststart,
+	}, nil
 }
 
 // config is libcontainer's for a spec.
 func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, error) {
-	if err := e.check(bundle, spec); err != nil {
+	if err := Check(bundle, spec); err != nil {
 		return nil, err
 	}
 	e.clamp.process(spec.Process)
@@ -129,8 +133,8 @@ func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, e
 	return config, nil
 }
 
-// check refuses what libcontainer would crash on or misread, and makes the rootfs path absolute.
-func (e *Engine) check(bundle string, spec *specs.Spec) error {
+// Check refuses what a runtime would crash on or misread (InvalidArgument), and makes the rootfs path absolute.
+func Check(bundle string, spec *specs.Spec) error {
 	invalid := func(format string, a ...any) error {
 		return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
 	}
@@ -147,6 +151,8 @@ func (e *Engine) check(bundle string, spec *specs.Spec) error {
 		return invalid("invalid spec: root.path is missing")
 	case spec.Linux == nil:
 		return invalid("invalid spec: the linux section is missing")
+	case spec.Linux.MountLabel != "" && !selinux():
+		return invalid("invalid spec: linux.mountLabel is set, and this kernel has no SELinux")
 	}
 	if !filepath.IsAbs(spec.Root.Path) {
 		spec.Root.Path = filepath.Join(bundle, spec.Root.Path)
@@ -161,13 +167,20 @@ func (e *Engine) check(bundle string, spec *specs.Spec) error {
 	return nil
 }
 
-func hasOwnPID(spec *specs.Spec) bool {
+// selinux says whether the kernel takes labels; without it a mount with one fails with no word about the reason.
+func selinux() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil
+}
+
+// SharesPID says that a container of spec has no pid namespace of its own, so that its processes can outlive its init.
+func SharesPID(spec *specs.Spec) bool {
 	for _, ns := range spec.Linux.Namespaces {
 		if ns.Type == specs.PIDNamespace {
-			return ns.Path == ""
+			return ns.Path != ""
 		}
 	}
-	return false
+	return true
 }
 
 // Remove ends and removes what is left of a container that nobody keeps any more (its shim died): its processes, cgroup

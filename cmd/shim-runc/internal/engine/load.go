@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/managerd/managerd/reaper"
 )
@@ -21,9 +23,9 @@ type Found struct {
 	Cgroup map[string]string
 }
 
-// Load takes a container over from another incarnation of this program. init is its first process, and launcher argv[0]
-// of the one that forked it.
-func (e *Engine) Load(id string, init *reaper.Process, launcher string) (*Container, Found, error) {
+// Load takes a container over from another incarnation of this program, which made it of bundle. init is its first process,
+// and launcher argv[0] of the one that forked it.
+func (e *Engine) Load(id, bundle string, init *reaper.Process, launcher string) (*Container, Found, error) {
 	c := &Container{id: id, engine: e, init: init, sharedPID: true, launcher: launcher}
 	lc, err := libcontainer.Load(e.cfg.Root, id)
 	if errors.Is(err, libcontainer.ErrNotExist) {
@@ -47,9 +49,34 @@ func (e *Engine) Load(id string, init *reaper.Process, launcher string) (*Contai
 			_ = os.Remove(fifo) // libcontainer takes the container for a parked one by it
 		}
 	}
+	if found.Parked { // Start is still to come, and the hooks of its time
+		if c.poststart, err = e.poststart(id, bundle); err != nil {
+			return nil, found, fmt.Errorf("cannot load hooks of container %s: %w", id, err)
+		}
+	}
 	c.released.Store(!found.Parked)
 	if st, err := lc.State(); err == nil {
 		found.Cgroup = st.CgroupPaths
 	}
 	return c, found, nil
+}
+
+// poststart reads the hooks that run at Start from the bundle's config.json: libcontainer's state does not have them.
+func (e *Engine) poststart(id, bundle string) (configs.HookList, error) {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return nil, err
+	}
+	if spec.Hooks == nil || len(spec.Hooks.Poststart) == 0 {
+		return nil, nil
+	}
+	config, err := e.config(id, bundle, &spec)
+	if err != nil {
+		return nil, err
+	}
+	return config.Hooks[configs.Poststart], nil
 }

@@ -159,15 +159,17 @@ func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
 // loadContainer loads what the engine has kept. A container whose init has ended is there as well, until it is deleted.
 func (s *Service) loadContainer() (engine.Found, error) {
 	opts := KeptOptions(s.cfg.Bundle)
-	e := s.cfg.NewEngine(s.engineConfig(opts))
+	e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
+	if err != nil {
+		return engine.Found{}, err
+	}
 	init := s.init.proc
 	if init == nil { // it has ended, and that is recorded: nothing is asked of it any more
-		var err error
 		if init, err = s.cfg.Reaper.Adopt(s.init.pid, 0, nil); err != nil {
 			return engine.Found{}, err
 		}
 	}
-	c, found, err := e.Load(s.cfg.ID, init, s.init.launcher)
+	c, found, err := e.Load(s.cfg.ID, s.cfg.Bundle, init, s.init.launcher)
 	if err != nil {
 		return found, err
 	}

@@ -16,10 +16,7 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
@@ -48,6 +45,11 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	opts, err := decodeOptions(r.Options)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+	}
+	if opts.ShimCgroup != "" {
+		if err := cgroups.Join(opts.ShimCgroup, os.Getpid()); err != nil {
+			return nil, fmt.Errorf("cannot create container %s: runtime option ShimCgroup: %w", r.ID, err)
+		}
 	}
 	spec, err := readSpec(s.cfg.Bundle)
 	if err != nil {
@@ -88,7 +90,10 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
 	undo.add(func() error { p.io.open.Close(); return nil })
-	e := s.cfg.NewEngine(s.engineConfig(opts))
+	e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
+	if err != nil {
+		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
+	}
 	c, err := e.Create(ctx, r.ID, s.cfg.Bundle, spec, files)
 	p.io.open.Started()
 	if err != nil {
@@ -247,49 +252,4 @@ func readSpec(bundle string) (*specs.Spec, error) {
 func position(data []byte, offset int64) string {
 	before := data[:min(max(offset, 0), int64(len(data)))]
 	return fmt.Sprintf("line %d, column %d", bytes.Count(before, []byte("\n"))+1, len(before)-bytes.LastIndexByte(before, '\n')-1)
-}
-
-// decodeOptions reads containerd.runc.v1.Options; none is the default.
-func decodeOptions(any *anypb.Any) (*options.Options, error) {
-	if any == nil || any.GetTypeUrl() == "" {
-		return &options.Options{}, nil
-	}
-	v, err := typeurl.UnmarshalAny(any)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read runtime options: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	opts, ok := v.(*options.Options)
-	if !ok {
-		return nil, fmt.Errorf("runtime options are a %s, not containerd.runc.v1.Options: %w", any.GetTypeUrl(), errdefs.ErrInvalidArgument)
-	}
-	if opts.BinaryName != "" && opts.BinaryName != "runc" {
-		return nil, fmt.Errorf("runtime binary %q: only the built-in libcontainer is supported: %w", opts.BinaryName, errdefs.ErrNotImplemented)
-	}
-	return opts, nil
-}
-
-// StateRoot is libcontainer's state directory: in the bundle, or where the runtime options say.
-func StateRoot(bundle, ns string, opts *options.Options) string {
-	if opts.GetRoot() != "" {
-		return filepath.Join(opts.Root, ns)
-	}
-	return filepath.Join(bundle, shimapi.EngineDir)
-}
-
-// keepOptions writes the options down for whoever cleans up after this process.
-func (s *Service) keepOptions(opts *options.Options) error {
-	data, err := protojson.Marshal(opts)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(s.cfg.Bundle, shimapi.OptionsFile), data, 0o600)
-}
-
-// KeptOptions reads what keepOptions wrote; none is the default.
-func KeptOptions(bundle string) *options.Options {
-	opts := &options.Options{}
-	if data, err := os.ReadFile(filepath.Join(bundle, shimapi.OptionsFile)); err == nil {
-		_ = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, opts)
-	}
-	return opts
 }

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/external"
 	"github.com/managerd/managerd/reaper"
 )
 
@@ -15,8 +16,10 @@ import (
 type Engine interface {
 	// Create makes a container with its init parked; nothing is left of it after an error.
 	Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (Container, error)
-	// Load takes over a container that another incarnation made; launcher is argv[0] of the one that forked init.
-	Load(id string, init *reaper.Process, launcher string) (Container, engine.Found, error)
+	// Load takes over a container that another incarnation made of bundle; launcher is argv[0] of the one that forked init.
+	Load(id, bundle string, init *reaper.Process, launcher string) (Container, engine.Found, error)
+	// Remove ends and removes what is left of a container that nobody keeps any more; nothing there is not an error.
+	Remove(id string) error
 }
 
 // Container is one container of an Engine; its methods may be called at once by many goroutines.
@@ -34,23 +37,48 @@ type Container interface {
 	Destroy() error
 }
 
-// builtin is libcontainer in this process.
-type builtin struct{ e *engine.Engine }
+// builtinName is the name that clients send for "the usual runtime"; a path, and any other name, is a program to run.
+const builtinName = "runc"
 
-func newBuiltin(cfg engine.Config) Engine { return builtin{engine.New(cfg)} }
-
-func (b builtin) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (Container, error) {
-	c, err := b.e.Create(ctx, id, bundle, spec, io)
+// NewEngine gives libcontainer in this process, or with the name or path of another runtime (the runtime option
+// BinaryName) that program.
+func NewEngine(cfg engine.Config, binary string) (Engine, error) {
+	if binary == "" || binary == builtinName {
+		return adapted[*engine.Container]{engine.New(cfg)}, nil
+	}
+	e, err := external.New(cfg, binary)
 	if err != nil {
-		return nil, err // not c: a nil *engine.Container is not a nil Container
+		return nil, err
+	}
+	return adapted[*external.Container]{e}, nil
+}
+
+// adapted is an engine whose own type of container becomes the service's.
+type adapted[C Container] struct {
+	e interface {
+		Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (C, error)
+		Load(id, bundle string, init *reaper.Process, launcher string) (C, engine.Found, error)
+		Remove(id string) error
+	}
+}
+
+// Create is the engine's.
+func (a adapted[C]) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (Container, error) {
+	c, err := a.e.Create(ctx, id, bundle, spec, io)
+	if err != nil {
+		return nil, err // not c: a nil pointer is not a nil Container
 	}
 	return c, nil
 }
 
-func (b builtin) Load(id string, init *reaper.Process, launcher string) (Container, engine.Found, error) {
-	c, found, err := b.e.Load(id, init, launcher)
+// Load is the engine's.
+func (a adapted[C]) Load(id, bundle string, init *reaper.Process, launcher string) (Container, engine.Found, error) {
+	c, found, err := a.e.Load(id, bundle, init, launcher)
 	if err != nil {
 		return nil, found, err
 	}
 	return c, found, nil
 }
+
+// Remove is the engine's.
+func (a adapted[C]) Remove(id string) error { return a.e.Remove(id) }

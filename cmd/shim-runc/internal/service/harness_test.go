@@ -29,10 +29,13 @@ var (
 	lower  string // a rootfs of busybox that every container bind-mounts
 )
 
+// tempPrefix begins the name of every directory of this very run: another may be under way beside it.
+var tempPrefix = fmt.Sprintf("shim-service-test-%d-", os.Getpid())
+
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "shim-service-test-")
+	dir, err := os.MkdirTemp("", tempPrefix)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -46,7 +49,7 @@ func testMain(m *testing.M) int {
 	code := m.Run()
 	if left := shimbin.Leftovers(os.TempDir()); len(left) > 0 && code == 0 {
 		for _, l := range left {
-			if strings.Contains(l, "shim-service-test") || strings.HasPrefix(l, "cgroup") {
+			if strings.Contains(l, tempPrefix) || strings.HasPrefix(l, "cgroup") {
 				fmt.Fprintln(os.Stderr, "left behind:", l)
 				code = 1
 			}
@@ -74,7 +77,7 @@ func serve(t testing.TB, id string, spec any) *fixture {
 	if _, err := os.Stat(lower); err != nil {
 		shimbin.Rootfs(t, lower)
 	}
-	dir, err := os.MkdirTemp("", "shim-service-test-")
+	dir, err := os.MkdirTemp("", tempPrefix)
 	if err != nil {
 		t.Fatal(err)
 	}

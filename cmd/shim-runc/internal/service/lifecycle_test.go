@@ -337,7 +337,7 @@ func TestBadCreate(t *testing.T) {
 		"other id":      {mod: func(r *task.CreateTaskRequest) { r.ID = "other" }, is: errdefs.IsInvalidArgument, says: "other"},
 		"other bundle":  {mod: func(r *task.CreateTaskRequest) { r.Bundle = "/other" }, is: errdefs.IsInvalidArgument, says: "/other"},
 		"checkpoint":    {mod: func(r *task.CreateTaskRequest) { r.Checkpoint = "/c" }, is: errdefs.IsNotImplemented, says: "checkpoint"},
-		"binary":        {mod: func(r *task.CreateTaskRequest) { r.Options = any(&options.Options{BinaryName: "crun"}) }, is: errdefs.IsNotImplemented, says: "crun"},
+		"binary":        {mod: func(r *task.CreateTaskRequest) { r.Options = any(&options.Options{BinaryName: "no-runtime"}) }, is: errdefs.IsFailedPrecondition, says: "no-runtime"},
 		"options":       {mod: func(r *task.CreateTaskRequest) { r.Options = &anypb.Any{TypeUrl: "no.such.Type"} }, is: errdefs.IsInvalidArgument, says: "no.such.Type"},
 		"stdout":        {mod: func(r *task.CreateTaskRequest) { r.Stdout = "/no/such" }, is: errdefs.IsInvalidArgument, says: "/no/such"},
 		"logger":        {mod: func(r *task.CreateTaskRequest) { r.Stdout = "binary:///logger" }, is: errdefs.IsNotImplemented, says: "binary"},

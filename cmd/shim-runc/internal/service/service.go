@@ -38,8 +38,8 @@ type Config struct {
 	Log       *slog.Logger
 	Reaper    *reaper.Reaper
 	Parking   string // path of the daemon's parking socket; empty for none
-	// NewEngine makes what runs the container; nil is libcontainer in this process.
-	NewEngine func(engine.Config) Engine
+	// NewEngine makes what runs the container, given the runtime option BinaryName; nil is the function of that name.
+	NewEngine func(cfg engine.Config, binary string) (Engine, error)
 }
 
 // Service keeps one container.
@@ -84,7 +84,7 @@ func New(cfg Config) (*Service, error) {
 		execs: map[string]*process{}, stopOOM: func() {}, ending: make(chan struct{}), quiet: make(chan struct{}),
 	}
 	if s.cfg.NewEngine == nil {
-		s.cfg.NewEngine = newBuiltin
+		s.cfg.NewEngine = NewEngine
 	}
 	s.parker.socket = cfg.Parking
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
