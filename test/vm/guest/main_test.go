@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -150,7 +151,7 @@ func testInstall(t *testing.T) {
 		equal(t, unit, strings.TrimSpace(command(t, "systemctl", "is-enabled", unit)), "enabled")
 	}
 	for name, want := range map[string]string{
-		"Type": "notify", "Delegate": "yes", "KillMode": "process", "Restart": "always", "WatchdogUSec": "30s",
+		"Type": "notify", "Delegate": "yes", "KillMode": "process", "Restart": "always",
 		"FileDescriptorStoreMax": "8192", "TasksMax": "infinity", "LimitNOFILE": "1048576", "OOMScoreAdjust": "-999",
 		"OOMPolicy": "continue",
 	} {
@@ -165,6 +166,10 @@ func testInstall(t *testing.T) {
 	command(t, "ctr", "version")
 	equal(t, "after the first client", property(t, "ActiveState"), "active")
 	equal(t, "the status", property(t, "StatusText"), "serving")
+	equal(t, "the watchdog", property(t, "WatchdogUSec"), "30s")
+	if out := command(t, "ctr", "plugins", "ls"); !regexp.MustCompile(`overlayfs .* ok`).MatchString(out) {
+		t.Errorf("no overlayfs: %s", out)
+	}
 }
 
 // testImport uses Debian's ctr, as everybody would.
