@@ -125,7 +125,7 @@ func testInherited(t *testing.T) {
 	shim := strings.Fields(file(t, "/proc", fmt.Sprint(pid), "stat"))[3]
 	equal(t, "the container's parent", file(t, "/proc", shim, "comm"), "shim-runc")
 	for _, v := range strings.Split(file(t, "/proc", shim, "environ"), "\x00") {
-		for _, ours := range []string{"NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_", "INVOCATION_ID", "FDSTORE"} {
+		for _, ours := range []string{"NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_", "FDSTORE"} {
 			if strings.HasPrefix(v, ours) {
 				t.Errorf("a shim has %s", v)
 			}
