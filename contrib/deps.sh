@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes sure of what the build or the tests need from the system: contrib/deps.sh build|test|lint.
+# Makes sure of what the build or the tests need from the system: contrib/deps.sh build|test|vm.
 # Missing Debian packages are installed when this runs as root; otherwise the exact command is printed and it stops.
 # The Go toolchain is not a Debian package: contrib/go.sh finds or fetches it.
 set -eu
@@ -25,6 +25,12 @@ if [ "${1:-build}" = test ]; then
 	want ps procps
 	want ip iproute2
 	want /etc/ssl/certs/ca-certificates.crt ca-certificates
+fi
+if [ "${1:-build}" = vm ]; then
+	want qemu-system-x86_64 qemu-system-x86
+	want debootstrap debootstrap
+	want mke2fs e2fsprogs
+	want cpio cpio
 fi
 [ -n "$need" ] || exit 0
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/api/types"
 	"golang.org/x/sys/unix"
@@ -75,6 +76,17 @@ func setAttrs(fd int, o *options) error {
 	return nil
 }
 
+// takesAll says that this kernel's overlayfs takes every key and looks at none before the file system is made (before
+// Linux 6.5): lowerdir+, which it does not know, would be refused only then.
+var takesAll = sync.OnceValue(func() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fs) }()
+	return unix.FsconfigSetFlag(fs, "no-such-key-of-overlayfs") == nil
+})
+
 // overlay gives each layer to the kernel by itself (lowerdir+, Linux 6.5).
 func overlay(m *types.Mount, o *options) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
@@ -118,6 +130,9 @@ func overlay(m *types.Mount, o *options) (int, error) {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
+		if errors.Is(err, unix.EINVAL) && takesAll() {
+			return -1, errClassic
+		}
 		return -1, explain(fs, "create", err)
 	}
 	attr := o.attrs()

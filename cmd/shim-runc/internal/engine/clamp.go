@@ -13,14 +13,20 @@ import (
 // clamp lowers what only CAP_SYS_RESOURCE may raise, where we lack it: a hard rlimit above our own (setrlimit(2)), and
 // an oom_score_adj below our own (proc(5)). Without it nearly every container of a client that does not know about
 // the missing capability would fail. Each clamp is logged.
+//
+// A process that asks for no oom_score_adj gets 0 where ours is below that: a service manager protects the daemon, and so
+// us, from the kernel's OOM killer, and containers that inherited it would leave the kernel nothing else to kill.
 type clamp struct {
 	log *slog.Logger
 	on  bool
-	oom int // the lowest oom_score_adj we may set
+	oom int // our oom_score_adj; without the capability, the lowest that we may set
 }
 
 func newClamp(log *slog.Logger) clamp {
 	c := clamp{log: log}
+	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
+		c.oom, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	}
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &data[0]); err != nil {
@@ -30,14 +36,14 @@ func newClamp(log *slog.Logger) clamp {
 		return c
 	}
 	c.on = true
-	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
-		c.oom, _ = strconv.Atoi(strings.TrimSpace(string(b)))
-	}
 	return c
 }
 
 // process changes p in place.
 func (c clamp) process(p *specs.Process) {
+	if p.OOMScoreAdj == nil && c.oom < 0 {
+		p.OOMScoreAdj = new(int)
+	}
 	if !c.on {
 		return
 	}
