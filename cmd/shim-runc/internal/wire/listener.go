@@ -198,7 +198,8 @@ func (l *Listener) Close() error {
 
 // Freeze stops every connection between two frames once all calls but those that park are answered: no request is let
 // through to the server, and nothing the server writes reaches a client, until Thaw. When ctx ends before, nothing is
-// frozen, and the error names a call that was in the way.
+// frozen, and the error names a call that was in the way. A handler whose client has gone is not waited for: a caller for
+// whom that matters counts its handlers itself.
 func (l *Listener) Freeze(ctx context.Context) error {
 	l.mu.Lock()
 	l.frozen = true
