@@ -211,10 +211,8 @@ func TestApplyRefuses(t *testing.T) {
 // TestOverlay: a layer on an overlay deletes by whiteouts that overlayfs understands, and a diff of the result is that
 // layer again, whether the whole trees are compared or the upper directory says where to look.
 func TestOverlay(t *testing.T) {
-	before, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := filepath.Dir(t.TempDir()) // which all temporary directories of this test are in, with this also those of Apply and Diff
+	t.Setenv("TMPDIR", dir)
 	ctx := context.Background()
 	b := newBlobs()
 	base := t.TempDir()
@@ -291,7 +289,7 @@ func TestOverlay(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(root, "keep")); err != nil {
 		t.Error(err)
 	}
-	if after, err := os.ReadFile("/proc/self/mountinfo"); err != nil || !bytes.Equal(before, after) {
+	if after, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(after, []byte(dir)) {
 		t.Errorf("mounts were left: %s", after)
 	}
 }

@@ -194,7 +194,6 @@ func TestClassicBind(t *testing.T) {
 
 func TestUndo(t *testing.T) {
 	d := dirs(t, "src", "src/sub", "dst")
-	before := read(t, "/proc/self/mountinfo")
 	err := Mount([]*types.Mount{
 		{Type: "bind", Source: d[0], Options: []string{"bind"}},
 		{Type: "tmpfs", Source: "tmpfs", Target: "/sub"},
@@ -206,7 +205,7 @@ func TestUndo(t *testing.T) {
 	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), `"overlay"`) || !strings.Contains(err.Error(), "/nowhere/at/all") {
 		t.Errorf("error: %v", err)
 	}
-	if after := read(t, "/proc/self/mountinfo"); after != before {
+	if after := read(t, "/proc/self/mountinfo"); strings.Contains(after, d[2]) {
 		t.Errorf("mounts were left:\n%s", after)
 	}
 }
@@ -251,7 +250,8 @@ func TestInvalid(t *testing.T) {
 
 func TestWithTemp(t *testing.T) {
 	opts, upper := overlayOptions(t, 3)
-	before := read(t, "/proc/self/mountinfo")
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
 	m := []*types.Mount{{Type: "overlay", Source: "overlay", Options: opts}}
 	for i, with := range []func([]*types.Mount, func(string) error) error{WithTemp, withDir} {
 		name := fmt.Sprint("new", i)
@@ -273,8 +273,8 @@ func TestWithTemp(t *testing.T) {
 	if err := WithTemp([]*types.Mount{{Type: "tmpfs", Source: "tmpfs"}}, func(string) error { return want }); !errors.Is(err, want) {
 		t.Errorf("error of fn: %v", err)
 	}
-	if after := read(t, "/proc/self/mountinfo"); after != before {
-		t.Error("mounts were left")
+	if after := read(t, "/proc/self/mountinfo"); strings.Contains(after, dir) {
+		t.Errorf("mounts were left:\n%s", after)
 	}
 	if !ReadOnly(&types.Mount{Type: "overlay", Options: []string{"lowerdir=/a:/b"}}) || ReadOnly(m[0]) || !ReadOnly(&types.Mount{Type: "bind", Options: []string{"rbind", "ro"}}) {
 		t.Error("ReadOnly")
