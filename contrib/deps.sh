@@ -4,7 +4,7 @@
 # The Go toolchain is not a Debian package: contrib/go.sh finds or fetches it.
 set -eu
 
-need="" 
+need=""
 want() { # COMMAND-OR-FILE PACKAGE
 	case $1 in
 	/*) [ -e "$1" ] ;;
@@ -22,6 +22,7 @@ if [ "${1:-build}" = test ]; then
 	want ctr containerd
 	want containerd containerd
 	want runc runc
+	want crun crun
 	want ps procps
 	want ip iproute2
 	want /etc/ssl/certs/ca-certificates.crt ca-certificates
