@@ -305,7 +305,9 @@ func (c *cli) stop(ctx context.Context, cl *client.Client, id, signal string, gr
 	wait, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	r, err := cl.Wait(wait, c.notice, id, "")
-	if err != nil && wait.Err() != nil && ctx.Err() == nil {
+	// The daemon knows of the deadline, and may be the first to say that it has passed.
+	late := wait.Err() != nil || errdefs.IsDeadlineExceeded(err) || errors.Is(err, context.DeadlineExceeded)
+	if err != nil && late && ctx.Err() == nil {
 		if err := p.kill(ctx, sigkill, true); err != nil && !gone(err) {
 			return exit{}, err
 		}
