@@ -52,28 +52,20 @@ func Load(pid int) (*Cgroup, error) {
 		dir := filepath.Join(Root, group)
 		return &Cgroup{v2: m, path: dir, any: dir}, nil
 	}
-	v1, err := cgroup1.Load(cgroup1.PidPath(pid))
-	if err != nil {
-		return fail(err)
-	}
-	c := &Cgroup{v1: v1}
 	paths, err := cgroup1.ParseCgroupFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
 		return fail(err)
 	}
-	for _, name := range []string{"memory", "freezer", "devices", "cpu", "pids"} {
-		if p, ok := paths[name]; ok {
-			dir := filepath.Join(Root, name, p)
-			if _, err := os.Stat(dir); err != nil {
-				continue
-			}
-			if c.any == "" {
-				c.any = dir
-			}
-			if name == "memory" {
-				c.path = dir
-			}
+	dirs := map[string]string{}
+	for name, path := range paths {
+		name = strings.TrimPrefix(name, "name=")
+		if dir := findDir(name, path, pid); name != "" && dir != "" {
+			dirs[name] = dir
 		}
+	}
+	c, err := loadV1(dirs)
+	if err != nil {
+		return fail(err)
 	}
 	return c, nil
 }
@@ -98,25 +90,15 @@ func At(dirs map[string]string) (*Cgroup, error) {
 		}
 		return &Cgroup{v2: m, path: dir, any: dir}, nil
 	}
-	v1, err := cgroup1.Load(func(name cgroup1.Name) (string, error) {
-		_, path, ok := strings.Cut(strings.TrimPrefix(dirs[string(name)], Root+"/"), "/")
-		if !ok {
-			return "", cgroup1.ErrControllerNotActive
+	there := map[string]string{}
+	for name, dir := range dirs {
+		if _, err := os.Stat(dir); err == nil {
+			there[name] = dir
 		}
-		return "/" + path, nil
-	})
+	}
+	c, err := loadV1(there)
 	if err != nil {
 		return fail(err)
-	}
-	c := &Cgroup{v1: v1}
-	for name, dir := range dirs {
-		if _, err := os.Stat(dir); err != nil {
-			continue
-		}
-		c.any = dir
-		if name == "memory" {
-			c.path = dir
-		}
 	}
 	return c, nil
 }

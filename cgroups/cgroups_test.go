@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -140,4 +141,65 @@ func TestGone(t *testing.T) {
 	if _, err := Load(cmd.ProcessState.Pid()); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// TestBlind loads cgroups with a mountinfo that says nothing, the worst of the reads that miss lines: in a process of its
+// own, which covers it in a mount namespace of its own.
+func TestBlind(t *testing.T) {
+	const env = "MANAGERD_CGROUPS_BLIND"
+	pid := os.Getenv(env)
+	if pid == "" {
+		c := newCgroup(t, 64<<20, "exec sleep 100")
+		pids, err := c.Pids()
+		if err != nil || len(pids) != 1 {
+			t.Fatalf("%v, %v", pids, err)
+		}
+		cmd := exec.Command("unshare", "-m", "sh", "-ec",
+			"mount --bind /dev/null /proc/$$/mountinfo; exec \"$0\" -test.run='^TestBlind$' -test.v", os.Args[0])
+		cmd.Env = append(os.Environ(), env+"="+strconv.Itoa(pids[0]))
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "blind: 64 MiB") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	if data, err := os.ReadFile("/proc/self/mountinfo"); err != nil || len(data) > 0 {
+		t.Fatalf("mountinfo is not covered: %d bytes, %v", len(data), err)
+	}
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := map[string]string{"": c.path}
+	if c.v1 != nil {
+		dirs = map[string]string{"memory": c.path}
+	}
+	at, err := At(dirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*Cgroup{c, at} {
+		m, err := c.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var limit uint64
+		switch m := m.(type) {
+		case *v1.Metrics:
+			limit = m.Memory.Usage.Limit
+		case *v2.Metrics:
+			limit = m.Memory.UsageLimit
+		}
+		if limit != 64<<20 {
+			t.Errorf("the limit is %d: %v", limit, m)
+		}
+		if err := c.WatchOOM(t.Context(), func(uint64) {}); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Log("blind: 64 MiB")
 }

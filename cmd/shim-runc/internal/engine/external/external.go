@@ -142,10 +142,6 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	}
 	c := &Container{id: id, engine: e, init: proc, sharedPID: engine.SharesPID(spec)}
 	c.cgroup, err = cgroups.Load(proc.Pid())
-	for again := 0; err != nil && again < 3; again++ {
-		// A reader of mountinfo can miss a line while others mount.
-		c.cgroup, err = cgroups.Load(proc.Pid())
-	}
 	if err != nil {
 		_ = proc.Signal(9)
 		<-proc.Done()
