@@ -15,6 +15,7 @@ import (
 	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // newCgroup makes a cgroup of our own with a memory limit, in which script runs. Both are gone after the test.
@@ -140,6 +141,27 @@ func TestGone(t *testing.T) {
 	}
 	if _, err := Load(cmd.ProcessState.Pid()); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestZombie: of a process that has ended and waits for its parent, version 1 says that it is in the root cgroup. That
+// is not its own: whoever counts or kills there hits the whole machine.
+func TestZombie(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }()
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(cmd.Process.Pid)
+	if cgroups.Mode() == cgroups.Unified {
+		return // there it says the truth
+	}
+	if !errdefs.IsNotFound(err) {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
 

@@ -58,10 +58,15 @@ func hierarchy() ([]cgroup1.Subsystem, error) {
 }
 
 // findDir is the directory of a controller for the path that /proc/PID/cgroup has; empty when there is none. Inside a
-// container without a cgroup namespace only the end of the path is visible: that part which holds the process.
+// container without a cgroup namespace only the end of the path is visible: that part which holds the process. And of a
+// process that is ending the kernel says that it is in the root, which must not be taken for its cgroup.
 func findDir(controller, path string, pid int) string {
 	dir := filepath.Join(Root, controller, path)
-	if _, err := os.Stat(dir); err == nil {
+	if path != "/" {
+		if _, err := os.Stat(dir); err == nil {
+			return dir
+		}
+	} else if holds(dir, pid) {
 		return dir
 	}
 	for rest := strings.TrimPrefix(path, "/"); ; {
@@ -69,10 +74,14 @@ func findDir(controller, path string, pid int) string {
 		if _, rest, more = strings.Cut(rest, "/"); !more {
 			return ""
 		}
-		dir := filepath.Join(Root, controller, rest)
-		procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if err == nil && slices.Contains(strings.Fields(string(procs)), strconv.Itoa(pid)) {
+		if dir := filepath.Join(Root, controller, rest); holds(dir, pid) {
 			return dir
 		}
 	}
+}
+
+// holds says whether a living process is in a cgroup.
+func holds(dir string, pid int) bool {
+	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	return err == nil && slices.Contains(strings.Fields(string(procs)), strconv.Itoa(pid))
 }
