@@ -142,8 +142,12 @@ func (c *Cgroup) OOMKills() (uint64, error) {
 	return 0, fmt.Errorf("no oom_kill in %s: %w", name, errdefs.ErrNotImplemented)
 }
 
-// WatchOOM calls fn with the count of OOM kills each time it has grown, from one goroutine, until ctx ends or the cgroup
-// is removed. It returns when the watch is set up.
+// settling is how long after an event the counter is read again and again: version 1 tells before it kills, and of several
+// kills at once.
+const settling = time.Second
+
+// WatchOOM calls fn with the count of OOM kills, when there have been any, and each time it has grown, from one goroutine,
+// until ctx ends or the cgroup is removed. It returns when the watch is set up.
 func (c *Cgroup) WatchOOM(ctx context.Context, fn func(kills uint64)) error {
 	if c.path == "" {
 		return fmt.Errorf("cannot watch for OOM: no memory controller: %w", errdefs.ErrUnavailable)
@@ -159,12 +163,10 @@ func (c *Cgroup) WatchOOM(ctx context.Context, fn func(kills uint64)) error {
 			_ = events.Close()
 		}()
 		var seen uint64
+		var until time.Time // the counter is read again until then
 		buf := make([]byte, 4096)
-		for {
-			if _, err := events.Read(buf); err != nil {
-				return
-			}
-			kills, err := c.settledKills(ctx, seen)
+		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+			kills, err := c.OOMKills()
 			if err != nil {
 				return // the removal of the cgroup is an event too
 			}
@@ -172,26 +174,21 @@ func (c *Cgroup) WatchOOM(ctx context.Context, fn func(kills uint64)) error {
 				seen = kills
 				fn(kills)
 			}
+			var next time.Time // none: until there is an event
+			if now := time.Now(); now.Before(until) {
+				next = now.Add(wait)
+			}
+			_ = events.SetReadDeadline(next)
+			switch _, err := events.Read(buf); {
+			case errors.Is(err, os.ErrDeadlineExceeded):
+			case err != nil:
+				return
+			case c.v1 != nil:
+				until, wait = time.Now().Add(settling), time.Millisecond/2
+			}
 		}
 	}()
 	return nil
-}
-
-// settledKills reads the counter after an event. Version 1 tells before it kills, so there the counter is read again, for
-// at most a second, until it has grown.
-func (c *Cgroup) settledKills(ctx context.Context, seen uint64) (uint64, error) {
-	deadline := time.Now().Add(time.Second)
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		kills, err := c.OOMKills()
-		if err != nil || kills > seen || c.v2 != nil || time.Now().After(deadline) {
-			return kills, err
-		}
-		select {
-		case <-ctx.Done():
-			return kills, ctx.Err()
-		case <-time.After(wait):
-		}
-	}
 }
 
 // oomFile gives something that becomes readable when the OOM counters may have changed: an eventfd registered on v1's

@@ -27,6 +27,7 @@ import (
 type reality struct {
 	*world
 	root, parent string
+	memory       int64 // the limit of what is run from now on, in bytes; 0: none
 }
 
 func realWorld(t *testing.T) *reality {
@@ -73,6 +74,10 @@ func (r *reality) run(c CreateRequest, script string) uint32 {
 			CgroupsPath: filepath.Join(r.parent, c.ID),
 			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
 		},
+	}
+	if r.memory > 0 {
+		spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &r.memory}}
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/dev/zero", Type: "bind", Source: "/dev/zero", Options: []string{"bind"}})
 	}
 	body, err := json.Marshal(spec)
 	if err != nil {

@@ -78,6 +78,7 @@ type DescribeResponse struct {
 	Fds         uint32                 `protobuf:"varint,12,opt,name=fds,proto3" json:"fds,omitempty"`
 	// Duration in nanoseconds of each phase of the last create, start and exec, by phase name.
 	Timings       map[string]int64 `protobuf:"bytes,13,rep,name=timings,proto3" json:"timings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // how many of the container's processes the kernel has killed for want of memory, that were told of
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -203,6 +204,13 @@ func (x *DescribeResponse) GetTimings() map[string]int64 {
 	return nil
 }
 
+func (x *DescribeResponse) GetOomKills() uint64 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
+}
+
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -216,6 +224,7 @@ type Process struct {
 	Stdout        string                 `protobuf:"bytes,9,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr        string                 `protobuf:"bytes,10,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	ExitUnknown   string                 `protobuf:"bytes,11,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
+	OomKilled     bool                   `protobuf:"varint,12,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`      // it ended by SIGKILL, and the kernel had killed for want of memory in its time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -325,6 +334,13 @@ func (x *Process) GetExitUnknown() string {
 		return x.ExitUnknown
 	}
 	return ""
+}
+
+func (x *Process) GetOomKilled() bool {
+	if x != nil {
+		return x.OomKilled
+	}
+	return false
 }
 
 type EventsRequest struct {
@@ -704,7 +720,7 @@ var File_shim_v1_shim_proto protoreflect.FileDescriptor
 const file_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
 	"\x12shim/v1/shim.proto\x12\x10managerd.shim.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\x8a\x04\n" +
+	"\x0fDescribeRequest\"\xa7\x04\n" +
 	"\x10DescribeResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -722,10 +738,11 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"goroutines\x18\v \x01(\rR\n" +
 	"goroutines\x12\x10\n" +
 	"\x03fds\x18\f \x01(\rR\x03fds\x12I\n" +
-	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x1a:\n" +
+	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x12\x1b\n" +
+	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcc\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xeb\x02\n" +
 	"\aProcess\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
@@ -739,7 +756,9 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x06stdout\x18\t \x01(\tR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\n" +
 	" \x01(\tR\x06stderr\x12!\n" +
-	"\fexit_unknown\x18\v \x01(\tR\vexitUnknown\"%\n" +
+	"\fexit_unknown\x18\v \x01(\tR\vexitUnknown\x12\x1d\n" +
+	"\n" +
+	"oom_killed\x18\f \x01(\bR\toomKilled\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9b\x01\n" +
 	"\vEventRecord\x12\x10\n" +

@@ -131,6 +131,9 @@ func (s *Service) parkEverything() {
 
 // revive finds out what has become of a process.
 func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
+	if p.kind == shimapi.Exec {
+		p.oomBefore = past.oomBefore[processKey{p.execID, p.pid}]
+	}
 	drop := func() {
 		if pidfd != nil {
 			_ = pidfd.Close()
@@ -138,6 +141,7 @@ func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
 	}
 	if e := past.exits[processKey{p.execID, p.pid}]; e != nil && p.pid != 0 {
 		p.state, p.status, p.exitedAt, p.unknown = shimapi.Stopped, int(e.Status), time.Unix(0, e.ExitedUnixNano), e.Unknown
+		p.oomKilled = e.OomKilled
 	}
 	if p.state == shimapi.Stopped {
 		drop()
@@ -158,23 +162,29 @@ func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
 
 // loadContainer loads what the engine has kept. A container whose init has ended is there as well, until it is deleted.
 func (s *Service) loadContainer() (engine.Found, error) {
-	opts := KeptOptions(s.cfg.Bundle)
-	e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
-	if err != nil {
-		return engine.Found{}, err
-	}
 	init := s.init.proc
 	if init == nil { // it has ended, and that is recorded: nothing is asked of it any more
+		var err error
 		if init, err = s.cfg.Reaper.Adopt(s.init.pid, 0, nil); err != nil {
 			return engine.Found{}, err
 		}
 	}
-	c, found, err := e.Load(s.cfg.ID, s.cfg.Bundle, init, s.init.launcher)
+	c, found, err := s.lookUp(init)
 	if err != nil {
 		return found, err
 	}
 	s.container = c
 	return found, nil
+}
+
+// lookUp asks the engine for the container, and changes nothing.
+func (s *Service) lookUp(init *reaper.Process) (Container, engine.Found, error) {
+	opts := KeptOptions(s.cfg.Bundle)
+	e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
+	if err != nil {
+		return nil, engine.Found{}, err
+	}
+	return e.Load(s.cfg.ID, s.cfg.Bundle, init, s.init.launcher)
 }
 
 // settle brings what was under way to its end, and tells what was not told.
@@ -268,10 +278,12 @@ type past struct {
 	started  map[processKey]bool
 	deleted  bool // the container is gone, and that was told
 	oomKills uint64
+	// oomBefore is how many OOM kills were told of before a process began.
+	oomBefore map[processKey]uint64
 }
 
 func (s *Service) readPast() (*past, error) {
-	p := &past{exits: map[processKey]*ledgerpb.Exit{}, told: map[string]bool{}, started: map[processKey]bool{}}
+	p := &past{exits: map[processKey]*ledgerpb.Exit{}, told: map[string]bool{}, started: map[processKey]bool{}, oomBefore: map[processKey]uint64{}}
 	for since := uint64(0); ; {
 		records, _, err := s.ledger.Since(since, batch)
 		if err != nil {
@@ -286,6 +298,7 @@ func (s *Service) readPast() (*past, error) {
 				// Another process, should the name and the number have been there before.
 				delete(p.exits, processKey{n.ExecId, int(n.Pid)})
 				delete(p.started, processKey{n.ExecId, int(n.Pid)})
+				p.oomBefore[processKey{n.ExecId, int(n.Pid)}] = p.oomKills
 			}
 			if e := r.Exit; e != nil {
 				p.exits[processKey{e.ExecId, int(e.Pid)}] = e

@@ -203,26 +203,12 @@ func (s *Service) streamsOf(p *process) *stdio.Streams {
 }
 
 func (s *Service) recordProcess(p *process) error {
+	p.oomBefore = s.oomSoFar(p)
 	_, err := s.ledger.Append(&ledgerpb.Record{Process: &ledgerpb.Process{
 		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), StartTicks: p.ticks, Terminal: p.io.terminal,
 		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr,
 	}})
 	return err
-}
-
-// watchCgroup begins to count OOM kills. A container whose cgroup cannot be watched runs all the same.
-func (s *Service) watchCgroup(cg *cgroups.Cgroup, err error) {
-	if err != nil {
-		s.cfg.Log.Warn("no cgroup metrics", "error", err)
-		return
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s.mu.Lock()
-	s.cgroup, s.stopOOM = cg, cancel
-	s.mu.Unlock()
-	if err := cg.WatchOOM(ctx, s.tellOOM); err != nil {
-		s.cfg.Log.Warn("no OOM events", "error", err)
-	}
 }
 
 // readSpec reads the bundle's config.json; the error says where it is malformed.

@@ -25,9 +25,7 @@ func (s *Service) awaitExit(p *process) {
 		s.endOthers()
 	}
 	p.io.open.Drain(patience)
-	if p.kind == shimapi.Init {
-		s.lastOOM()
-	}
+	kills := s.countOOM(p.kind == shimapi.Init)
 
 	p.starting.Lock() // a Start under way tells first
 	defer p.starting.Unlock()
@@ -40,13 +38,14 @@ func (s *Service) awaitExit(p *process) {
 	}
 	_ = s.record(&ledgerpb.Record{Exit: &ledgerpb.Exit{
 		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), Status: uint32(exit.Status), ExitedUnixNano: exit.At.UnixNano(),
-		Unknown: exit.Unknown,
+		Unknown: exit.Unknown, OomKills: kills, OomKilled: p.oomKilledBy(exit.Status, kills),
 	}}, "/tasks/exit", &events.TaskExit{
 		ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
 	})
 	s.mu.Lock()
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.Exited)
 	p.status, p.exitedAt, p.unknown = exit.Status, exit.At, exit.Unknown
+	p.oomKilled = p.oomKilledBy(exit.Status, kills)
 	s.mu.Unlock()
 	s.keepOrLog(p)
 	close(p.exited)
@@ -99,28 +98,4 @@ func (s *Service) execsLocked() []*process {
 		out = append(out, e)
 	}
 	return out
-}
-
-// tellOOM emits an event when the kernel has killed more processes than were told of.
-func (s *Service) tellOOM(kills uint64) {
-	s.oomMu.Lock()
-	defer s.oomMu.Unlock()
-	if kills > s.oomTold {
-		s.oomTold = kills
-		_ = s.record(&ledgerpb.Record{Event: &ledgerpb.Event{OomKills: kills}}, "/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID})
-	}
-}
-
-// lastOOM reads the counter a last time: the kernel may have killed init before the watch had its turn.
-func (s *Service) lastOOM() {
-	s.mu.Lock()
-	cg, stop := s.cgroup, s.stopOOM
-	s.mu.Unlock()
-	stop()
-	if cg == nil {
-		return
-	}
-	if kills, err := cg.OOMKills(); err == nil {
-		s.tellOOM(kills)
-	}
 }

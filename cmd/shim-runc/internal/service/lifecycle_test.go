@@ -19,7 +19,6 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
@@ -273,24 +272,6 @@ func TestStatsAndUpdate(t *testing.T) {
 		if _, err := f.Update(ctx, &task.UpdateTaskRequest{ID: "stats", Resources: bad}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("update with %v: %v", bad, err)
 		}
-	}
-}
-
-// TestOOM: one event per kill that the kernel made, told before the exit.
-func TestOOM(t *testing.T) {
-	spec := shimbin.Spec("oom", "sh", "-c", "tail /dev/zero")
-	limit := int64(64 << 20)
-	spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
-	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/dev/zero", Type: "bind", Source: "/dev/zero", Options: []string{"bind"}})
-	f := serve(t, "oom", spec)
-	f.create(nil)
-	f.start("")
-	if s := f.wait("").ExitStatus; s != 137 {
-		t.Errorf("status %d", s)
-	}
-	got := topics(f.events(0, 1, "/tasks/exit"))
-	if !slices.Equal(got, []string{"create", "start", "oom", "exit"}) {
-		t.Errorf("events %v", got)
 	}
 }
 

@@ -162,6 +162,8 @@ type process struct {
 	proc      *reaper.Process
 	status    int
 	unknown   string // why status is not known
+	oomBefore uint64 // OOM kills that were told of before it began; set before anybody waits for it
+	oomKilled bool   // SIGKILL ended it, and there were more of them by then
 	exitedAt  time.Time
 	inputEnd  bool          // CloseIO was accepted
 	exited    chan struct{} // closed once the exit is in the ledger and above

@@ -29,6 +29,9 @@ func (s *Service) Describe(context.Context, *shim.DescribeRequest) (*shim.Descri
 		LastSeq: s.ledger.Last(), StartedAt: timestamppb.New(s.started),
 		Goroutines: uint32(runtime.NumGoroutine()), Fds: uint32(len(fds)), Timings: s.phases.copy(),
 	}
+	s.oomMu.Lock()
+	resp.OomKills = s.oomTold
+	s.oomMu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.init != nil {
@@ -43,7 +46,7 @@ func (s *Service) Describe(context.Context, *shim.DescribeRequest) (*shim.Descri
 func (s *Service) describeLocked(p *process) *shim.Process {
 	d := &shim.Process{
 		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), State: string(p.state), ExitStatus: uint32(p.status), ExitUnknown: p.unknown,
-		Terminal: p.io.terminal, Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr,
+		Terminal: p.io.terminal, Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, OomKilled: p.oomKilled,
 	}
 	if !p.exitedAt.IsZero() {
 		d.ExitedAt = timestamppb.New(p.exitedAt)
