@@ -30,7 +30,7 @@ func (s *Service) Start(ctx context.Context, id, execID string) (uint32, error) 
 	return resp.GetPid(), err
 }
 
-// Get says how a process is. When the shim does not answer within a second its status is unknown.
+// Get says how a process is. When the shim does not answer in time (700 ms) its status is unknown.
 func (s *Service) Get(ctx context.Context, id, execID string) (*task.StateResponse, error) {
 	_, t, err := s.find(ctx, id)
 	if err != nil {
@@ -71,7 +71,7 @@ func (d *remains) state(id string) *task.StateResponse {
 }
 
 // List says how every task of the namespace is, ordered by id. All shims are asked at once; one that does not answer
-// within a second holds nobody up and is shown as unknown.
+// in time (700 ms) holds nobody up and is shown as unknown.
 func (s *Service) List(ctx context.Context) ([]*task.StateResponse, error) {
 	all, err := s.list(ctx)
 	if err != nil {
@@ -227,7 +227,7 @@ func (s *Service) Metrics(ctx context.Context, f filters.Filter) ([]*types.Metri
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answer)
+	ctx, cancel := context.WithTimeout(ctx, counting)
 	defer cancel()
 	metrics := make([]*types.Metric, len(all))
 	var asked sync.WaitGroup

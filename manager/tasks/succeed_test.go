@@ -309,3 +309,43 @@ func TestBothKilled(t *testing.T) {
 		t.Errorf("exit: %d, %v", status, err)
 	}
 }
+
+// TestListStopped: a list is there within a second, whatever the shims do.
+func TestListStopped(t *testing.T) {
+	w := realWorld(t)
+	var pids []int
+	for i := range 4 {
+		id := fmt.Sprint("c", i)
+		w.run(CreateRequest{ID: id}, "exec /busybox sleep 1000")
+		pids = append(pids, w.shimPid(id))
+	}
+	signal := func(sig unix.Signal) {
+		for _, pid := range pids[1:] {
+			if err := unix.Kill(pid, sig); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	signal(unix.SIGSTOP)
+	defer signal(unix.SIGCONT)
+	for _, pid := range pids[1:] {
+		eventually(t, "the shim is stopped", func() bool {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			return err == nil && strings.Contains(string(stat), ") T ")
+		})
+	}
+	for range 3 { // the second one finds a question that is still open
+		begin := time.Now()
+		all, err := w.List(in("ns"))
+		took := time.Since(begin)
+		if err != nil || len(all) != 4 || took >= time.Second {
+			t.Fatalf("%d tasks after %v, %v", len(all), took, err)
+		}
+		t.Logf("the list took %v", took)
+		for i, st := range all {
+			if want := tasktypes.Status_UNKNOWN; i > 0 && st.Status != want || i == 0 && st.Status != tasktypes.Status_RUNNING {
+				t.Errorf("%s is %v", st.ID, st.Status)
+			}
+		}
+	}
+}

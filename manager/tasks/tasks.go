@@ -19,8 +19,11 @@ import (
 )
 
 const (
-	// answer is how long a shim may take to say how its task is, before the task is shown as unknown.
-	answer = time.Second
+	// answer is how long a shim may take to say how its task is, before the task is shown as unknown. It is the whole of what
+	// silent shims cost a list, which is to answer within a second with the way to the client and back.
+	answer = 700 * time.Millisecond
+	// counting is how long a shim may take to read its counters, before its task is left out of the metrics.
+	counting = time.Second
 	// ending is how long a shim may take to hand over its last events when its task was deleted.
 	ending = 5 * time.Second
 	// unknownExit is the status of a process of which nobody saw the exit, as containerd's clients know it.
