@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/reaper"
 )
 
@@ -34,19 +36,48 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	if left, _ := filepath.Glob("/sys/fs/cgroup/memory/managerd-engine-test-*/*"); len(left) > 0 && code == 0 {
-		for _, l := range left {
-			if fi, err := os.Stat(l); err == nil && fi.IsDir() {
-				fmt.Fprintln(os.Stderr, "cgroup left behind:", l)
-				code = 1
-			}
-		}
+	for _, l := range leftCgroups(cgroups.Root) {
+		fmt.Fprintln(os.Stderr, "cgroup left behind:", l)
+		code = max(code, 1)
 	}
 	removeParents()
 	os.Exit(code)
 }
 
 var cgroupParent = fmt.Sprintf("/managerd-engine-test-%d", os.Getpid())
+
+// leftCgroups are the cgroups of this run's containers that are still there: below root on v2, below every hierarchy of v1
+// there.
+func leftCgroups(root string) (left []string) {
+	for _, pattern := range []string{root + cgroupParent + "/*", root + "/*" + cgroupParent + "/*"} {
+		found, _ := filepath.Glob(pattern)
+		for _, f := range found {
+			if fi, err := os.Stat(f); err == nil && fi.IsDir() {
+				left = append(left, f)
+			}
+		}
+	}
+	return left
+}
+
+// TestLeftCgroups: what TestMain looks for is found on v1 as well as on v2.
+func TestLeftCgroups(t *testing.T) {
+	root := t.TempDir()
+	var want []string
+	for _, dir := range []string{root, filepath.Join(root, "memory"), filepath.Join(root, "pids")} {
+		c := filepath.Join(dir, cgroupParent, "c1")
+		if err := os.MkdirAll(c, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, cgroupParent, "cgroup.procs"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, c)
+	}
+	if left := leftCgroups(root); !slices.Equal(left, want) {
+		t.Errorf("found %q, not %q", left, want)
+	}
+}
 
 // applets are the programs in busybox. They are asked for once, before the reaper begins: it would reap a child that it
 // was not told of.
