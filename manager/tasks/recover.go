@@ -156,6 +156,7 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 		defer close(t.followed)
 		source := b.Source()
 		since := max(b.Cursor(), s.events.Cursor(source))
+		var died, broke deaths
 		defer func() {
 			if shim.Own && s.ctx.Err() == nil {
 				s.catchUp(b, source, s.read(b).events) // it may have ended before it could hand over the last ones
@@ -184,6 +185,10 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 				shim.Close()
 				shim = next
 				t.settle(shim, nil)
+				wait, _ := broke.count(time.Now(), since) // one that breaks every connection is kept all the same
+				if s.pause(min(wait, again)) {
+					return
+				}
 				continue
 			}
 			if s.ctx.Err() != nil || t.endExpected() {
@@ -191,7 +196,14 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 			}
 			log.Error("a shim has died", "error", errors.Join(err, aerr))
 			shim.Close()
-			if next := s.succeed(b); next != nil {
+			wait, more := died.count(time.Now(), since)
+			if more && s.pause(wait) {
+				return
+			}
+			if !more {
+				log.Error("the successors of a shim die again and again; its task is left without one until the next start of the daemon",
+					"deaths", maxDeaths, "within", deathsWithin)
+			} else if next := s.succeed(b); next != nil {
 				shim = next
 				t.settle(shim, nil)
 				continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/ledger"
+	"github.com/managerd/managerd/shimapi/parking"
 )
 
 // EnvFaults names, in the environment of a fake that runs as a program, the directory that WriteFaults writes to. A test
@@ -33,8 +35,9 @@ func Called() bool {
 	return verb == shimapi.VerbServe || verb == shimapi.VerbDelete || verb == shimapi.VerbAdopt
 }
 
-// Main is a fake as a program, with the verbs serve and delete of ours, and returns the exit status. The pseudo-method
-// "Boot" fails before it serves.
+// Main is a fake as a program, with the verbs serve, delete and adopt of ours, and returns the exit status. The
+// pseudo-method "Boot" fails before it serves. Only with the pseudo-method "Adopt", whatever goes wrong with that, does a
+// fake take over from another one: its init runs on then, or has ended, as the ledger has it.
 func Main() int {
 	var cfg Config
 	f := flag.NewFlagSet("shimfake", flag.ContinueOnError)
@@ -50,9 +53,11 @@ func Main() int {
 	if err == nil {
 		switch verb := f.Arg(0); verb {
 		case shimapi.VerbServe:
-			err = serve(cfg)
+			err = serve(cfg, nil)
 		case shimapi.VerbDelete:
 			err = remove(cfg)
+		case shimapi.VerbAdopt:
+			err = adopt(cfg)
 		default:
 			err = fmt.Errorf("unknown verb %q", verb)
 		}
@@ -64,7 +69,51 @@ func Main() int {
 	return 0
 }
 
-func serve(cfg Config) error {
+// adopt serves for another fake, which has died.
+func adopt(cfg Config) error {
+	faults, err := readFaults(cfg.FaultDir, cfg.ID)
+	if err != nil {
+		return err
+	}
+	if _, ok := faults["Adopt"]; !ok {
+		return errors.New("a fake takes over only with a fault named Adopt")
+	}
+	parked := os.NewFile(parking.HandoverFD, "handover")
+	if _, err := io.Copy(io.Discard, parked); err != nil { // descriptors too: a fake needs none
+		return err
+	}
+	_ = parked.Close()
+	init, err := pastInit(cfg)
+	if err != nil {
+		return err
+	}
+	return serve(cfg, init)
+}
+
+// pastInit is the init that the ledger knows; nil for none.
+func pastInit(cfg Config) (*process, error) {
+	records, err := ledger.Read(filepath.Join(cfg.Bundle, shimapi.LedgerFile))
+	if err != nil {
+		return nil, err
+	}
+	var p *process
+	for _, r := range records {
+		if n := r.Process; n != nil && n.ExecId == "" {
+			p = &process{
+				kind: shimapi.Init, state: shimapi.Running, exited: make(chan struct{}),
+				stdin: n.Stdin, stdout: n.Stdout, stderr: n.Stderr, terminal: n.Terminal,
+			}
+		}
+		if e := r.Exit; e != nil && e.ExecId == "" && p != nil {
+			p.state, p.status, p.at = shimapi.Stopped, e.Status, time.Unix(0, e.ExitedUnixNano)
+			close(p.exited)
+		}
+	}
+	return p, nil
+}
+
+// serve is a fake until its Shutdown; init is that of a container which another one made, nil for none.
+func serve(cfg Config, init *process) error {
 	signal.Ignore(unix.SIGPIPE) // standard error is a FIFO whose reader is the daemon
 	faults, err := readFaults(cfg.FaultDir, cfg.ID)
 	if err != nil {
@@ -83,13 +132,10 @@ func serve(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	s, err := New(cfg, l)
+	s, err := newShim(cfg, l, init, func() { os.Exit(1) })
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.crash = func() { os.Exit(1) }
-	s.mu.Unlock()
 	<-s.Ended()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()

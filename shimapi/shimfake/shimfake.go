@@ -48,7 +48,7 @@ type Shim struct {
 	making sync.Mutex // held through a Create with its fault, as a real one does: a Shutdown waits for it
 
 	mu     sync.Mutex
-	crash  func() // what Crash does besides; set by Main
+	crash  func() // what Crash does besides
 	once   sync.Once
 	faults Faults
 	used   map[string]int
@@ -73,9 +73,11 @@ type process struct {
 }
 
 // New makes a fake that serves l until Stop, Crash or a Shutdown. The listener becomes its own.
-func New(cfg Config, l net.Listener) (*Shim, error) {
+func New(cfg Config, l net.Listener) (*Shim, error) { return newShim(cfg, l, nil, func() {}) }
+
+func newShim(cfg Config, l net.Listener, init *process, crash func()) (*Shim, error) {
 	s := &Shim{
-		cfg: cfg, stopped: make(chan struct{}), ended: make(chan struct{}), crash: func() {}, used: map[string]int{}, calls: map[string]int{},
+		cfg: cfg, init: init, stopped: make(chan struct{}), ended: make(chan struct{}), crash: crash, used: map[string]int{}, calls: map[string]int{},
 		conns: map[net.Conn]struct{}{}, execs: map[string]*process{},
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
