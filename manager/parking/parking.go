@@ -3,6 +3,7 @@
 package parking
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,9 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/shimapi/parking"
@@ -17,13 +21,14 @@ import (
 
 // Lot is where descriptors are parked. Close gives it up.
 type Lot struct {
+	path     string
 	listener *net.UnixListener
 	log      *slog.Logger
 	serving  sync.WaitGroup
 
 	mu     sync.Mutex // guards all below
 	closed bool
-	conns  map[*net.UnixConn]bool
+	conns  map[*net.UnixConn]chan struct{} // closed when everything was received of it
 	held   map[task]map[name]*os.File
 }
 
@@ -37,7 +42,7 @@ func Open(path string, log *slog.Logger) (*Lot, error) {
 	if err != nil {
 		return nil, err
 	}
-	lot := &Lot{listener: l, log: log, conns: map[*net.UnixConn]bool{}, held: map[task]map[name]*os.File{}}
+	lot := &Lot{path: path, listener: l, log: log, conns: map[*net.UnixConn]chan struct{}{}, held: map[task]map[name]*os.File{}}
 	lot.serving.Add(1)
 	go func() {
 		defer lot.serving.Done()
@@ -58,7 +63,7 @@ func (l *Lot) accept() {
 			_ = c.Close()
 			return
 		}
-		l.conns[c] = true
+		l.conns[c] = make(chan struct{})
 		l.serving.Add(1)
 		l.mu.Unlock()
 		go func() {
@@ -74,6 +79,7 @@ func (l *Lot) serve(c *net.UnixConn) {
 		_ = c.Close()
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		close(l.conns[c])
 		delete(l.conns, c)
 	}()
 	seen := map[name]bool{}
@@ -124,9 +130,15 @@ func (l *Lot) take(p *shimstate.Parcel, files []*os.File, seen map[name]bool) {
 	}
 }
 
-// HandOver sends everything that is parked of a task through c, and keeps it: it is the successor's to say what is not
-// needed any more.
+// settling is how long HandOver waits for what a dead shim has sent last.
+const settling = 2 * time.Second
+
+// HandOver sends everything that is parked of a task, whose shim is dead, through c, and keeps it: it is the successor's to
+// say what is not needed any more.
 func (l *Lot) HandOver(c *net.UnixConn, ns, id string) error {
+	if err := l.settle(); err != nil {
+		l.log.Warn("what a dead shim parked last may be missing", "namespace", ns, "id", id, "error", err)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for n, f := range l.held[task{ns, id}] {
@@ -136,6 +148,54 @@ func (l *Lot) HandOver(c *net.UnixConn, ns, id string) error {
 		}
 	}
 	return nil
+}
+
+// settle waits until everything is received that shims had sent which are dead now: it may still lie in their sockets, and
+// even those may not have been accepted yet.
+func (l *Lot) settle() error {
+	ctx, cancel := context.WithTimeout(context.Background(), settling)
+	defer cancel()
+	// One more connection is accepted after those that were made before it; that it was, its end tells.
+	last, err := parking.Dial(ctx, l.path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = last.Close() }()
+	deadline, _ := ctx.Deadline()
+	if err := errors.Join(last.CloseWrite(), last.SetReadDeadline(deadline)); err != nil {
+		return err
+	}
+	if _, err := last.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("the parking socket is not served: %w", err)
+	}
+	var ending []chan struct{}
+	l.mu.Lock()
+	for c, done := range l.conns {
+		if hungUp(c) {
+			ending = append(ending, done)
+		}
+	}
+	l.mu.Unlock()
+	for _, done := range ending {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return fmt.Errorf("a dead shim's parcels: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+// hungUp says whether the other side of a connection is closed; what it sent before may be unread.
+func hungUp(c *net.UnixConn) (closed bool) {
+	if rc, err := c.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+			n, err := unix.Poll(fds, 0)
+			closed = err == nil && n > 0 && fds[0].Revents&(unix.POLLHUP|unix.POLLRDHUP) != 0
+		})
+	}
+	return closed
 }
 
 // Drop closes everything that is parked of a task: it is gone.
