@@ -174,7 +174,7 @@ func TestShimsKilled(t *testing.T) {
 	}()
 	events := w.record()
 	pid := w.run(CreateRequest{ID: "c1", Stdout: out, Stderr: "file://" + file},
-		"trap 'echo $i; echo $i >&2; exit 42' TERM; i=0; while :; do echo $i; echo $i >&2; i=$((i+1)); /busybox usleep 1000; done")
+		"trap end=1 TERM; i=0; while [ -z $end ]; do echo $i; echo $i >&2; i=$((i+1)); /busybox usleep 1000; done; echo $i; echo $i >&2; exit 42")
 	var longest time.Duration
 	told := []string{"create", "start"}
 	for i := range kills {
