@@ -58,7 +58,7 @@ func serve(a *args) error {
 		log.Error("cannot serve", "error", err)
 		return err
 	}
-	server, err := ttrpc.NewServer()
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(svc.Observe))
 	if err != nil {
 		return err
 	}
