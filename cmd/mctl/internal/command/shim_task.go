@@ -114,6 +114,24 @@ func (k *keepers) kill() *cobra.Command {
 	return cmd
 }
 
+func (k *keepers) wait() *cobra.Command {
+	var exec string
+	cmd := &cobra.Command{
+		Use: "wait ID", Short: "Wait until a container or an exec has ended, and exit with its status", Args: args(1, 1),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return k.ask(cmd, given[0], 0, func(ctx context.Context, s *direct.Shim, c *shimapi.Client) error {
+				r, err := c.Wait(ctx, &task.WaitRequest{ID: s.ID, ExecID: exec})
+				if err != nil || r.ExitStatus == 0 {
+					return err
+				}
+				return exitStatus(r.ExitStatus)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&exec, "exec-id", "", "`id` of an exec to wait for")
+	return cmd
+}
+
 func (k *keepers) delete() *cobra.Command {
 	var exec string
 	cmd := &cobra.Command{
