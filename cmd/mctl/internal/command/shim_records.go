@@ -210,7 +210,7 @@ func (k *keepers) adopt() *cobra.Command {
 		Use: "adopt ID", Short: "Start the successor of a dead shim; its container runs on", Args: args(1, 1),
 		Long: `Does what managerd does when a shim has died, for when managerd is not there: the successor takes over the container and its
 execs, by what stands in the bundle. What was parked with managerd is lost: the terminal of a process that has one hangs up, and
-how a process ended that nobody waited for is not known. The next managerd finds the successor.`,
+how a process ended while no shim lived, or on a kernel before 6.15 at any time, is not known. The next managerd finds the successor.`,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			program, err := shims.Find(binary)
 			if err != nil {
