@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 func open(t *testing.T, path string) *Ring {
@@ -127,6 +128,25 @@ func TestNone(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 	if _, err := Open(filepath.Join(t.TempDir(), "no", "where")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// TestFull: where there is no room there is no box, and no mapping whose use would kill.
+func TestFull(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("needs root: a small file system is mounted")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=32k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	path := filepath.Join(dir, "blackbox")
+	if _, err := Open(path); !errors.Is(err, unix.ENOSPC) {
+		t.Error(err)
+	}
+	if _, err := Read(path); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 }

@@ -41,6 +41,7 @@ func Open(path string) (_ *Ring, err error) {
 		next = old[len(old)-1].Number + 1
 	}
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, Size); err != nil {
+		_ = os.Remove(path) // none is better than one that is no black box
 		return nil, err
 	}
 	if err := f.Truncate(Size); err != nil {
