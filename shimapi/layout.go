@@ -21,6 +21,7 @@ const (
 	StdioDir     = "stdio"    // container-side FIFOs, named by StdioName
 	TableDir     = "table"    // the shim's process table: one shimstate.Process per file, named by TableName
 	BlackBoxFile = "blackbox" // what the shim did last (package shimapi/blackbox)
+	StacksFile   = "stacks"   // the shim's goroutines as of the last SIGUSR1
 	EngineDir    = "runc"     // libcontainer's state root: EngineDir/ID/state.json
 )
 

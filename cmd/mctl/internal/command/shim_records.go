@@ -198,6 +198,36 @@ without an answer is one under way. Requests that only look (State, Pids, Stats 
 	return cmd
 }
 
+func (k *keepers) stacks() *cobra.Command {
+	return &cobra.Command{
+		Use: "stacks ID", Short: "Print what every goroutine of a shim is doing", Args: args(1, 1),
+		Long: `Sends the shim SIGUSR1, upon which it writes its stacks to the bundle. It needs no answer to a request, so it tells why a shim
+gives none; a process that is stopped cannot do it.`,
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return k.within(cmd, func(ctx context.Context) error {
+				s, err := direct.Find(k.state, k.namespace, given[0])
+				if err != nil {
+					return err
+				}
+				if k.timeout == 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, asking)
+					defer cancel()
+				}
+				text, err := s.Stacks(ctx)
+				if err != nil {
+					return err
+				}
+				if k.format() == table.JSON {
+					return table.PrintJSON(k.out, map[string]string{"stacks": string(text)})
+				}
+				_, err = k.out.Write(text)
+				return err
+			})
+		},
+	}
+}
+
 type adoptedRow struct {
 	Namespace string `json:"namespace"`
 	ID        string `json:"id"`

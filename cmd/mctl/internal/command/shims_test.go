@@ -144,6 +144,7 @@ func TestShimsWithoutManager(t *testing.T) {
 		"ps":      {strconv.Itoa(d.Processes[0].PID), strconv.Itoa(d.Processes[1].PID)},
 		"metrics": {"pids.current"},
 		"timings": {"create", "ms"},
+		"stacks":  {"goroutine 1 ", "service.(*Service)"},
 		"events":  {"/tasks/create", "/tasks/start", "/tasks/exec-started"},
 		"exits":   {"CONTAINER"},
 	} {
@@ -225,6 +226,7 @@ func TestShimsThatDoNotAnswer(t *testing.T) {
 	for _, what := range []string{"inspect", "state", "ps", "metrics", "timings", "kill", "delete"} {
 		w.shimFails([]string{"one", strconv.Itoa(before["one"].PID), "does not answer", "mctl shim blackbox one"}, what, "one", "--timeout", "200ms")
 	}
+	w.shimFails([]string{"one", "state T", "stacks"}, "stacks", "one", "--timeout", "200ms")
 	w.shimFails([]string{"its shim lives"}, "adopt", "one")
 	if out := w.shim("events", "one"); !strings.Contains(out, "/tasks/start") {
 		t.Errorf("events: %s", out)
@@ -265,6 +267,7 @@ func TestShimAdopt(t *testing.T) {
 	if out := w.shim("blackbox", "one"); !strings.Contains(out, "/tasks/start") {
 		t.Errorf("the black box of a dead shim: %s", out)
 	}
+	w.shimFails([]string{"one", "not found"}, "stacks", "one")
 	w.shimFails([]string{"nowhere", "--binary"}, "adopt", "--binary", "/nowhere", "one")
 	var adopted []struct{ PID int }
 	w.decode(w.shim("adopt", "one", "-o", "json"), &adopted)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -140,6 +141,33 @@ func (s *Shim) Adopt(ctx context.Context, binary string, log *slog.Logger) (uint
 	}
 	defer next.Close()
 	return s.PID(), nil
+}
+
+// Stacks asks the shim by SIGUSR1 for what its goroutines are doing. Shims of ours that do not know of it, or are stopped,
+// let ctx end; NotFound for one that is dead or not ours.
+func (s *Shim) Stacks(ctx context.Context) ([]byte, error) {
+	h, err := s.Header()
+	if err != nil {
+		return nil, err
+	}
+	pid := h.Header.ShimPid
+	path := s.File(shimapi.StacksFile)
+	before, _ := os.Stat(path) // what is told is another file
+	if err := s.SignalShim(pid, unix.SIGUSR1); err != nil {
+		return nil, fmt.Errorf("shim of container %s: %w", s.ID, err)
+	}
+	for tick := time.NewTicker(5 * time.Millisecond); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return nil, fmt.Errorf("shim of container %s, process %d in state %s, does not tell its stacks: %w", s.ID, pid, processState(pid), ctx.Err())
+		case <-tick.C:
+			if now, err := os.Stat(path); err == nil && !os.SameFile(before, now) {
+				tick.Stop()
+				return os.ReadFile(path)
+			}
+		}
+	}
 }
 
 // processState is the letter that the kernel has for what a process does: R, S, D, T ...; empty when it is gone.

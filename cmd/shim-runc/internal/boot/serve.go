@@ -40,6 +40,7 @@ func serve(a *args) error {
 		return err
 	}
 	log := openLog(a)
+	go tellStacks(filepath.Join(a.bundle, shimapi.StacksFile), log)
 	listener, err := inherited()
 	if err != nil {
 		return err
