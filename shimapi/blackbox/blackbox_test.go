@@ -194,3 +194,14 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkAdd(b *testing.B) {
+	r, err := Open(filepath.Join(b.TempDir(), "blackbox"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	for b.Loop() {
+		r.Add(Answer, time.Millisecond, "Start exec something signal 9")
+	}
+}

@@ -99,7 +99,8 @@ func (w *world) killShim(pid int) {
 	}
 	eventually(w.T, "the shim is gone", func() bool {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		return err != nil || strings.Contains(string(data), ") Z ")
+		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)) // the last of them closes the socket
+		return err != nil || strings.Contains(string(data), ") Z ") && len(threads) <= 1
 	})
 }
 

@@ -30,6 +30,9 @@ const (
 	Unreadable   Condition = "unreadable"   // the bundle does not say where it listens
 )
 
+// ending is how long to wait before a shim that has closed the connection is tried again.
+const ending = 5 * time.Millisecond
+
 // Status is what is known of a shim, from itself or, when it does not answer, from what it has written down.
 type Status struct {
 	Namespace    string     `json:"namespace"`
@@ -63,10 +66,15 @@ func Survey(ctx context.Context, all []*Shim, answer time.Duration) []Status {
 
 func (s *Shim) status(ctx context.Context) Status {
 	st := Status{Namespace: s.Namespace, ID: s.ID, Condition: Lives}
-	c, err := s.Dial(ctx)
-	if err == nil {
-		defer func() { _ = c.Close() }()
-		err = s.ask(ctx, c, &st)
+	err := s.reach(ctx, &st)
+	for errdefs.IsUnavailable(err) { // it is just ending: a moment later nobody listens, or a successor does
+		select {
+		case <-time.After(ending):
+			err = s.reach(ctx, &st)
+			continue
+		case <-ctx.Done():
+		}
+		break
 	}
 	if err != nil {
 		st.Reason = err.Error()
@@ -85,6 +93,16 @@ func (s *Shim) status(ctx context.Context) Status {
 		st.ProcessState, st.PSS = processState(st.PID), pss(st.PID)
 	}
 	return st
+}
+
+// reach connects to the shim and asks it.
+func (s *Shim) reach(ctx context.Context, st *Status) error {
+	c, err := s.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	return s.ask(ctx, c, st)
 }
 
 // ask fills in what the shim says of itself.
