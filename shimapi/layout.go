@@ -17,10 +17,12 @@ const (
 	AddressFile   = "address"        // its socket address, as containerd 1.x shims leave it
 	OptionsFile   = "options.json"   // runtime options of the task, as containerd 1.x shims leave them
 
-	LedgerFile = "ledger" // exits and events (package shimapi/ledger)
-	StdioDir   = "stdio"  // container-side FIFOs, named by StdioName
-	TableDir   = "table"  // the shim's process table: one shimstate.Process per file, named by TableName
-	EngineDir  = "runc"   // libcontainer's state root: EngineDir/ID/state.json
+	LedgerFile   = "ledger"   // exits and events (package shimapi/ledger)
+	StdioDir     = "stdio"    // container-side FIFOs, named by StdioName
+	TableDir     = "table"    // the shim's process table: one shimstate.Process per file, named by TableName
+	BlackBoxFile = "blackbox" // what the shim did last (package shimapi/blackbox)
+	StacksFile   = "stacks"   // the shim's goroutines as of the last SIGUSR1
+	EngineDir    = "runc"     // libcontainer's state root: EngineDir/ID/state.json
 )
 
 // StdioName is the file name, in StdioDir, of the FIFO that a process holds as its stream ("stdin", "stdout" or

@@ -65,6 +65,10 @@ func NewStore(state string) (*Store, error) {
 	return s, nil
 }
 
+// Existing gives the bundles below state for somebody who is not the daemon: it makes and removes nothing, and state need not
+// exist.
+func Existing(state string) *Store { return &Store{root: filepath.Join(state, Dir)} }
+
 // Create makes the bundle of a task, with spec, JSON of the OCI runtime spec, as its config. It is there whole or not at
 // all. InvalidArgument for malformed JSON, AlreadyExists when there is one.
 func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {

@@ -81,10 +81,18 @@ func SignalInit(pid uint32, ticks uint64, signal unix.Signal) error {
 // KillShim kills the shim that keeps the bundle: process pid, if it works in the bundle's directory, as ours do. NotFound
 // when it is not there. Only for a shim that keeps nothing any more.
 func (b *Bundle) KillShim(pid uint32) error {
-	return signalIf(int(pid), unix.SIGKILL, func() bool {
-		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-		return err == nil && cwd == b.Path
-	})
+	return b.SignalShim(pid, unix.SIGKILL)
+}
+
+// SignalShim sends a signal to the shim that keeps the bundle, as KillShim does.
+func (b *Bundle) SignalShim(pid uint32, signal unix.Signal) error {
+	return signalIf(int(pid), signal, func() bool { return b.Keeps(pid) })
+}
+
+// Keeps says whether process pid works in the bundle's directory, as a shim of ours does.
+func (b *Bundle) Keeps(pid uint32) bool {
+	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+	return err == nil && cwd == b.Path
 }
 
 // signalIf looks at the process after it has got hold of it: the number may not pass to another one in between.

@@ -117,8 +117,8 @@ func interruptible(ctx context.Context) (_ context.Context, release func()) {
 	})
 }
 
-// connect calls f with a connection and a context that carries namespace and --timeout, and ends with a signal.
-func (c *cli) connect(cmd *cobra.Command, f func(ctx context.Context, cl *client.Client) error) error {
+// within calls f with a context that ends with --timeout and with a signal, and says so when f failed for that.
+func (c *cli) within(cmd *cobra.Command, f func(ctx context.Context) error) error {
 	ctx, release := interruptible(namespaces.With(cmd.Context(), c.namespace))
 	defer release()
 	c.release = release
@@ -127,17 +127,7 @@ func (c *cli) connect(cmd *cobra.Command, f func(ctx context.Context, cl *client
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 	}
-	cl, err := client.Open(c.address)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = cl.Close() }()
-	if c.connectTimeout > 0 {
-		if err := cl.Reach(ctx, c.connectTimeout); err != nil {
-			return err
-		}
-	}
-	err = f(ctx, cl)
+	err := f(ctx)
 	var status exitStatus
 	var sig interrupted
 	switch {
@@ -148,7 +138,27 @@ func (c *cli) connect(cmd *cobra.Command, f func(ctx context.Context, cl *client
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("not done within --timeout %v: %w", c.timeout, err)
 	}
-	return cl.Explain(err)
+	return err
+}
+
+// connect calls f with a connection to the daemon, within a context that carries the namespace.
+func (c *cli) connect(cmd *cobra.Command, f func(ctx context.Context, cl *client.Client) error) error {
+	return c.within(cmd, func(ctx context.Context) error {
+		cl, err := client.Open(c.address)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = cl.Close() }()
+		if c.connectTimeout > 0 {
+			if err := cl.Reach(ctx, c.connectTimeout); err != nil {
+				return err
+			}
+		}
+		if err = f(ctx, cl); ctx.Err() != nil {
+			return err
+		}
+		return cl.Explain(err)
+	})
 }
 
 // check looks at the flags for all commands.

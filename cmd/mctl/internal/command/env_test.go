@@ -43,13 +43,14 @@ func TestMain(m *testing.M) {
 type world struct {
 	*testing.T
 	*harness.Daemon
+	dead bool // killManager has killed the daemon
 }
 
 func newWorld(t *testing.T) *world {
 	if os.Getuid() != 0 {
 		t.Fatal("needs root: containers are made")
 	}
-	w := &world{t, harness.Test(t, bin)}
+	w := &world{T: t, Daemon: harness.Test(t, bin)}
 	t.Cleanup(func() { // before the harness looks for what is left
 		for _, what := range []string{"tasks", "containers"} {
 			ids, _, _ := w.mctl(what, "ls", "-q")

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/typeurl/v2"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
@@ -43,29 +45,34 @@ func (c *cli) tasksMetrics() *cobra.Command {
 					return fmt.Errorf("there are no metrics of task %s: it runs no more, or its shim does not answer; see `mctl tasks ls`", id)
 				}
 				m := r.Metrics[0]
-				v, err := typeurl.UnmarshalAny(m.Data)
-				if err != nil {
-					return fmt.Errorf("cannot read the metrics of task %s, a %s: %w", id, m.Data.GetTypeUrl(), err)
-				}
-				if as == table.JSON {
-					return table.PrintJSON(c.out, v)
-				}
-				rows, err := metricRows(v)
-				if err != nil {
-					return fmt.Errorf("task %s: %w", id, err)
-				}
-				at := []metricRow{{m.ID, m.Timestamp.AsTime().Format("2006-01-02 15:04:05.999999999 -0700 MST")}}
-				if err := metricTable("ID", "TIMESTAMP").Print(c.out, table.Text, at); err != nil {
-					return err
-				}
-				_, _ = fmt.Fprintln(c.out)
-				return metricTable("METRIC", "VALUE").Print(c.out, table.Text, rows)
+				return c.printMetrics(as, m.ID, m.Timestamp.AsTime(), m.Data)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "", "the same as --output, as ctr has it")
 	_ = cmd.Flags().MarkHidden("format")
 	return cmd
+}
+
+// printMetrics prints what a task uses, as its shim said it at a time.
+func (c *cli) printMetrics(as table.Format, id string, at time.Time, data *anypb.Any) error {
+	v, err := typeurl.UnmarshalAny(data)
+	if err != nil {
+		return fmt.Errorf("cannot read the metrics of task %s, a %s: %w", id, data.GetTypeUrl(), err)
+	}
+	if as == table.JSON {
+		return table.PrintJSON(c.out, v)
+	}
+	rows, err := metricRows(v)
+	if err != nil {
+		return fmt.Errorf("task %s: %w", id, err)
+	}
+	head := []metricRow{{id, at.Format("2006-01-02 15:04:05.999999999 -0700 MST")}}
+	if err := metricTable("ID", "TIMESTAMP").Print(c.out, table.Text, head); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintln(c.out)
+	return metricTable("METRIC", "VALUE").Print(c.out, table.Text, rows)
 }
 
 func metricTable(name, value string) table.Table[metricRow] {

@@ -26,7 +26,7 @@ Exit status:
 
 Environment:
   MANAGERD_ADDRESS, MANAGERD_NAMESPACE (or CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE) stand for --address and --namespace,
-  CONTAINERD_SNAPSHOTTER for --snapshotter.
+  CONTAINERD_SNAPSHOTTER for --snapshotter, MANAGERD_STATE for the --state of shim.
 `
 
 func (c *cli) root() *cobra.Command {
@@ -38,7 +38,7 @@ func (c *cli) root() *cobra.Command {
 	}{
 		{"run", "Run containers:", []*cobra.Command{c.runCommand(), c.containersCommand(), c.tasksCommand()}},
 		{"store", "Images and storage:", []*cobra.Command{c.imagesCommand(), c.snapshotsCommand(), c.contentCommand(), c.leasesCommand()}},
-		{"daemon", "The daemon:", []*cobra.Command{c.namespacesCommand(), c.eventsCommand(), c.pluginsCommand(), c.versionCommand()}},
+		{"daemon", "The daemon:", []*cobra.Command{c.namespacesCommand(), c.eventsCommand(), c.pluginsCommand(), c.shimCommand(), c.versionCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, cmd := range g.commands {

@@ -193,30 +193,35 @@ func (c *cli) tasksPs() *cobra.Command {
 				if err != nil {
 					return ofTask(given[0], err)
 				}
-				var rows []psRow
-				for _, p := range r.Processes {
-					row := psRow{PID: p.Pid}
-					if p.Info != nil {
-						v, err := typeurl.UnmarshalAny(p.Info)
-						if err == nil {
-							row.Info, err = json.Marshal(v)
-						}
-						if err != nil {
-							return fmt.Errorf("cannot read about process %d: %w", p.Pid, err)
-						}
-					}
-					rows = append(rows, row)
-				}
-				return table.Table[psRow]{Wide: true, Columns: []table.Column[psRow]{
-					{Title: "PID", Cell: func(r psRow) string { return strconv.Itoa(int(r.PID)) }},
-					{Title: "INFO", Cell: func(r psRow) string {
-						if r.Info == nil {
-							return "-"
-						}
-						return string(r.Info)
-					}},
-				}}.Print(c.out, c.format(), rows)
+				return c.printProcesses(r.Processes)
 			})
 		},
 	}
+}
+
+// printProcesses prints the processes of a task, with what its shim knows of each.
+func (c *cli) printProcesses(processes []*tasktypes.ProcessInfo) error {
+	var rows []psRow
+	for _, p := range processes {
+		row := psRow{PID: p.Pid}
+		if p.Info != nil {
+			v, err := typeurl.UnmarshalAny(p.Info)
+			if err == nil {
+				row.Info, err = json.Marshal(v)
+			}
+			if err != nil {
+				return fmt.Errorf("cannot read about process %d: %w", p.Pid, err)
+			}
+		}
+		rows = append(rows, row)
+	}
+	return table.Table[psRow]{Wide: true, Columns: []table.Column[psRow]{
+		{Title: "PID", Cell: func(r psRow) string { return strconv.Itoa(int(r.PID)) }},
+		{Title: "INFO", Cell: func(r psRow) string {
+			if r.Info == nil {
+				return "-"
+			}
+			return string(r.Info)
+		}},
+	}}.Print(c.out, c.format(), rows)
 }

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -140,7 +141,7 @@ func TestContainerd(t *testing.T) {
 		return append([]string{"run", "--runtime", binary}, args...)
 	}
 	events := d.command("events")
-	var seen bytes.Buffer
+	var seen seenEvents
 	events.Stdout = &seen
 	if err := events.Start(); err != nil {
 		t.Fatal(err)
@@ -283,6 +284,24 @@ func TestContainerd(t *testing.T) {
 			break
 		}
 	}
+}
+
+// seenEvents is what ctr events has printed so far.
+type seenEvents struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *seenEvents) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *seenEvents) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 // shims lists the processes of our binary.

@@ -40,6 +40,7 @@ func serve(a *args) error {
 		return err
 	}
 	log := openLog(a)
+	go tellStacks(filepath.Join(a.bundle, shimapi.StacksFile), log)
 	listener, err := inherited()
 	if err != nil {
 		return err
@@ -58,7 +59,7 @@ func serve(a *args) error {
 		log.Error("cannot serve", "error", err)
 		return err
 	}
-	server, err := ttrpc.NewServer()
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(svc.Observe))
 	if err != nil {
 		return err
 	}

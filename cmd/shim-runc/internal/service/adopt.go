@@ -21,6 +21,7 @@ import (
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/blackbox"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -118,6 +119,7 @@ func (s *Service) Restore(table *shimstate.Table, held Held) error {
 		}
 	}
 	s.parkEverything()
+	s.box.Add(blackbox.Note, 0, fmt.Sprintf("took over from a shim that died; processes: %d", len(all)))
 	return nil
 }
 

@@ -42,6 +42,7 @@ func (s *Service) awaitExit(p *process) {
 	}}, "/tasks/exit", &events.TaskExit{
 		ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
 	})
+	s.unpark(p, parking.Pidfd) // before anyone can delete it, and end us
 	s.mu.Lock()
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.Exited)
 	p.status, p.exitedAt, p.unknown = exit.Status, exit.At, exit.Unknown
@@ -49,7 +50,6 @@ func (s *Service) awaitExit(p *process) {
 	s.mu.Unlock()
 	s.keepOrLog(p)
 	close(p.exited)
-	s.unpark(p, parking.Pidfd)
 }
 
 // endOthers keeps new execs from starting, ends what can outlive init, and waits until the exits of the execs have been

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -25,7 +26,9 @@ import (
 	ledgerpb "github.com/managerd/managerd/protos/ledger"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/blackbox"
 	"github.com/managerd/managerd/shimapi/ledger"
+	"github.com/managerd/managerd/shimapi/version"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
 )
@@ -51,6 +54,7 @@ type Service struct {
 	boot        string // boot id
 
 	phases    phases
+	box       *blackbox.Ring // nil: there was no room for one
 	parker    parker
 	unparking sync.WaitGroup
 
@@ -97,6 +101,12 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Behind the ledger, whose lock keeps the bundle ours.
+	if s.box, err = blackbox.Open(filepath.Join(cfg.Bundle, shimapi.BlackBoxFile)); err != nil {
+		s.cfg.Log.Warn("there is no record of what this shim does", "error", err)
+	}
+	s.box.Add(blackbox.Note, 0, "shim begins, version "+version.Version)
+	s.phases.box, s.cfg.Log = s.box, slog.New(boxed{s.cfg.Log.Handler(), s.box})
 	return s, nil
 }
 
@@ -139,7 +149,8 @@ func (s *Service) stream() (done func(), err error) {
 // Close closes the ledger, when nothing is served any more.
 func (s *Service) Close() error {
 	s.stopParking()
-	return s.ledger.Close()
+	s.box.Add(blackbox.Note, 0, "shim ends")
+	return errors.Join(s.box.Close(), s.ledger.Close())
 }
 
 // process is the init or an exec, as the API sees it.
@@ -251,17 +262,22 @@ func (s *Service) record(r *ledgerpb.Record, topic string, event proto.Message) 
 	r.Event.Topic, r.Event.TypeUrl, r.Event.Value = topic, body.TypeUrl, body.Value
 	if _, err = s.ledger.Append(r); err != nil {
 		s.cfg.Log.Error("cannot record event", "topic", topic, "error", err)
+		return err
 	}
-	return err
+	s.box.Add(blackbox.Event, 0, summary(r))
+	return nil
 }
 
 // phases keeps how long the parts of the last create, start and exec took.
 type phases struct {
+	box *blackbox.Ring
+
 	mu   sync.Mutex
 	last map[string]int64
 }
 
 func (p *phases) note(name string, took time.Duration) {
+	p.box.Add(blackbox.Phase, took, name)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.last == nil {
