@@ -95,13 +95,18 @@ func (r *recorder) add(namespace, topic string, event *anypb.Any) error {
 
 // wait gives all events once there are n, or what came in time.
 func (r *recorder) wait(n int) []published {
+	return r.waitFor(func(seen []published) bool { return len(seen) >= n })
+}
+
+// waitFor gives all events once they are enough, or what came in time.
+func (r *recorder) waitFor(enough func([]published) bool) []published {
 	ctx, cancel := within()
 	defer cancel()
 	for {
 		r.mu.Lock()
 		seen, more := append([]published(nil), r.seen...), r.more
 		r.mu.Unlock()
-		if len(seen) >= n {
+		if enough(seen) {
 			return seen
 		}
 		select {
