@@ -66,6 +66,8 @@ func (s *Service) upgrade(t *Task, shim *shims.Shim, version string, idle bool) 
 		case err == nil:
 			log.Info("shim upgraded", "from", r.FromVersion, "to", r.Version, "pause", time.Duration(r.PauseNano))
 			return
+		case s.ctx.Err() != nil: // nobody waits for the answer any more; the shim is one thing or the other
+			return
 		case !errdefs.IsUnavailable(err) || try == upgradeTries:
 			log.Warn("shim is not upgraded, it goes on with the code that it has", "error", err)
 			return

@@ -41,6 +41,9 @@ func TestUpgradeShims(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	logged := func(n int) func() bool {
+		return func() bool { return strings.Count(r.log.String(), `msg="shim upgraded"`) == n }
+	}
 	for _, idle := range []bool{true, false} {
 		r.stop()
 		if err := r.UpgradeShims(idle, nil); err == nil {
@@ -51,6 +54,9 @@ func TestUpgradeShims(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "quiet is upgraded", func() bool { return version("quiet") == "next" })
+		if idle { // else a stop could come before the answer
+			eventually(t, "the upgrade of quiet is logged", logged(1))
+		}
 		if idle {
 			eventually(t, "busy is left alone", func() bool { return strings.Contains(r.log.String(), "has execs") })
 			if v := version("busy"); v != old {
@@ -59,7 +65,7 @@ func TestUpgradeShims(t *testing.T) {
 		}
 	}
 	eventually(t, "busy is upgraded", func() bool { return version("busy") == "next" })
-	eventually(t, "both upgrades are logged", func() bool { return strings.Count(r.log.String(), "shim upgraded") == 2 })
+	eventually(t, "both upgrades are logged", logged(2))
 	r.exec("quiet", "e", "exit 3")
 	if status, _, err := r.Wait(in("ns"), "quiet", "e"); err != nil || status != 3 {
 		t.Errorf("exec: %v, %v", status, err)
