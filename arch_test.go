@@ -80,6 +80,8 @@ func TestImports(t *testing.T) {
 		{module + "/manager/shims", "", module + "/manager/tasks", "imports run downwards: tasks, shims, bundle"},
 		{module + "/cmd/shim-runc/internal/stdio", "", module + "/cmd/shim-runc/internal/engine", "streams do not know what runs"},
 		{module + "/cmd/shim-runc/internal/engine", "", module + "/cmd/shim-runc/internal/service", "the service uses the engine"},
+		{module + "/cmd/shim-runc/internal/handover", "", module + "/cmd/shim-runc", "a hand-over does not know what it carries"},
+		{module + "/cmd/shim-runc/internal/wire", "", module + "/cmd/shim-runc", "connections do not know what is asked on them"},
 	}
 	below := func(path, room string) bool { return path == room || strings.HasPrefix(path, room+"/") }
 	for path, p := range list(t, seccompTags, "./...") {

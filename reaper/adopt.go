@@ -44,6 +44,7 @@ func (r *Reaper) Adopt(pid int, ticks uint64, pidfd *os.File) (*Process, error) 
 		p.pidfd = os.NewFile(uintptr(fd), "pidfd")
 	}
 	if r.child(p) {
+		p.child = true
 		r.mu.Lock()
 		r.procs[pid] = p
 		r.mu.Unlock()

@@ -27,6 +27,7 @@ type Reaper struct {
 	mu    sync.Mutex // a wait4 that reaps a registered process and the change of procs are one step
 	procs map[int]*Process
 
+	begun   chan struct{} // closed by Begin: nothing is reaped before
 	sigchld chan os.Signal
 	done    chan struct{}
 	swept   sync.WaitGroup
@@ -43,6 +44,7 @@ type Exit struct {
 // Process is a registered child, or an adopted process.
 type Process struct {
 	pid   int
+	child bool   // ours: only then its exit is taken away by reaping it
 	ticks uint64 // of an adopted one
 	pidfd *os.File
 	done  chan struct{}
@@ -51,14 +53,32 @@ type Process struct {
 
 // New makes this process a child subreaper and starts collecting orphans. Close ends that.
 func New() (*Reaper, error) {
+	r, err := NewHeld()
+	if err == nil {
+		r.Begin()
+	}
+	return r, err
+}
+
+// Begin lets a reaper of NewHeld reap. It is to be called once.
+func (r *Reaper) Begin() { close(r.begun) }
+
+// NewHeld is New, but nothing is reaped until Begin: whoever takes processes over, and may have to leave them to somebody
+// else after all, must not have taken their exits away.
+func NewHeld() (*Reaper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("cannot become a child subreaper: %w", err)
 	}
-	r := &Reaper{procs: map[int]*Process{}, sigchld: make(chan os.Signal, 1), done: make(chan struct{})}
+	r := &Reaper{procs: map[int]*Process{}, begun: make(chan struct{}), sigchld: make(chan os.Signal, 1), done: make(chan struct{})}
 	signal.Notify(r.sigchld, unix.SIGCHLD)
 	r.swept.Add(1)
 	go func() {
 		defer r.swept.Done()
+		select {
+		case <-r.begun:
+		case <-r.done:
+			return
+		}
 		for {
 			r.sweep()
 			select {
@@ -97,13 +117,27 @@ func (r *Reaper) Guard(fn func() error) error {
 	return fn()
 }
 
-// Freeze waits for every fork under way and keeps new ones, and the sweep, from beginning until Thaw.
-func (r *Reaper) Freeze() { r.guard.Lock() }
+// Freeze waits for every fork under way and keeps new ones from beginning, and every exit where it is, until Thaw.
+func (r *Reaper) Freeze() {
+	r.guard.Lock()
+	r.mu.Lock()
+}
 
 // Thaw ends a Freeze.
 func (r *Reaper) Thaw() {
+	r.mu.Unlock()
 	r.guard.Unlock()
 	r.sweep()
+}
+
+// Taken says, between Freeze and Thaw, whether the exit of p is with us only: the kernel does not have it any more.
+func (r *Reaper) Taken(p *Process) bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return p.child && r.procs[p.pid] != p
+	}
 }
 
 func (r *Reaper) release() {
@@ -119,7 +153,7 @@ func (r *Reaper) register(pid int) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open pidfd of process %d: %w", pid, err)
 	}
-	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
+	p := &Process{pid: pid, child: true, pidfd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
 	r.mu.Lock()
 	r.procs[pid] = p
 	r.mu.Unlock()
@@ -129,6 +163,7 @@ func (r *Reaper) register(pid int) (*Process, error) {
 
 // wait parks in the poller until p has ended, and reaps it unless the sweep was first.
 func (r *Reaper) wait(p *Process, ended func() bool) {
+	<-r.begun
 	conn, err := p.pidfd.SyscallConn()
 	if err == nil {
 		err = conn.Read(func(uintptr) bool { return ended() })
@@ -167,6 +202,11 @@ func (r *Reaper) reap(p *Process) bool {
 func (r *Reaper) sweep() {
 	// The flag is up before the try: whoever holds the guard looks at it after letting go.
 	r.pending.Store(true)
+	select {
+	case <-r.begun:
+	default:
+		return // Begin sweeps
+	}
 	if !r.guard.TryLock() {
 		return
 	}

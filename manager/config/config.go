@@ -61,7 +61,10 @@ type Metrics struct{ Address string }
 type Snapshotter struct{ RootPath string }
 
 // Task is what the part that runs shims can be told.
-type Task struct{ Shim string }
+type Task struct {
+	Shim         string
+	UpgradeShims string // never, idle or always
+}
 
 // Default is the configuration without a file.
 func Default() *Config {

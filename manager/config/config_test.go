@@ -39,6 +39,7 @@ func TestRoundTrip(t *testing.T) {
 	odd.Root, odd.GRPC.Address, odd.OOMScore, odd.GRPC.UID = "/a \"b\"\t\\ü\n", "/run/x.sock", -999, 7
 	odd.DisabledPlugins, odd.RequiredPlugins = []string{"io.containerd.a.v1.b", `q"`}, []string{}
 	odd.Debug.Level, odd.ContentSharing, odd.Overlayfs.RootPath, odd.Task.Shim = "trace", "isolated", "/o", "/bin/shim"
+	odd.Task.UpgradeShims = "always"
 	for name, c := range map[string]*Config{"default": Default(), "odd": odd} {
 		path := write(t, t.TempDir(), "config.toml", text(t, c))
 		got, warnings, err := Load(path)

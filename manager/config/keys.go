@@ -99,6 +99,8 @@ var keys = []key{
 		func(c *Config) any { return &c.Native.RootPath }, absoluteOrNone},
 	{in(taskSection, "shim"), "Path of the shim for io.containerd.runc.v2; empty for shim-runc beside managerd, or else on PATH.", "",
 		func(c *Config) any { return &c.Task.Shim }, absoluteOrNone},
+	{in(taskSection, "upgrade_shims"), "Whether running shims of another version than that on disk are replaced in place after a start of the daemon: never, idle (those without execs) or always.", "never",
+		func(c *Config) any { return &c.Task.UpgradeShims }, oneOf("never", "idle", "always")},
 }
 
 // ignored are the keys and sections of containerd that have no effect here, and why. A section ends with a dot, and

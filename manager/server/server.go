@@ -110,6 +110,11 @@ func (s *Server) Run(ctx context.Context) error {
 			// What could be listed is there; the rest is said, and takes no other task away.
 			s.log.Error("not every task could be looked for", "error", err)
 		}
+		if policy := s.cfg.Task.UpgradeShims; policy != "never" && recovered != nil {
+			if err := s.tasks.UpgradeShims(policy == "idle", recovered); err != nil {
+				return err
+			}
+		}
 	}
 	failed := make(chan error, 4)
 	serve := func(what, address string, uid, gid int, fn func(net.Listener) error) error {

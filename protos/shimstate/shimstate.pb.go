@@ -342,49 +342,324 @@ func (m *Parcel) GetWhole() bool {
 	return false
 }
 
+// Handover is what a shim hands to the program that replaces it by execve(2), in a sealed memfd: all that is neither in the
+// bundle nor with the kernel. Numbers of descriptors are those of this process.
+type Handover struct {
+	Schema          uint32        `protobuf:"varint,1,opt,name=schema,proto3" json:"schema,omitempty"`
+	Table           *Table        `protobuf:"bytes,2,opt,name=table,proto3" json:"table,omitempty"`
+	Incarnation     string        `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	StartedUnixNano int64         `protobuf:"varint,4,opt,name=started_unix_nano,json=startedUnixNano,proto3" json:"started_unix_nano,omitempty"`
+	Parking         string        `protobuf:"bytes,5,opt,name=parking,proto3" json:"parking,omitempty"`
+	Forwarded       uint64        `protobuf:"varint,6,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
+	Socket          int32         `protobuf:"varint,7,opt,name=socket,proto3" json:"socket,omitempty"`
+	Connections     []*Connection `protobuf:"bytes,8,rep,name=connections,proto3" json:"connections,omitempty"`
+	Held            []*Descriptor `protobuf:"bytes,9,rep,name=held,proto3" json:"held,omitempty"`
+	OldBinary       int32         `protobuf:"varint,10,opt,name=old_binary,json=oldBinary,proto3" json:"old_binary,omitempty"`
+	Version         string        `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
+	Revision        string        `protobuf:"bytes,12,opt,name=revision,proto3" json:"revision,omitempty"`
+	FrozenNano      int64         `protobuf:"varint,13,opt,name=frozen_nano,json=frozenNano,proto3" json:"frozen_nano,omitempty"`
+}
+
+func (m *Handover) Reset()         { *m = Handover{} }
+func (m *Handover) String() string { return proto.CompactTextString(m) }
+func (*Handover) ProtoMessage()    {}
+func (*Handover) Descriptor() ([]byte, []int) {
+	return fileDescriptor_ee7d34fd7910728e, []int{3}
+}
+func (m *Handover) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Handover) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Handover.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Handover) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Handover.Merge(m, src)
+}
+func (m *Handover) XXX_Size() int {
+	return m.Size()
+}
+func (m *Handover) XXX_DiscardUnknown() {
+	xxx_messageInfo_Handover.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Handover proto.InternalMessageInfo
+
+func (m *Handover) GetSchema() uint32 {
+	if m != nil {
+		return m.Schema
+	}
+	return 0
+}
+
+func (m *Handover) GetTable() *Table {
+	if m != nil {
+		return m.Table
+	}
+	return nil
+}
+
+func (m *Handover) GetIncarnation() string {
+	if m != nil {
+		return m.Incarnation
+	}
+	return ""
+}
+
+func (m *Handover) GetStartedUnixNano() int64 {
+	if m != nil {
+		return m.StartedUnixNano
+	}
+	return 0
+}
+
+func (m *Handover) GetParking() string {
+	if m != nil {
+		return m.Parking
+	}
+	return ""
+}
+
+func (m *Handover) GetForwarded() uint64 {
+	if m != nil {
+		return m.Forwarded
+	}
+	return 0
+}
+
+func (m *Handover) GetSocket() int32 {
+	if m != nil {
+		return m.Socket
+	}
+	return 0
+}
+
+func (m *Handover) GetConnections() []*Connection {
+	if m != nil {
+		return m.Connections
+	}
+	return nil
+}
+
+func (m *Handover) GetHeld() []*Descriptor {
+	if m != nil {
+		return m.Held
+	}
+	return nil
+}
+
+func (m *Handover) GetOldBinary() int32 {
+	if m != nil {
+		return m.OldBinary
+	}
+	return 0
+}
+
+func (m *Handover) GetVersion() string {
+	if m != nil {
+		return m.Version
+	}
+	return ""
+}
+
+func (m *Handover) GetRevision() string {
+	if m != nil {
+		return m.Revision
+	}
+	return ""
+}
+
+func (m *Handover) GetFrozenNano() int64 {
+	if m != nil {
+		return m.FrozenNano
+	}
+	return 0
+}
+
+// Connection is one client's.
+type Connection struct {
+	Fd     int32  `protobuf:"varint,1,opt,name=fd,proto3" json:"fd,omitempty"`
+	Unread []byte `protobuf:"bytes,2,opt,name=unread,proto3" json:"unread,omitempty"`
+}
+
+func (m *Connection) Reset()         { *m = Connection{} }
+func (m *Connection) String() string { return proto.CompactTextString(m) }
+func (*Connection) ProtoMessage()    {}
+func (*Connection) Descriptor() ([]byte, []int) {
+	return fileDescriptor_ee7d34fd7910728e, []int{4}
+}
+func (m *Connection) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Connection) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Connection.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Connection) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Connection.Merge(m, src)
+}
+func (m *Connection) XXX_Size() int {
+	return m.Size()
+}
+func (m *Connection) XXX_DiscardUnknown() {
+	xxx_messageInfo_Connection.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Connection proto.InternalMessageInfo
+
+func (m *Connection) GetFd() int32 {
+	if m != nil {
+		return m.Fd
+	}
+	return 0
+}
+
+func (m *Connection) GetUnread() []byte {
+	if m != nil {
+		return m.Unread
+	}
+	return nil
+}
+
+// Descriptor is one that is kept of a process.
+type Descriptor struct {
+	ExecId string `protobuf:"bytes,1,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Kind   string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Fd     int32  `protobuf:"varint,3,opt,name=fd,proto3" json:"fd,omitempty"`
+}
+
+func (m *Descriptor) Reset()         { *m = Descriptor{} }
+func (m *Descriptor) String() string { return proto.CompactTextString(m) }
+func (*Descriptor) ProtoMessage()    {}
+func (*Descriptor) Descriptor() ([]byte, []int) {
+	return fileDescriptor_ee7d34fd7910728e, []int{5}
+}
+func (m *Descriptor) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Descriptor) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Descriptor.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Descriptor) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Descriptor.Merge(m, src)
+}
+func (m *Descriptor) XXX_Size() int {
+	return m.Size()
+}
+func (m *Descriptor) XXX_DiscardUnknown() {
+	xxx_messageInfo_Descriptor.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Descriptor proto.InternalMessageInfo
+
+func (m *Descriptor) GetExecId() string {
+	if m != nil {
+		return m.ExecId
+	}
+	return ""
+}
+
+func (m *Descriptor) GetKind() string {
+	if m != nil {
+		return m.Kind
+	}
+	return ""
+}
+
+func (m *Descriptor) GetFd() int32 {
+	if m != nil {
+		return m.Fd
+	}
+	return 0
+}
+
 func init() {
 	proto.RegisterType((*Process)(nil), "managerd.shimstate.Process")
 	proto.RegisterType((*Table)(nil), "managerd.shimstate.Table")
 	proto.RegisterType((*Parcel)(nil), "managerd.shimstate.Parcel")
+	proto.RegisterType((*Handover)(nil), "managerd.shimstate.Handover")
+	proto.RegisterType((*Connection)(nil), "managerd.shimstate.Connection")
+	proto.RegisterType((*Descriptor)(nil), "managerd.shimstate.Descriptor")
 }
 
 func init() { proto.RegisterFile("shimstate/shimstate.proto", fileDescriptor_ee7d34fd7910728e) }
 
 var fileDescriptor_ee7d34fd7910728e = []byte{
-	// 520 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x7c, 0x93, 0xbd, 0x8e, 0x13, 0x31,
-	0x14, 0x85, 0xe3, 0x4c, 0x7e, 0x9d, 0xec, 0x12, 0x2c, 0x04, 0xe6, 0x47, 0xc3, 0x90, 0x6a, 0xaa,
-	0xac, 0x04, 0x05, 0x42, 0x74, 0x48, 0x14, 0x69, 0xd0, 0x32, 0xec, 0x36, 0xdb, 0x8c, 0x9c, 0xf1,
-	0x55, 0x62, 0x25, 0x63, 0x8f, 0x6c, 0x8f, 0x36, 0x8f, 0xc1, 0x33, 0xf0, 0x34, 0x94, 0x5b, 0x52,
-	0xa2, 0xe4, 0x35, 0x28, 0x90, 0xed, 0x64, 0x22, 0xb1, 0x62, 0xbb, 0x7b, 0xbe, 0x33, 0x9e, 0x6b,
-	0x5f, 0x1f, 0xe3, 0xe7, 0x66, 0x25, 0x4a, 0x63, 0x99, 0x85, 0x8b, 0xa6, 0x9a, 0x55, 0x5a, 0x59,
-	0x45, 0x48, 0xc9, 0x24, 0x5b, 0x82, 0xe6, 0xb3, 0xc6, 0x99, 0xfe, 0x89, 0x70, 0xff, 0x52, 0xab,
-	0x02, 0x8c, 0x21, 0x4f, 0x71, 0xcf, 0x14, 0x2b, 0x28, 0x19, 0x45, 0x09, 0x4a, 0xcf, 0xb2, 0x83,
-	0x22, 0xcf, 0x70, 0x7f, 0xa1, 0x94, 0xcd, 0x05, 0xa7, 0xed, 0x04, 0xa5, 0xc3, 0xac, 0xe7, 0xe4,
-	0x9c, 0x93, 0x37, 0x78, 0x5c, 0x28, 0x69, 0x99, 0x90, 0xa0, 0x9d, 0x1b, 0x79, 0x77, 0xd4, 0xb0,
-	0x39, 0x77, 0x6b, 0x61, 0x0b, 0x85, 0x73, 0x3b, 0x61, 0xad, 0x93, 0x73, 0x4e, 0x9e, 0xe0, 0xae,
-	0xdf, 0x01, 0xed, 0x7a, 0x1c, 0x04, 0x99, 0xe0, 0xa8, 0x12, 0x9c, 0xf6, 0x7c, 0x7f, 0x57, 0x92,
-	0xd7, 0x78, 0x64, 0x2c, 0xd3, 0x36, 0xb7, 0xa2, 0x58, 0x1b, 0xda, 0x4f, 0x50, 0xda, 0xc9, 0xb0,
-	0x47, 0x57, 0x8e, 0x90, 0x17, 0x78, 0x60, 0x41, 0x97, 0x42, 0xb2, 0x0d, 0x1d, 0x24, 0x28, 0x1d,
-	0x64, 0x8d, 0x0e, 0x4d, 0xb8, 0x90, 0x74, 0x78, 0x6c, 0xc2, 0x85, 0xf4, 0xe7, 0xb4, 0x5c, 0xd5,
-	0x96, 0xe2, 0xb0, 0xa5, 0xa0, 0x0e, 0x1c, 0xb4, 0xa6, 0xa3, 0x86, 0x83, 0xd6, 0x6e, 0x0b, 0x42,
-	0x56, 0xb5, 0xcd, 0x41, 0x72, 0xe0, 0x74, 0xec, 0x9b, 0x60, 0x8f, 0x3e, 0x3b, 0x42, 0x08, 0xee,
-	0x98, 0x0a, 0x0a, 0x7a, 0x96, 0xa0, 0x74, 0x9c, 0xf9, 0xda, 0x2d, 0x82, 0xad, 0xb0, 0xb9, 0x3b,
-	0x57, 0x6d, 0xe8, 0xb9, 0x3f, 0x11, 0x76, 0xe8, 0x9b, 0x27, 0x24, 0xc5, 0x13, 0xa7, 0x80, 0xe7,
-	0xb5, 0x14, 0xdb, 0x5c, 0x32, 0xa9, 0xe8, 0xa3, 0x04, 0xa5, 0x51, 0x76, 0x1e, 0xf8, 0xb5, 0x14,
-	0xdb, 0x2f, 0x4c, 0x2a, 0x37, 0x66, 0xff, 0xab, 0x5a, 0xae, 0xa5, 0xba, 0x95, 0x74, 0x12, 0xc6,
-	0xec, 0xd8, 0x75, 0x40, 0x6e, 0x08, 0x1b, 0x56, 0xcb, 0x62, 0x05, 0x9a, 0x3e, 0xf6, 0x76, 0xa3,
-	0x9d, 0xe7, 0xc7, 0x25, 0xe4, 0x92, 0x92, 0x30, 0xa0, 0xa3, 0x9e, 0xde, 0xe0, 0xee, 0x15, 0x5b,
-	0x6c, 0xe0, 0xbf, 0x77, 0xff, 0x01, 0x0f, 0xab, 0x10, 0x0f, 0x30, 0xb4, 0x9d, 0x44, 0xe9, 0xe8,
-	0xed, 0xcb, 0xd9, 0xfd, 0x1c, 0xcd, 0x0e, 0x19, 0xca, 0x4e, 0x5f, 0x4f, 0x7f, 0x20, 0xdc, 0xbb,
-	0x64, 0xba, 0x80, 0x0d, 0x79, 0x85, 0x87, 0x92, 0x95, 0x60, 0x2a, 0x56, 0x80, 0x6f, 0x30, 0xcc,
-	0x4e, 0xe0, 0x5e, 0x8c, 0xda, 0x0f, 0xc6, 0x28, 0xfa, 0x37, 0x46, 0x6b, 0x21, 0xb9, 0xa1, 0x9d,
-	0x24, 0x72, 0x37, 0xec, 0x85, 0xbb, 0x10, 0xae, 0x55, 0x45, 0xbb, 0x1e, 0xfa, 0xda, 0x7d, 0x79,
-	0xbb, 0x52, 0x1b, 0xf0, 0xe1, 0x1a, 0x64, 0x41, 0x7c, 0xfa, 0xfa, 0x73, 0x17, 0xa3, 0xbb, 0x5d,
-	0x8c, 0x7e, 0xef, 0x62, 0xf4, 0x7d, 0x1f, 0xb7, 0xee, 0xf6, 0x71, 0xeb, 0xd7, 0x3e, 0x6e, 0xdd,
-	0xbc, 0x5f, 0x0a, 0xbb, 0xaa, 0x17, 0xb3, 0x42, 0x95, 0x17, 0xc7, 0x03, 0x9f, 0x0a, 0xff, 0xa2,
-	0xcc, 0xe9, 0x89, 0x7d, 0x6c, 0xaa, 0x45, 0xcf, 0x7b, 0xef, 0xfe, 0x06, 0x00, 0x00, 0xff, 0xff,
-	0xa4, 0x3e, 0x15, 0x09, 0x8a, 0x03, 0x00, 0x00,
+	// 770 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x7c, 0x54, 0xcd, 0x6e, 0x23, 0x45,
+	0x10, 0xce, 0x78, 0x6c, 0xc7, 0x2e, 0x3b, 0xd9, 0x6c, 0x0b, 0x41, 0x2f, 0x3f, 0x66, 0xf0, 0xc9,
+	0xe2, 0xe0, 0x48, 0x01, 0x09, 0x21, 0x2e, 0x68, 0x01, 0x89, 0x5c, 0xd0, 0xd2, 0xec, 0x5e, 0xf6,
+	0x62, 0xb5, 0xa7, 0x3b, 0x71, 0xcb, 0x76, 0xf7, 0xa8, 0xbb, 0x9d, 0x04, 0x9e, 0x82, 0x67, 0xe0,
+	0x69, 0x38, 0xee, 0x91, 0x0b, 0x12, 0x4a, 0x5e, 0x83, 0x03, 0xaa, 0xea, 0x99, 0x71, 0x96, 0xdd,
+	0xec, 0xad, 0xbe, 0xaf, 0xba, 0xa7, 0xba, 0xbe, 0xfa, 0x6a, 0xe0, 0x49, 0x58, 0x99, 0x6d, 0x88,
+	0x32, 0xea, 0xd3, 0x36, 0x9a, 0x57, 0xde, 0x45, 0xc7, 0xd8, 0x56, 0x5a, 0x79, 0xa9, 0xbd, 0x9a,
+	0xb7, 0x99, 0xe9, 0xbf, 0x39, 0x1c, 0x3e, 0xf3, 0xae, 0xd4, 0x21, 0xb0, 0xf7, 0xa1, 0x1f, 0xca,
+	0x95, 0xde, 0x4a, 0x9e, 0x15, 0xd9, 0xec, 0x48, 0xd4, 0x88, 0x7d, 0x00, 0x87, 0x4b, 0xe7, 0xe2,
+	0xc2, 0x28, 0xde, 0x29, 0xb2, 0xd9, 0x50, 0xf4, 0x11, 0x9e, 0x2b, 0xf6, 0x19, 0x8c, 0x4b, 0x67,
+	0xa3, 0x34, 0x56, 0x7b, 0xcc, 0xe6, 0x94, 0x1d, 0xb5, 0xdc, 0xb9, 0xc2, 0xbb, 0xfa, 0x46, 0x97,
+	0x98, 0xed, 0xa6, 0xbb, 0x08, 0xcf, 0x15, 0x7b, 0x0f, 0x7a, 0xf4, 0x02, 0xde, 0x23, 0x3a, 0x01,
+	0x76, 0x02, 0x79, 0x65, 0x14, 0xef, 0x53, 0x7d, 0x0c, 0xd9, 0xa7, 0x30, 0x0a, 0x51, 0xfa, 0xb8,
+	0x88, 0xa6, 0x5c, 0x07, 0x7e, 0x58, 0x64, 0xb3, 0xae, 0x00, 0xa2, 0x9e, 0x23, 0xc3, 0x3e, 0x84,
+	0x41, 0xd4, 0x7e, 0x6b, 0xac, 0xdc, 0xf0, 0x41, 0x91, 0xcd, 0x06, 0xa2, 0xc5, 0xa9, 0x88, 0x32,
+	0x96, 0x0f, 0x9b, 0x22, 0xca, 0x58, 0xea, 0x33, 0x2a, 0xb7, 0x8b, 0x1c, 0xd2, 0x93, 0x12, 0xaa,
+	0x79, 0xed, 0x3d, 0x1f, 0xb5, 0xbc, 0xf6, 0x1e, 0x9f, 0x60, 0x6c, 0xb5, 0x8b, 0x0b, 0x6d, 0x95,
+	0x56, 0x7c, 0x4c, 0x45, 0x80, 0xa8, 0x1f, 0x90, 0x61, 0x0c, 0xba, 0xa1, 0xd2, 0x25, 0x3f, 0x2a,
+	0xb2, 0xd9, 0x58, 0x50, 0x8c, 0x97, 0xf4, 0x8d, 0x89, 0x0b, 0xec, 0x6b, 0x17, 0xf8, 0x31, 0x75,
+	0x04, 0x48, 0xfd, 0x42, 0x0c, 0x9b, 0xc1, 0x09, 0x22, 0xad, 0x16, 0x3b, 0x6b, 0x6e, 0x16, 0x56,
+	0x5a, 0xc7, 0x1f, 0x15, 0xd9, 0x2c, 0x17, 0xc7, 0x89, 0x7f, 0x61, 0xcd, 0xcd, 0x4f, 0xd2, 0x3a,
+	0x94, 0x99, 0x3e, 0xb5, 0xb3, 0x6b, 0xeb, 0xae, 0x2d, 0x3f, 0x49, 0x32, 0x23, 0xf7, 0x22, 0x51,
+	0x28, 0xc2, 0x46, 0xee, 0x6c, 0xb9, 0xd2, 0x9e, 0x3f, 0xa6, 0x74, 0x8b, 0x31, 0x47, 0x72, 0x19,
+	0x7b, 0xc9, 0x59, 0x12, 0xa8, 0xc1, 0xd3, 0x97, 0xd0, 0x7b, 0x2e, 0x97, 0x1b, 0xfd, 0xe0, 0xec,
+	0xbf, 0x86, 0x61, 0x95, 0xec, 0xa1, 0x03, 0xef, 0x14, 0xf9, 0x6c, 0x74, 0xf6, 0xd1, 0xfc, 0x4d,
+	0x1f, 0xcd, 0x6b, 0x0f, 0x89, 0xfd, 0xe9, 0xe9, 0x1f, 0x19, 0xf4, 0x9f, 0x49, 0x5f, 0xea, 0x0d,
+	0xfb, 0x18, 0x86, 0x56, 0x6e, 0x75, 0xa8, 0x64, 0xa9, 0xa9, 0xc0, 0x50, 0xec, 0x89, 0x37, 0x6c,
+	0xd4, 0x79, 0xa7, 0x8d, 0xf2, 0xff, 0xdb, 0x68, 0x6d, 0xac, 0x0a, 0xbc, 0x5b, 0xe4, 0x38, 0x61,
+	0x02, 0x38, 0x10, 0xe5, 0x5d, 0xc5, 0x7b, 0x44, 0x52, 0x8c, 0x27, 0xaf, 0x57, 0x6e, 0xa3, 0xc9,
+	0x5c, 0x03, 0x91, 0xc0, 0xf4, 0xef, 0x1c, 0x06, 0x3f, 0x4a, 0xab, 0xdc, 0x95, 0xf6, 0x0f, 0x8a,
+	0x70, 0x0a, 0xbd, 0x88, 0x2a, 0xd1, 0xcb, 0x46, 0x67, 0x4f, 0xde, 0x26, 0x00, 0xc9, 0x28, 0xd2,
+	0x39, 0x56, 0xa0, 0x63, 0x4a, 0xe9, 0xad, 0x8c, 0xc6, 0xd9, 0x66, 0x2f, 0xee, 0x51, 0xec, 0x73,
+	0x78, 0x4c, 0x43, 0x78, 0x6d, 0xfc, 0x5d, 0x1a, 0xff, 0xa3, 0x3a, 0xd1, 0xce, 0x9f, 0xc3, 0x61,
+	0x25, 0xfd, 0x1a, 0xe7, 0x97, 0x96, 0xa5, 0x81, 0xa8, 0xeb, 0x85, 0xf3, 0xd7, 0xd2, 0xa3, 0x2f,
+	0xfb, 0xb4, 0x1a, 0x7b, 0x82, 0xda, 0x71, 0xe5, 0x5a, 0x47, 0xda, 0x9a, 0x9e, 0xa8, 0x11, 0xfb,
+	0x16, 0x50, 0x5b, 0xab, 0x4b, 0x7c, 0x49, 0xe0, 0x03, 0x9a, 0xea, 0xe4, 0x6d, 0x4d, 0x7d, 0xd7,
+	0x1e, 0x13, 0xf7, 0xaf, 0xb0, 0x33, 0xe8, 0xae, 0xf4, 0x46, 0xf1, 0xe1, 0xc3, 0x57, 0xbf, 0xd7,
+	0xa1, 0xf4, 0xa6, 0x8a, 0xce, 0x0b, 0x3a, 0xcb, 0x3e, 0x01, 0x70, 0x1b, 0xb5, 0x58, 0x1a, 0x2b,
+	0xfd, 0xaf, 0xb4, 0x79, 0x3d, 0x31, 0x74, 0x1b, 0xf5, 0x94, 0x08, 0x6c, 0xf2, 0x4a, 0xfb, 0x80,
+	0x72, 0xa5, 0xed, 0x6b, 0x20, 0xfa, 0xd7, 0xeb, 0x2b, 0x43, 0xa9, 0x71, 0xf2, 0x76, 0x83, 0x71,
+	0xcb, 0x2e, 0xbc, 0xfb, 0x4d, 0xdb, 0x24, 0xe0, 0x11, 0x09, 0x08, 0x89, 0x42, 0xed, 0xa6, 0x5f,
+	0x02, 0xec, 0x9b, 0x60, 0xc7, 0xd0, 0xb9, 0x50, 0x34, 0xdc, 0x9e, 0xe8, 0x5c, 0x90, 0x42, 0x3b,
+	0xeb, 0xb5, 0x4c, 0x9e, 0x1b, 0x8b, 0x1a, 0x4d, 0xcf, 0x01, 0xf6, 0xef, 0xbf, 0x6f, 0xbe, 0xec,
+	0x35, 0xf3, 0x31, 0xe8, 0xa2, 0xdf, 0x6a, 0xc3, 0x52, 0x5c, 0x97, 0xc8, 0x9b, 0x12, 0x4f, 0x7f,
+	0xfe, 0xf3, 0x76, 0x92, 0xbd, 0xba, 0x9d, 0x64, 0xff, 0xdc, 0x4e, 0xb2, 0xdf, 0xef, 0x26, 0x07,
+	0xaf, 0xee, 0x26, 0x07, 0x7f, 0xdd, 0x4d, 0x0e, 0x5e, 0x7e, 0x75, 0x69, 0xe2, 0x6a, 0xb7, 0x9c,
+	0x97, 0x6e, 0x7b, 0xda, 0x08, 0xb8, 0x0f, 0xe8, 0x97, 0x1d, 0xf6, 0xff, 0xf0, 0x6f, 0xda, 0x68,
+	0xd9, 0xa7, 0xdc, 0x17, 0xff, 0x05, 0x00, 0x00, 0xff, 0xff, 0xd6, 0xf5, 0x39, 0xb8, 0xeb, 0x05,
+	0x00, 0x00,
 }
 
 func (m *Process) Marshal() (dAtA []byte, err error) {
@@ -655,6 +930,204 @@ func (m *Parcel) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+func (m *Handover) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Handover) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Handover) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.FrozenNano != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.FrozenNano))
+		i--
+		dAtA[i] = 0x68
+	}
+	if len(m.Revision) > 0 {
+		i -= len(m.Revision)
+		copy(dAtA[i:], m.Revision)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Revision)))
+		i--
+		dAtA[i] = 0x62
+	}
+	if len(m.Version) > 0 {
+		i -= len(m.Version)
+		copy(dAtA[i:], m.Version)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Version)))
+		i--
+		dAtA[i] = 0x5a
+	}
+	if m.OldBinary != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.OldBinary))
+		i--
+		dAtA[i] = 0x50
+	}
+	if len(m.Held) > 0 {
+		for iNdEx := len(m.Held) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Held[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintShimstate(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x4a
+		}
+	}
+	if len(m.Connections) > 0 {
+		for iNdEx := len(m.Connections) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Connections[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintShimstate(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x42
+		}
+	}
+	if m.Socket != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Socket))
+		i--
+		dAtA[i] = 0x38
+	}
+	if m.Forwarded != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Forwarded))
+		i--
+		dAtA[i] = 0x30
+	}
+	if len(m.Parking) > 0 {
+		i -= len(m.Parking)
+		copy(dAtA[i:], m.Parking)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Parking)))
+		i--
+		dAtA[i] = 0x2a
+	}
+	if m.StartedUnixNano != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.StartedUnixNano))
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.Incarnation) > 0 {
+		i -= len(m.Incarnation)
+		copy(dAtA[i:], m.Incarnation)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Incarnation)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if m.Table != nil {
+		{
+			size, err := m.Table.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintShimstate(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Schema != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Schema))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Connection) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Connection) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Connection) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Unread) > 0 {
+		i -= len(m.Unread)
+		copy(dAtA[i:], m.Unread)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Unread)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Fd != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Fd))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Descriptor) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Descriptor) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Descriptor) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Fd != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Fd))
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.Kind) > 0 {
+		i -= len(m.Kind)
+		copy(dAtA[i:], m.Kind)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Kind)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.ExecId) > 0 {
+		i -= len(m.ExecId)
+		copy(dAtA[i:], m.ExecId)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.ExecId)))
+		i--
+		dAtA[i] = 0xa
+	}
+	return len(dAtA) - i, nil
+}
+
 func encodeVarintShimstate(dAtA []byte, offset int, v uint64) int {
 	offset -= sovShimstate(v)
 	base := offset
@@ -789,6 +1262,101 @@ func (m *Parcel) Size() (n int) {
 	}
 	if m.Whole {
 		n += 2
+	}
+	return n
+}
+
+func (m *Handover) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Schema != 0 {
+		n += 1 + sovShimstate(uint64(m.Schema))
+	}
+	if m.Table != nil {
+		l = m.Table.Size()
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Incarnation)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.StartedUnixNano != 0 {
+		n += 1 + sovShimstate(uint64(m.StartedUnixNano))
+	}
+	l = len(m.Parking)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.Forwarded != 0 {
+		n += 1 + sovShimstate(uint64(m.Forwarded))
+	}
+	if m.Socket != 0 {
+		n += 1 + sovShimstate(uint64(m.Socket))
+	}
+	if len(m.Connections) > 0 {
+		for _, e := range m.Connections {
+			l = e.Size()
+			n += 1 + l + sovShimstate(uint64(l))
+		}
+	}
+	if len(m.Held) > 0 {
+		for _, e := range m.Held {
+			l = e.Size()
+			n += 1 + l + sovShimstate(uint64(l))
+		}
+	}
+	if m.OldBinary != 0 {
+		n += 1 + sovShimstate(uint64(m.OldBinary))
+	}
+	l = len(m.Version)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Revision)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.FrozenNano != 0 {
+		n += 1 + sovShimstate(uint64(m.FrozenNano))
+	}
+	return n
+}
+
+func (m *Connection) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Fd != 0 {
+		n += 1 + sovShimstate(uint64(m.Fd))
+	}
+	l = len(m.Unread)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	return n
+}
+
+func (m *Descriptor) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.ExecId)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Kind)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.Fd != 0 {
+		n += 1 + sovShimstate(uint64(m.Fd))
 	}
 	return n
 }
@@ -1638,6 +2206,638 @@ func (m *Parcel) Unmarshal(dAtA []byte) error {
 				}
 			}
 			m.Whole = bool(v != 0)
+		default:
+			iNdEx = preIndex
+			skippy, err := skipShimstate(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Handover) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowShimstate
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Handover: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Handover: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Schema", wireType)
+			}
+			m.Schema = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Schema |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Table", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Table == nil {
+				m.Table = &Table{}
+			}
+			if err := m.Table.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Incarnation", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Incarnation = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartedUnixNano", wireType)
+			}
+			m.StartedUnixNano = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartedUnixNano |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Parking", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Parking = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Forwarded", wireType)
+			}
+			m.Forwarded = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Forwarded |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 7:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Socket", wireType)
+			}
+			m.Socket = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Socket |= int32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 8:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Connections", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Connections = append(m.Connections, &Connection{})
+			if err := m.Connections[len(m.Connections)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 9:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Held", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Held = append(m.Held, &Descriptor{})
+			if err := m.Held[len(m.Held)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		case 10:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field OldBinary", wireType)
+			}
+			m.OldBinary = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.OldBinary |= int32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 11:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Version = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 12:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Revision", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Revision = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 13:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field FrozenNano", wireType)
+			}
+			m.FrozenNano = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.FrozenNano |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipShimstate(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Connection) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowShimstate
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Connection: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Connection: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Fd", wireType)
+			}
+			m.Fd = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Fd |= int32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Unread", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Unread = append(m.Unread[:0], dAtA[iNdEx:postIndex]...)
+			if m.Unread == nil {
+				m.Unread = []byte{}
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipShimstate(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Descriptor) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowShimstate
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Descriptor: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Descriptor: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExecId", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.ExecId = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Kind", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Kind = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Fd", wireType)
+			}
+			m.Fd = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Fd |= int32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := skipShimstate(dAtA[iNdEx:])

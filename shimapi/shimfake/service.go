@@ -415,3 +415,10 @@ func (o own) Exits(ctx context.Context, r *shim.ExitsRequest) (*shim.ExitsRespon
 		return resp, err
 	})(ctx, r)
 }
+
+// Upgrade is refused: a fake has no other code.
+func (o own) Upgrade(ctx context.Context, r *shim.UpgradeRequest) (*shim.UpgradeResponse, error) {
+	return through(o.s, "Upgrade", func(context.Context, *shim.UpgradeRequest) (*shim.UpgradeResponse, error) {
+		return nil, shimapi.ToWire(fmt.Errorf("cannot upgrade a fake: %w", errdefs.ErrNotImplemented))
+	})(ctx, r)
+}

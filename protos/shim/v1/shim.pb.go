@@ -535,6 +535,134 @@ func (*ParkResponse) Descriptor() ([]byte, []int) {
 	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
 }
 
+type UpgradeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Binary        string                 `protobuf:"bytes,1,opt,name=binary,proto3" json:"binary,omitempty"`   // absolute path of the new shim; empty: the file that this one was started from
+	Handed        bool                   `protobuf:"varint,15,opt,name=handed,proto3" json:"handed,omitempty"` // set by a shim only, when it hands the call over to its successor
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UpgradeRequest) GetBinary() string {
+	if x != nil {
+		return x.Binary
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetHanded() bool {
+	if x != nil {
+		return x.Handed
+	}
+	return false
+}
+
+type UpgradeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"` // of the code that runs now
+	Revision      string                 `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	FromVersion   string                 `protobuf:"bytes,3,opt,name=from_version,json=fromVersion,proto3" json:"from_version,omitempty"` // of the code that ran before
+	FromRevision  string                 `protobuf:"bytes,4,opt,name=from_revision,json=fromRevision,proto3" json:"from_revision,omitempty"`
+	PauseNano     int64                  `protobuf:"varint,5,opt,name=pause_nano,json=pauseNano,proto3" json:"pause_nano,omitempty"` // how long requests had to wait
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeResponse) Reset() {
+	*x = UpgradeResponse{}
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeResponse) ProtoMessage() {}
+
+func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
+func (*UpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UpgradeResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *UpgradeResponse) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *UpgradeResponse) GetFromVersion() string {
+	if x != nil {
+		return x.FromVersion
+	}
+	return ""
+}
+
+func (x *UpgradeResponse) GetFromRevision() string {
+	if x != nil {
+		return x.FromRevision
+	}
+	return ""
+}
+
+func (x *UpgradeResponse) GetPauseNano() int64 {
+	if x != nil {
+		return x.PauseNano
+	}
+	return 0
+}
+
 type ExitsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Since         uint64                 `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
@@ -544,7 +672,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -556,7 +684,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -569,7 +697,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExitsRequest) GetSince() uint64 {
@@ -594,7 +722,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +734,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +747,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Exit) GetSeq() uint64 {
@@ -680,7 +808,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +820,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +833,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExitsResponse) GetExits() []*Exit {
@@ -768,7 +896,17 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x05event\x18\x04 \x01(\v2\x14.google.protobuf.AnyR\x05event\"%\n" +
 	"\vParkRequest\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\"\x0e\n" +
-	"\fParkResponse\"$\n" +
+	"\fParkResponse\"@\n" +
+	"\x0eUpgradeRequest\x12\x16\n" +
+	"\x06binary\x18\x01 \x01(\tR\x06binary\x12\x16\n" +
+	"\x06handed\x18\x0f \x01(\bR\x06handed\"\xae\x01\n" +
+	"\x0fUpgradeResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\tR\brevision\x12!\n" +
+	"\ffrom_version\x18\x03 \x01(\tR\vfromVersion\x12#\n" +
+	"\rfrom_revision\x18\x04 \x01(\tR\ffromRevision\x12\x1d\n" +
+	"\n" +
+	"pause_nano\x18\x05 \x01(\x03R\tpauseNano\"$\n" +
 	"\fExitsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x04R\x05since\"\xe3\x01\n" +
 	"\x04Exit\x12\x10\n" +
@@ -781,12 +919,13 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12!\n" +
 	"\fexit_unknown\x18\a \x01(\tR\vexitUnknown\"=\n" +
 	"\rExitsResponse\x12,\n" +
-	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits2\xb6\x02\n" +
+	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits2\x86\x03\n" +
 	"\x04Shim\x12Q\n" +
 	"\bDescribe\x12!.managerd.shim.v1.DescribeRequest\x1a\".managerd.shim.v1.DescribeResponse\x12J\n" +
 	"\x06Events\x12\x1f.managerd.shim.v1.EventsRequest\x1a\x1d.managerd.shim.v1.EventRecord0\x01\x12H\n" +
 	"\x05Exits\x12\x1e.managerd.shim.v1.ExitsRequest\x1a\x1f.managerd.shim.v1.ExitsResponse\x12E\n" +
-	"\x04Park\x12\x1d.managerd.shim.v1.ParkRequest\x1a\x1e.managerd.shim.v1.ParkResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
+	"\x04Park\x12\x1d.managerd.shim.v1.ParkRequest\x1a\x1e.managerd.shim.v1.ParkResponse\x12N\n" +
+	"\aUpgrade\x12 .managerd.shim.v1.UpgradeRequest\x1a!.managerd.shim.v1.UpgradeResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
 
 var (
 	file_shim_v1_shim_proto_rawDescOnce sync.Once
@@ -800,7 +939,7 @@ func file_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_shim_v1_shim_proto_rawDescData
 }
 
-var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_shim_v1_shim_proto_goTypes = []any{
 	(*DescribeRequest)(nil),       // 0: managerd.shim.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 1: managerd.shim.v1.DescribeResponse
@@ -809,32 +948,36 @@ var file_shim_v1_shim_proto_goTypes = []any{
 	(*EventRecord)(nil),           // 4: managerd.shim.v1.EventRecord
 	(*ParkRequest)(nil),           // 5: managerd.shim.v1.ParkRequest
 	(*ParkResponse)(nil),          // 6: managerd.shim.v1.ParkResponse
-	(*ExitsRequest)(nil),          // 7: managerd.shim.v1.ExitsRequest
-	(*Exit)(nil),                  // 8: managerd.shim.v1.Exit
-	(*ExitsResponse)(nil),         // 9: managerd.shim.v1.ExitsResponse
-	nil,                           // 10: managerd.shim.v1.DescribeResponse.TimingsEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 12: google.protobuf.Any
+	(*UpgradeRequest)(nil),        // 7: managerd.shim.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),       // 8: managerd.shim.v1.UpgradeResponse
+	(*ExitsRequest)(nil),          // 9: managerd.shim.v1.ExitsRequest
+	(*Exit)(nil),                  // 10: managerd.shim.v1.Exit
+	(*ExitsResponse)(nil),         // 11: managerd.shim.v1.ExitsResponse
+	nil,                           // 12: managerd.shim.v1.DescribeResponse.TimingsEntry
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 14: google.protobuf.Any
 }
 var file_shim_v1_shim_proto_depIdxs = []int32{
-	11, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
+	13, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
-	10, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
-	11, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
-	11, // 4: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
-	12, // 5: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
-	11, // 6: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	8,  // 7: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
+	12, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
+	13, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
+	13, // 4: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
+	14, // 5: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
+	13, // 6: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	10, // 7: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
 	0,  // 8: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
 	3,  // 9: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
-	7,  // 10: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
+	9,  // 10: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
 	5,  // 11: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
-	1,  // 12: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
-	4,  // 13: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
-	9,  // 14: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
-	6,  // 15: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
-	12, // [12:16] is the sub-list for method output_type
-	8,  // [8:12] is the sub-list for method input_type
+	7,  // 12: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
+	1,  // 13: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
+	4,  // 14: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
+	11, // 15: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
+	6,  // 16: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
+	8,  // 17: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
+	13, // [13:18] is the sub-list for method output_type
+	8,  // [8:13] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -851,7 +994,7 @@ func file_shim_v1_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_v1_shim_proto_rawDesc), len(file_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

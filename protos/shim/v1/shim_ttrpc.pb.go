@@ -12,6 +12,7 @@ type ShimService interface {
 	Events(context.Context, *EventsRequest, Shim_EventsServer) error
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	Park(context.Context, *ParkRequest) (*ParkResponse, error)
+	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
 }
 
 type Shim_EventsServer interface {
@@ -51,6 +52,13 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				}
 				return svc.Park(ctx, &req)
 			},
+			"Upgrade": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req UpgradeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Upgrade(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"Events": {
@@ -73,6 +81,7 @@ type ShimClient interface {
 	Events(context.Context, *EventsRequest) (Shim_EventsClient, error)
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	Park(context.Context, *ParkRequest) (*ParkResponse, error)
+	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
 }
 
 type shimClient struct {
@@ -133,6 +142,14 @@ func (c *shimClient) Exits(ctx context.Context, req *ExitsRequest) (*ExitsRespon
 func (c *shimClient) Park(ctx context.Context, req *ParkRequest) (*ParkResponse, error) {
 	var resp ParkResponse
 	if err := c.client.Call(ctx, "managerd.shim.v1.Shim", "Park", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Upgrade(ctx context.Context, req *UpgradeRequest) (*UpgradeResponse, error) {
+	var resp UpgradeResponse
+	if err := c.client.Call(ctx, "managerd.shim.v1.Shim", "Upgrade", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -11,8 +11,8 @@ import (
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
-// handover is how long a daemon may take to hand over what was parked with it; what has not come by then is done without.
-const handover = 5 * time.Second
+// unparking is how long a daemon may take to hand over what was parked with it; what has not come by then is done without.
+const unparking = 5 * time.Second
 
 // adopt makes svc the successor of the shim that kept its bundle.
 func adopt(svc *service.Service, log *slog.Logger) error {
@@ -40,7 +40,7 @@ func receive() (service.Held, error) {
 		return held, err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetReadDeadline(time.Now().Add(handover)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(unparking)); err != nil {
 		return held, err
 	}
 	for {

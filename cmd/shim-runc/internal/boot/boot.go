@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/handover"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/version"
 )
@@ -44,6 +45,8 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		err = remove(a, stdout, stderr)
 	case shimapi.VerbServe, shimapi.VerbAdopt:
 		err = serve(a)
+	case handover.CheckVerb:
+		err = handover.Check(stdin, stdout)
 	}
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "shim-runc: cannot %s: %v\n", a.verb, err)
@@ -82,6 +85,8 @@ func parse(argv []string, stderr io.Writer) (*args, error) {
 	}
 	switch a.verb = f.Arg(0); a.verb {
 	case shimapi.VerbStart, shimapi.VerbDelete, shimapi.VerbServe, shimapi.VerbAdopt:
+	case handover.CheckVerb: // asked by a shim that is to be replaced, of no container
+		return a, nil
 	case "":
 		return nil, errors.New("no verb: a daemon runs this program with start, delete, serve or adopt (see -help)")
 	default:

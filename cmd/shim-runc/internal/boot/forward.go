@@ -20,9 +20,19 @@ import (
 // giveUp is how long after the end of its container a shim goes on trying to deliver its last events.
 const giveUp = 10 * time.Second
 
-// forward sends every event of the ledger to a foreign daemon's event socket, in order, each until it was taken: the
-// queue is the ledger itself, so a daemon that is away for a while misses nothing. It returns when the shim ends.
-func forward(a *args, svc *service.Service, log *slog.Logger) {
+// forwarder sends every event of the ledger to a foreign daemon's event socket, in order, each until it was taken: the
+// queue is the ledger itself, so a daemon that is away for a while misses nothing.
+type forwarder struct {
+	sending chan struct{} // a semaphore: taken while an event is sent and noted
+	taken   uint64        // sequence number of the last event that the daemon took; guarded by sending
+}
+
+func newForwarder(taken uint64) *forwarder {
+	return &forwarder{sending: make(chan struct{}, 1), taken: taken}
+}
+
+// run returns when the shim ends.
+func (f *forwarder) run(a *args, svc *service.Service, log *slog.Logger) {
 	address := os.Getenv(shimapi.EnvTTRPCAddress)
 	if address == "" {
 		log.Warn("events are not forwarded: " + shimapi.EnvTTRPCAddress + " is not set")
@@ -47,13 +57,18 @@ func forward(a *args, svc *service.Service, log *slog.Logger) {
 			_ = client.Close()
 		}
 	}()
-	err := svc.Follow(ctx, 0, func(r *ledgerpb.Record) error {
+	err := svc.Follow(ctx, f.taken, func(r *ledgerpb.Record) error {
 		req := &events.ForwardRequest{Envelope: &types.Envelope{
 			Timestamp: timestamppb.New(time.Unix(0, r.UnixNano)), Namespace: a.namespace, Topic: r.Event.Topic,
 			Event: &anypb.Any{TypeUrl: r.Event.TypeUrl, Value: r.Event.Value},
 		}}
 		for wait := 10 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+			f.sending <- struct{}{}
 			err := send(ctx, &client, address, req)
+			if err == nil {
+				f.taken = r.Seq
+			}
+			<-f.sending
 			if err == nil {
 				return nil
 			}

@@ -5,19 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/cgroups/early"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/handover"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/service"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/wire"
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
@@ -30,48 +32,86 @@ const maxProcs = 4
 // lastEvents is how long the end waits for a client to read the last events.
 const lastEvents = 5 * time.Second
 
-// serve is the long life of a shim: it answers on the socket that it was handed as descriptor 3, until it keeps nothing
-// any more and is told to shut down. No signal but SIGKILL ends it.
+// server is the serving shim.
+type server struct {
+	args     *args
+	log      *slog.Logger
+	reaper   *reaper.Reaper
+	svc      *service.Service
+	listener *wire.Listener
+	forward  *forwarder
+
+	replacing sync.Mutex // held while the program is being replaced
+}
+
+// serve is the long life of a shim: it answers on the socket that it was handed as descriptor 3, or goes on in the place
+// of another program, until it keeps nothing any more and is told to shut down. No signal but SIGKILL ends it.
 func serve(a *args) error {
 	runtime.GOMAXPROCS(min(maxProcs, runtime.NumCPU()))
 	outlive()
-	early.Attach() // Create follows
 	if err := os.Chdir(a.bundle); err != nil {
 		return err
 	}
-	log := openLog(a)
-	go tellStacks(filepath.Join(a.bundle, shimapi.StacksFile), log)
-	listener, err := inherited()
-	if err != nil {
-		return err
-	}
-	r, err := reaper.New()
-	if err != nil {
-		return err
-	}
-	svc, err := service.New(service.Config{
-		Namespace: a.namespace, ID: a.id, Bundle: a.bundle, Log: log, Reaper: r, Parking: os.Getenv(parking.EnvSocket),
-	})
-	if err == nil && a.verb == shimapi.VerbAdopt {
-		err = adopt(svc, log)
+	s := &server{args: a, log: openLog(a)}
+	go s.tellStacks()
+	received, err := handover.Receive()
+	switch {
+	case err != nil: // and nobody to give the process back to
+	case received != nil:
+		err = s.resume(received)
+	default:
+		early.Attach() // Create follows
+		err = s.begin()
 	}
 	if err != nil {
-		log.Error("cannot serve", "error", err)
+		s.log.Error("cannot serve", "error", err)
 		return err
 	}
-	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(svc.Observe))
+	return s.run()
+}
+
+// wireOptions say which requests can be under way while the program is replaced.
+var wireOptions = wire.Options{Parks: service.Parks, Resume: service.Again}
+
+// begin makes a shim of a bundle.
+func (s *server) begin() (err error) {
+	socket := os.NewFile(shimapi.ListenFD, fmt.Sprintf("descriptor %d", shimapi.ListenFD))
+	if s.listener, err = wire.Listen(socket, wireOptions, nil); err != nil {
+		return err
+	}
+	if s.reaper, err = reaper.New(); err != nil {
+		return err
+	}
+	s.forward = newForwarder(0)
+	cfg := s.config()
+	cfg.Parking = os.Getenv(parking.EnvSocket)
+	if s.svc, err = service.New(cfg); err == nil && s.args.verb == shimapi.VerbAdopt {
+		err = adopt(s.svc, s.log)
+	}
+	return err
+}
+
+func (s *server) config() service.Config {
+	return service.Config{
+		Namespace: s.args.namespace, ID: s.args.id, Bundle: s.args.bundle, Log: s.log, Reaper: s.reaper, Replace: s.replace,
+	}
+}
+
+func (s *server) run() error {
+	a, svc, log := s.args, s.svc, s.log
+	server, err := ttrpc.NewServer(ttrpc.WithChainUnaryServerInterceptor(svc.Observe, svc.Count))
 	if err != nil {
 		return err
 	}
 	shimapi.RegisterTask(server, svc)
 	shim.RegisterShimService(server, svc)
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(context.Background(), listener) }()
+	go func() { served <- server.Serve(context.Background(), s.listener) }()
 	forwarded := make(chan struct{})
 	go func() {
 		defer close(forwarded)
 		if a.forward {
-			forward(a, svc, log)
+			s.forward.run(a, svc, log)
 		}
 	}()
 
@@ -87,7 +127,7 @@ func serve(a *args) error {
 	svc.Finish(last)
 	if a.forward {
 		// Nobody else knows the name: under managerd, the daemon removes what it made.
-		_ = os.Remove(listener.Addr().String())
+		_ = os.Remove(s.listener.Addr().String())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
@@ -106,21 +146,6 @@ func outlive() {
 		for range dropped { //nolint:revive // on purpose: nothing is done
 		}
 	}()
-}
-
-// inherited is the listening socket at descriptor 3.
-func inherited() (*net.UnixListener, error) {
-	f := os.NewFile(shimapi.ListenFD, "listener")
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("descriptor %d is not a listening socket: %w", shimapi.ListenFD, err)
-	}
-	_ = f.Close()
-	u, ok := l.(*net.UnixListener)
-	if !ok {
-		return nil, fmt.Errorf("descriptor %d is a %T, not a unix socket", shimapi.ListenFD, l)
-	}
-	return u, nil
 }
 
 // openLog logs to the bundle's FIFO, which the daemon copies to its own log. It is held O_RDWR and non-blocking: without

@@ -51,6 +51,25 @@ func (h Held) takePidfd(execID string) *os.File {
 // What a client was told of stays as it was told. What was under way is brought to its end or taken back: a start whose
 // event was not written yet is told, an exec that was just being started has ended, in a way that nobody knows.
 func (s *Service) Restore(table *shimstate.Table, held Held) error {
+	if err := s.restore(table, held); err != nil {
+		return err
+	}
+	s.parkEverything()
+	s.box.Add(blackbox.Note, 0, fmt.Sprintf("took over from a shim that died; processes: %d", 1+len(s.execs)))
+	return nil
+}
+
+// Succeed is Restore for the program that replaces another in the same process. Nobody waits for the daemon meanwhile.
+func (s *Service) Succeed(h *shimstate.Handover, held Held) error {
+	if err := s.restore(h.Table, held); err != nil {
+		return err
+	}
+	s.box.Add(blackbox.Note, 0, fmt.Sprintf("goes on in the place of version %s; processes: %d", h.Version, 1+len(s.execs)))
+	go s.parkEverything()
+	return nil
+}
+
+func (s *Service) restore(table *shimstate.Table, held Held) error {
 	defer held.Close()
 	past, err := s.readPast()
 	if err != nil {
@@ -118,8 +137,6 @@ func (s *Service) Restore(table *shimstate.Table, held Held) error {
 			go s.awaitExit(p)
 		}
 	}
-	s.parkEverything()
-	s.box.Add(blackbox.Note, 0, fmt.Sprintf("took over from a shim that died; processes: %d", len(all)))
 	return nil
 }
 

@@ -21,6 +21,8 @@ const stubborn = 10 * time.Second
 // awaitExit waits for a process to end and tells of it: first what it wrote, then the ledger, then everyone.
 func (s *Service) awaitExit(p *process) {
 	exit := p.proc.Exit()
+	s.exits.enter()
+	defer s.exits.leave()
 	if p.kind == shimapi.Init {
 		s.endOthers()
 	}

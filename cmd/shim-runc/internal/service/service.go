@@ -41,6 +41,12 @@ type Config struct {
 	Log       *slog.Logger
 	Reaper    *reaper.Reaper
 	Parking   string // path of the daemon's parking socket; empty for none
+	// Incarnation and Started are set when this program goes on in the place of another, in the same process.
+	Incarnation string
+	Started     time.Time
+	Outcome     Outcome // of that replacement
+	// Replace replaces this program by another, and returns only when that has failed; nil where it cannot be.
+	Replace func(ctx context.Context, binary string) error
 	// NewEngine makes what runs the container, given the runtime option BinaryName; nil is the function of that name.
 	NewEngine func(cfg engine.Config, binary string) (Engine, error)
 }
@@ -57,6 +63,8 @@ type Service struct {
 	box       *blackbox.Ring // nil: there was no room for one
 	parker    parker
 	unparking sync.WaitGroup
+	handlers  gate // of requests that change something, or are short
+	exits     gate // those who tell of an exit that was taken from the kernel
 
 	// transition is held through every request that changes the container's own state, so that two never overlap.
 	transition sync.Mutex
@@ -86,6 +94,9 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{
 		cfg: cfg, incarnation: hex.EncodeToString(b[:]), started: time.Now(),
 		execs: map[string]*process{}, stopOOM: func() {}, ending: make(chan struct{}), quiet: make(chan struct{}),
+	}
+	if cfg.Incarnation != "" {
+		s.incarnation, s.started = cfg.Incarnation, cfg.Started
 	}
 	if s.cfg.NewEngine == nil {
 		s.cfg.NewEngine = NewEngine

@@ -29,16 +29,26 @@ func Build(dir string, race bool) (string, error) {
 		return path, err
 	}
 	path := filepath.Join(dir, "shim-runc")
-	args := []string{"build", "-tags", "seccomp no_grpc netgo osusergo", "-o", path}
 	if race {
-		args = append(args, "-race")
+		return path, build(path, "-race")
 	}
+	return path, build(path)
+}
+
+// BuildBroken builds a shim in dir that says of itself that it could take over from a running one, and then cannot.
+func BuildBroken(dir string) (string, error) {
+	path := filepath.Join(dir, "broken")
+	return path, build(path, "-ldflags", "-X 'github.com/managerd/managerd/cmd/shim-runc/internal/boot.broken=broken on purpose'")
+}
+
+func build(path string, flags ...string) error {
+	args := append([]string{"build", "-tags", "seccomp no_grpc netgo osusergo", "-o", path}, flags...)
 	cmd := exec.Command("go", append(args, "github.com/managerd/managerd/cmd/shim-runc")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot build shim-runc: %w\n%s", err, out)
+		return fmt.Errorf("cannot build shim-runc: %w\n%s", err, out)
 	}
-	return path, nil
+	return nil
 }
 
 // Rootfs fills dir with busybox and the directories that a container mounts on.

@@ -26,6 +26,7 @@ type pipe struct {
 	stopped  atomic.Bool  // end now
 	once     sync.Once
 	stop     chan struct{} // closed with stopped
+	alone    holding       // while plain has bytes
 }
 
 // Why a copy ended before its end of file.
@@ -171,9 +172,11 @@ func (p *pipe) plain() error {
 		if p.finished.Load() && unreadFile(p.src) == 0 {
 			return errFinished
 		}
-		n, err := p.src.Read(buf)
+		n, err := p.alone.read(p.src, buf)
 		if n > 0 {
-			if werr := p.write(buf[:n]); werr != nil {
+			werr := p.write(buf[:n])
+			<-p.alone
+			if werr != nil {
 				return werr
 			}
 			p.moved.Add(int64(n))
@@ -261,7 +264,7 @@ type output struct {
 
 func newOutput(src, dst *os.File, kind, client string, closed func(...string)) *output {
 	o := &output{
-		pipe: pipe{src: src, dst: dst, most: pipeSize, stop: make(chan struct{})}, eof: make(chan struct{}),
+		pipe: pipe{src: src, dst: dst, most: pipeSize, stop: make(chan struct{}), alone: newHolding()}, eof: make(chan struct{}),
 		terminal: kind == "", kind: kind, client: client, closed: closed,
 	}
 	if o.terminal {
@@ -298,6 +301,8 @@ func appending(f *os.File, on bool) error {
 	})
 	return errors.Join(err, ferr)
 }
+
+func (o *output) holds() holding { return o.alone }
 
 func (o *output) handles(add func(string, *os.File)) {
 	if !o.terminal {
@@ -396,7 +401,7 @@ type input struct {
 }
 
 func newInput(src, dst *os.File, terminal bool, closed func(...string)) *input {
-	return &input{pipe: pipe{src: src, dst: dst, most: pipeSize, stop: make(chan struct{})}, terminal: terminal, closed: closed}
+	return &input{pipe: pipe{src: src, dst: dst, most: pipeSize, stop: make(chan struct{}), alone: newHolding()}, terminal: terminal, closed: closed}
 }
 
 func (i *input) run() {

@@ -2,6 +2,7 @@ package stdio
 
 import (
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ type stream interface {
 	halt() // asks run to end, and does not wait for it
 	drain(patience time.Duration, deadline time.Time)
 	handles(add func(kind string, f *os.File)) // tells those that are its own (see Handles)
+	holds() holding
 }
 
 // logged copies what a process writes into a log of ours. As with pipe, its goroutine alone closes the files.
@@ -33,11 +35,14 @@ type logged struct {
 	eof      chan struct{} // closed when src was at its end and everything is in the log
 	once     sync.Once
 	stop     chan struct{}
+	alone    holding // while what was read of a terminal is not in the spool
 }
 
 func newLogged(src *os.File, to *logsink.Stream, kind string, closed func(...string)) *logged {
-	return &logged{src: src, to: to, terminal: kind == "", kind: kind, closed: closed, eof: make(chan struct{}), stop: make(chan struct{})}
+	return &logged{src: src, to: to, terminal: kind == "", kind: kind, closed: closed, eof: make(chan struct{}), stop: make(chan struct{}), alone: newHolding()}
 }
+
+func (o *logged) holds() holding { return o.alone }
 
 func (o *logged) handles(add func(string, *os.File)) {
 	if !o.terminal {
@@ -136,7 +141,10 @@ func (o *logged) take() (n int64, err error) {
 
 func (o *logged) takeTerminal() (int64, error) {
 	buf := make([]byte, 4<<10)
-	n, err := o.src.Read(buf)
+	n, err := o.alone.read(o.src, buf)
+	if n > 0 {
+		defer func() { <-o.alone }()
+	}
 	o.idle.Store(false)
 	for b := buf[:n]; len(b) > 0; {
 		m, terr := o.to.TakeBytes(b)
@@ -146,6 +154,9 @@ func (o *logged) takeTerminal() (int64, error) {
 	}
 	if n > 0 {
 		return int64(n), nil
+	}
+	if errors.Is(err, io.EOF) {
+		return 0, nil
 	}
 	return 0, err
 }
