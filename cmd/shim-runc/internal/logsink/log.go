@@ -16,7 +16,6 @@ import (
 type Config struct {
 	Target
 	Base string // path of our own files, to which "-sink", "-stdout" and "-stderr" are added
-	Lazy bool   // nothing is made before there is output
 }
 
 // Log is an open log. Close releases it; its Streams are to be closed first.
@@ -55,8 +54,6 @@ func Open(cfg Config) (*Log, error) {
 			return nil, fmt.Errorf("cannot go on with log %s: %w", cfg.Path, err)
 		}
 		l.resumed = true
-	case errors.Is(err, fs.ErrNotExist) && cfg.Lazy:
-		return l, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("cannot open log %s: %w", cfg.Path, err)
 	}
