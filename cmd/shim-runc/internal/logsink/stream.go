@@ -37,18 +37,16 @@ func (l *Log) Stream(name string) (*Stream, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.state != nil { // else it is lazy, and nothing was spooled
-		f, err := os.OpenFile(s.path(), os.O_RDWR|unix.O_CLOEXEC, 0)
-		if err == nil {
-			fi, serr := f.Stat()
-			if serr != nil {
-				_ = f.Close()
-				return nil, serr
-			}
-			s.spool, s.taken = f, fi.Size()
-		} else if !errors.Is(err, os.ErrNotExist) {
-			return nil, err
+	f, err := os.OpenFile(s.path(), os.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil { // another process has left what it had taken
+		fi, serr := f.Stat()
+		if serr != nil {
+			_ = f.Close()
+			return nil, serr
 		}
+		s.spool, s.taken = f, fi.Size()
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
 	}
 	l.live++
 	return s, nil
