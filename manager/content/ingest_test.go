@@ -82,8 +82,11 @@ func TestResume(t *testing.T) {
 // TestWrongDigest: what is not what it was to be is not there for the next writer to go on from.
 func TestWrongDigest(t *testing.T) {
 	ctx, e := newEnv(t, Shared)
-	for total, left := range map[int64]int{0: 0, 4: 0, 5: 1} { // in bytes; of 5, the last is still to come
-		w := e.writer(ctx, fmt.Sprint("r", total), digest.FromString("other"), total)
+	for _, c := range []struct {
+		total int64 // in bytes; of 5, the last is still to come
+		left  int
+	}{{0, 0}, {4, 0}, {5, 1}} {
+		w := e.writer(ctx, fmt.Sprint("r", c.total), digest.FromString("other"), c.total)
 		e.write(w, "data")
 		if err := w.Commit(ctx, 0, "", nil); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%v", err)
@@ -91,8 +94,8 @@ func TestWrongDigest(t *testing.T) {
 		if err := w.Close(); err != nil {
 			t.Error(err)
 		}
-		if blobs, ingests := e.files(); len(blobs) != 0 || len(ingests) != left {
-			t.Errorf("of %d bytes: %v, %v", total, blobs, ingests)
+		if blobs, ingests := e.files(); len(blobs) != 0 || len(ingests) != c.left {
+			t.Errorf("of %d bytes: %v, %v", c.total, blobs, ingests)
 		}
 	}
 }
