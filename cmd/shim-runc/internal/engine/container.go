@@ -152,6 +152,10 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 		return fail(err)
 	}
 	c.engine.clamp.process(p)
+	config := lc.Config()
+	if err := c.engine.execHonoured(p, config.Umask, config.OomScoreAdj); err != nil {
+		return fail(err)
+	}
 	proc, err := c.engine.launch(ctx, lc, p, false, io)
 	if err != nil {
 		return fail(err)
