@@ -2,6 +2,7 @@ package engine
 
 import (
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -17,6 +18,9 @@ func honoured(spec *specs.Spec) error {
 		}
 		seen[r.Type] = true
 	}
+	if m := spec.Linux; len(m.UIDMappings)+len(m.GIDMappings) > 0 && !hasNamespace(spec, specs.UserNamespace) {
+		return invalid("linux.uidMappings or gidMappings are set without a user namespace")
+	}
 	if p := spec.Linux.Personality; p != nil && len(p.Flags) > 0 {
 		return invalid("linux.personality.flags %v: none is known", p.Flags)
 	}
@@ -24,6 +28,10 @@ func honoured(spec *specs.Spec) error {
 		return err
 	}
 	return resourcesHonoured(spec.Linux.Resources)
+}
+
+func hasNamespace(spec *specs.Spec, typ specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == typ })
 }
 
 // seccompHonoured refuses errors that no filter can return, and a profile without what it is for.
