@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,6 +125,11 @@ func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, e
 
 // convert is config for a spec that was asked before.
 func (e *Engine) convert(id, bundle string, spec *specs.Spec) (*configs.Config, error) {
+	for i := range spec.Mounts {
+		// libcontainer hands it to the file system, which most refuse.
+		m := &spec.Mounts[i]
+		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "defaults" })
+	}
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName:       id,
 		UseSystemdCgroup: e.cfg.SystemdCgroup,
