@@ -57,11 +57,38 @@ func (c *Container) Start(ctx context.Context) error {
 		return fmt.Errorf("cannot start container %s: %w", c.id, err)
 	}
 	c.released.Store(true)
+	if len(c.c.Config().Hooks[configs.StartContainer]) > 0 {
+		if err := c.awaitProgram(); err != nil {
+			return fmt.Errorf("cannot start container %s: %w", c.id, err)
+		}
+	}
 	if err := c.runPoststart(); err != nil {
 		return fmt.Errorf("cannot start container %s: %w", c.id, err)
 	}
 	c.engine.cfg.OnPhase("start", time.Since(begin))
 	return nil
+}
+
+// initFailed is the exit status of libcontainer's half of an init whose start went wrong.
+const initFailed = 255
+
+// awaitProgram waits until the released init executes the user's program. libcontainer runs the startContainer hooks before
+// that, when nobody hears any more how they went: only the exit status and the container's standard error tell.
+func (c *Container) awaitProgram() error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) {
+		select {
+		case <-c.init.Done():
+			if c.init.Exit().Status == initFailed {
+				return fmt.Errorf("init ended before the user's program: a startContainer hook failed; the container's standard error has the reason: %w", errdefs.ErrFailedPrecondition)
+			}
+			return nil
+		case <-time.After(wait): // an execve tells nobody
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.init.Pid()))
+		if err == nil && len(line) > 0 && !c.libcontainers(line) {
+			return nil
+		}
+	}
 }
 
 // runPoststart runs the hooks whose time is when the user's program runs. One that fails ends the container, as the
@@ -256,8 +283,13 @@ func (c *Container) Settle(p *reaper.Process) {
 // executed says whether a process is past libcontainer's half of its start: it executes its program, or has ended.
 func (c *Container) executed(p *reaper.Process) bool {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Pid()))
+	return err != nil || !c.libcontainers(line)
+}
+
+// libcontainers says whether a command line is that of libcontainer's half of a start.
+func (c *Container) libcontainers(line []byte) bool {
 	half := func(launcher string) bool { return bytes.Equal(line, []byte(launcher+"\x00init\x00")) }
-	return err != nil || !half(os.Args[0]) && !half(c.launcher)
+	return half(os.Args[0]) || half(c.launcher)
 }
 
 func (c *Container) thaw() {
@@ -327,8 +359,22 @@ func (c *Container) Destroy() error {
 			return fmt.Errorf("cannot remove container %s: %w", c.id, err)
 		}
 	}
-	if err := c.engine.cfg.Reaper.Guard(lc.Destroy); err != nil {
+	if err := c.engine.destroy(lc); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+// destroy removes a container's cgroup and state and runs its poststop hooks. One that fails is logged, as the specification
+// has it: all else is done by then.
+func (e *Engine) destroy(lc *libcontainer.Container) error {
+	err := e.cfg.Reaper.Guard(lc.Destroy)
+	if err == nil {
+		return nil
+	}
+	if _, serr := os.Stat(filepath.Join(e.cfg.Root, lc.ID())); errors.Is(serr, os.ErrNotExist) {
+		e.cfg.Log.Warn("a poststop hook failed", "id", lc.ID(), "error", err)
+		return nil
+	}
+	return err
 }

@@ -175,7 +175,7 @@ func (e *Engine) Remove(id string) error {
 	if err := awaitStopped(c); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
-	if err := e.cfg.Reaper.Guard(c.Destroy); err != nil {
+	if err := e.destroy(c); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
 	return nil

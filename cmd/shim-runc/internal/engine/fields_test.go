@@ -326,3 +326,15 @@ func TestFieldsRefused(t *testing.T) {
 		t.Run(row.field, func(t *testing.T) { f.refused(t, row.mod, row.says) })
 	}
 }
+
+// TestAppArmor: a profile that the kernel has is the process's, and another is refused by its name.
+func TestAppArmor(t *testing.T) {
+	if !exists("/sys/kernel/security/apparmor") {
+		t.Skip("this kernel has no AppArmor: see TestFieldsRefused")
+	}
+	f := newFixture(t)
+	if got := f.runShell(t, func(s *specs.Spec) { s.Process.ApparmorProfile = "unconfined" }, "cat /proc/self/attr/current"); got != "unconfined" {
+		t.Errorf("profile is %q", got)
+	}
+	f.refused(t, func(s *specs.Spec) { s.Process.ApparmorProfile = "no-such-profile" }, "apparmor")
+}

@@ -1,0 +1,54 @@
+//go:build !vmguest
+
+package engine
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+//go:generate go test -run ^TestDocument$ -update .
+
+var update = flag.Bool("update", false, "write the table in docs/runtime-spec.md anew")
+
+// TestDocument: the table in the documentation is what the tests are, and the tests that it names are there.
+func TestDocument(t *testing.T) {
+	const path, begin, end = "../../../../docs/runtime-spec.md", "<!-- the table, by go generate -->\n", "<!-- end -->"
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(data), begin)
+	old, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no %q or no %q", path, begin, end)
+	}
+	if want := table(); old != want {
+		if !*update {
+			t.Fatalf("%s is not what the tests show: go generate ./cmd/shim-runc/internal/engine", path)
+		}
+		if err := os.WriteFile(path, []byte(before+begin+want+end+after), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sources strings.Builder
+	for _, f := range files {
+		source, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources.Write(source)
+	}
+	for _, p := range proofs() {
+		if !strings.Contains(sources.String(), "\nfunc "+p.test+"(") {
+			t.Errorf("%s names %s, which there is not", p.field, p.test)
+		}
+	}
+}
