@@ -17,6 +17,7 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
@@ -114,6 +115,64 @@ func TestInfo(t *testing.T) {
 	}
 	if got := Main([]string{"-info"}, strings.NewReader("\xff"), io.Discard, io.Discard); got != 1 {
 		t.Errorf("malformed options: status %d", got)
+	}
+}
+
+// TestInfoExternal: the runtime that the options name is described, in both forms of the options; one that cannot say what it
+// has is named at least, and one that is missing is an error.
+func TestInfoExternal(t *testing.T) {
+	ask := func(t *testing.T, opts any) (*types.RuntimeInfo, int, string) {
+		t.Helper()
+		any, err := typeurl.MarshalAnyToProto(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, err := proto.Marshal(any)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out, errs bytes.Buffer
+		status := Main([]string{"-info"}, bytes.NewReader(in), &out, &errs)
+		var about types.RuntimeInfo
+		if err := proto.Unmarshal(out.Bytes(), &about); err != nil {
+			t.Fatal(err)
+		}
+		return &about, status, errs.String()
+	}
+	dir := t.TempDir()
+	says := func(name, features string) string {
+		path := filepath.Join(dir, name)
+		script := "#!/bin/sh\ncase $1 in --version) printf '" + name + " version 9.8\\ncommit: x\\n' ;; features) " + features + " ;; *) exit 1 ;; esac\n"
+		if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	full, poor := says("full", `echo '{"ociVersionMin":"0.9.9"}'`), says("poor", "exit 1")
+	for _, opts := range []any{&options.Options{BinaryName: full}, &runtimeoptions.Options{ConfigBody: []byte("BinaryName = \"" + full + "\"")}} {
+		about, status, errs := ask(t, opts)
+		var f features.Features
+		if status != 0 || json.Unmarshal(about.Features.GetValue(), &f) != nil || f.OCIVersionMin != "0.9.9" {
+			t.Errorf("%T: status %d, %s, features %+v", opts, status, errs, f)
+		}
+		if a := about.Annotations; a[annotationRuntime] != full || a[annotationRuntimeVersion] != "full version 9.8" || a[shimapi.AnnotationServe] != "true" {
+			t.Errorf("%T: annotations %v", opts, a)
+		}
+	}
+	if about, status, errs := ask(t, &options.Options{BinaryName: poor}); status != 0 || about.Features != nil || about.Annotations[annotationRuntime] != poor {
+		t.Errorf("one that does not know its features: status %d, %s, %v", status, errs, about)
+	}
+	if _, status, errs := ask(t, &options.Options{BinaryName: "/no/such/runtime"}); status != 1 || !strings.Contains(errs, "/no/such/runtime") || !strings.Contains(errs, "BinaryName") {
+		t.Errorf("one that is missing: status %d, %q", status, errs)
+	}
+	for _, name := range []string{"crun", "runc"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatalf("%v (Debian: apt-get install %s)", err, name)
+		}
+		if about, status, errs := ask(t, &options.Options{BinaryName: path}); status != 0 || !strings.Contains(about.Annotations[annotationRuntimeVersion], name) {
+			t.Errorf("%s: status %d, %s, %v", name, status, errs, about)
+		}
 	}
 }
 

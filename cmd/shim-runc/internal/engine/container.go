@@ -178,7 +178,7 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 	if err != nil {
 		return fail(err)
 	}
-	c.engine.clamp.process(p)
+	c.engine.clamp.Process(p)
 	config := lc.Config()
 	if err := c.engine.execHonoured(p, config.Umask, config.OomScoreAdj); err != nil {
 		return fail(err)

@@ -58,7 +58,7 @@ type IO struct {
 // Engine makes containers.
 type Engine struct {
 	cfg   Config
-	clamp clamp
+	clamp Clamp
 }
 
 // New gives an engine; it touches nothing yet.
@@ -70,7 +70,7 @@ func New(cfg Config) *Engine {
 		cfg.OnPhase = func(string, time.Duration) {}
 	}
 	hear(cfg.Log)
-	return &Engine{cfg: cfg, clamp: newClamp(cfg.Log)}
+	return &Engine{cfg: cfg, clamp: NewClamp(cfg.Log)}
 }
 
 // Create makes a container whose init is parked just before it would execute the user's program. The rootfs must be in
@@ -119,7 +119,7 @@ func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, e
 	if err := honoured(spec); err != nil {
 		return nil, err
 	}
-	e.clamp.process(spec.Process)
+	e.clamp.Process(spec.Process)
 	return e.convert(id, bundle, spec)
 }
 

@@ -40,6 +40,15 @@ type Container interface {
 // builtinName is the name that clients send for "the usual runtime"; a path, and any other name, is a program to run.
 const builtinName = "runc"
 
+// Describe says what the runtime is that the runtime option BinaryName names: this program's own, with an empty path, or
+// another.
+func Describe(ctx context.Context, binary string) (external.About, error) {
+	if binary == "" || binary == builtinName {
+		return external.About{Features: engine.Features()}, nil
+	}
+	return external.Describe(ctx, binary)
+}
+
 // NewEngine gives libcontainer in this process, or with the name or path of another runtime (the runtime option
 // BinaryName) that program.
 func NewEngine(cfg engine.Config, binary string) (Engine, error) {

@@ -17,9 +17,9 @@ import (
 	"github.com/managerd/managerd/shimapi"
 )
 
-// decodeOptions reads containerd.runc.v1.Options, or the same as TOML in a runtimeoptions.v1.Options; none is the default.
+// DecodeOptions reads containerd.runc.v1.Options, or the same as TOML in a runtimeoptions.v1.Options; none is the default.
 // What cannot be honoured is refused: InvalidArgument, or NotImplemented.
-func decodeOptions(any *anypb.Any) (*options.Options, error) {
+func DecodeOptions(any *anypb.Any) (*options.Options, error) {
 	if any == nil || any.GetTypeUrl() == "" {
 		return &options.Options{}, nil
 	}
@@ -41,6 +41,10 @@ func decodeOptions(any *anypb.Any) (*options.Options, error) {
 	//lint:ignore SA1019 a client may send it all the same
 	if address := opts.TaskApiAddress; address != "" {
 		return nil, fmt.Errorf("runtime option TaskApiAddress %q: a shim of this kind keeps its container itself: %w", address, errdefs.ErrNotImplemented)
+	}
+	//lint:ignore SA1019 a client may send it all the same
+	if v := opts.TaskApiVersion; v != 0 {
+		return nil, fmt.Errorf("runtime option TaskApiVersion %d: it is for a TaskApiAddress, and a shim of this kind keeps its container itself: %w", v, errdefs.ErrNotImplemented)
 	}
 	return opts, nil
 }
