@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -287,6 +288,83 @@ func TestStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		gone(t, client, p)
+	}
+}
+
+// TestStartBootstrap: a daemon that sends BootstrapParams is answered with a BootstrapResult, its socket directory and event
+// socket are used, and one that sends options, in either form, as before.
+func TestStartBootstrap(t *testing.T) {
+	dir, err := os.MkdirTemp("", "boot") // short: a socket's name has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	sockets, address := filepath.Join(dir, "s"), filepath.Join(dir, "events")
+	start := func(id string, in proto.Message, env ...string) []byte {
+		t.Helper()
+		b := newBundle(t, id, "true")
+		data, err := proto.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(binary, "-namespace", "boot", "-id", id, "-address", b.dir, "-bundle", b.dir, "start")
+		cmd.Dir, cmd.Env, cmd.Stdin = b.dir, append(os.Environ(), env...), bytes.NewReader(data)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v: %s", err, err.(*exec.ExitError).Stderr)
+		}
+		t.Cleanup(func() { b.cleanup() })
+		return out
+	}
+	shimOf := func(address string) *task.ConnectResponse {
+		t.Helper()
+		c, err := shimapi.Dial(context.Background(), shimapi.BootstrapParams{Version: 3, Address: address, Protocol: "ttrpc"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		resp, err := c.Connect(context.Background(), &task.ConnectRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	params := func(id, ns string) *bootstrap.BootstrapParams {
+		return &bootstrap.BootstrapParams{
+			InstanceID: id, Namespace: ns, LogLevel: bootstrap.LogLevel_LOG_LEVEL_TRACE, SocketDir: &sockets,
+			ContainerdTtrpcAddress: "unix://" + address,
+		}
+	}
+	var result bootstrap.BootstrapResult
+	if err := proto.Unmarshal(start("params", params("params", "boot")), &result); err != nil {
+		t.Fatal(err)
+	}
+	if result.Version != 3 || result.Protocol != "ttrpc" || !strings.HasPrefix(result.Address, "unix://"+sockets+"/") {
+		t.Errorf("result: %v", &result)
+	}
+	pid := shimOf(result.Address).ShimPid
+	if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); err != nil || !strings.Contains(string(env), shimapi.EnvTTRPCAddress+"="+address+"\x00") {
+		t.Errorf("environment of the shim: %q, %v", env, err)
+	}
+	if argv, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || !strings.Contains(string(argv), "-debug") {
+		t.Errorf("command line of the shim: %q, %v", argv, err)
+	}
+	opts := func(v any) proto.Message {
+		t.Helper()
+		any, err := typeurl.MarshalAnyToProto(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return any
+	}
+	for id, in := range map[string]proto.Message{
+		"options": opts(&options.Options{SystemdCgroup: true}), "toml": opts(&runtimeoptions.Options{TypeUrl: "x", ConfigPath: "/y"}),
+		"others": params("params", "boot"), // of another container: not for this verb
+	} {
+		p, err := shimapi.ParseBootstrap(start(id, in, "MAX_SHIM_VERSION=3"))
+		if err != nil || p.Version != 3 || !strings.HasPrefix(p.Address, "unix://"+socketState) {
+			t.Errorf("%s: %+v, %v", id, p, err)
+		}
 	}
 }
 
