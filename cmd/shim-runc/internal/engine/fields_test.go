@@ -87,7 +87,7 @@ var fieldRows = []fieldRow{
 	}, own + "${41} ${19}", "3 5"},
 	{"process.scheduler.{flags,runtime,deadline,period}", func(s *specs.Spec) {
 		s.Process.Scheduler = &specs.Scheduler{
-			Policy: specs.SchedDeadline, Runtime: 1_000_000, Deadline: 50_000_000, Period: 100_000_000,
+			Policy: specs.SchedDeadline, Runtime: 20_000_000, Deadline: 50_000_000, Period: 100_000_000,
 			Flags: []specs.LinuxSchedulerFlag{specs.SchedFlagResetOnFork},
 		}
 	}, own + "${41}; cut -d' ' -f41 /proc/self/stat; true", "6\n0"},

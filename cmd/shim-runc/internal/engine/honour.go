@@ -86,6 +86,7 @@ func resourcesHonoured(r *specs.LinuxResources) error {
 	}
 	if c := r.CPU; c != nil {
 		limits = append(limits,
+			limit{"cpu.shares", v2 != "" && c.Shares != nil && c.Idle != nil && *c.Idle == 1, "an idle cgroup has none"},
 			limit{"cpu.realtimeRuntime", c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0, v2},
 			limit{"cpu.realtimePeriod", c.RealtimePeriod != nil && *c.RealtimePeriod != 0, v2},
 			limit{"cpu.burst", c.Burst != nil && *c.Burst > 0 && !anyCgroupHas("cpu/cpu.cfs_burst_us", "cpu,cpuacct/cpu.cfs_burst_us"), v1},

@@ -86,6 +86,8 @@ var limitRows = []limitRow{
 	{"linux.resources.cpu.burst", cpu(func(c *specs.LinuxCPU) { c.Quota, c.Burst = number[int64](50000), number[uint64](10000) }),
 		"cpu/cpu.cfs_burst_us=10000", "cpu.max.burst=10000", ""},
 	{"linux.resources.cpu.idle", cpu(func(c *specs.LinuxCPU) { c.Idle = number[int64](1) }), "cpu/cpu.idle=1", "cpu.idle=1", ""},
+	{"linux.resources.cpu.idle no longer, with shares", cpu(func(c *specs.LinuxCPU) { c.Idle, c.Shares = number[int64](0), number[uint64](256) }),
+		"cpu/cpu.idle=0; cpu/cpu.shares=256", fmt.Sprintf("cpu.idle=0; cpu.weight=%d", opencgroups.ConvertCPUSharesToCgroupV2Value(256)), ""},
 	{"linux.resources.cpu.{realtimeRuntime,realtimePeriod}", cpu(func(c *specs.LinuxCPU) {
 		c.RealtimeRuntime, c.RealtimePeriod = number[int64](1000), number[uint64](500000)
 	}), "cpu/cpu.rt_runtime_us=1000; cpu/cpu.rt_period_us=500000", "!linux.resources.cpu.realtimeRuntime", ""},
@@ -203,6 +205,7 @@ func TestLimits(t *testing.T) {
 	for _, d := range drivers() {
 		f := newFixture(t)
 		f.with(d)
+		updated := f.create(t, IO{}, func(s *specs.Spec) { d.place(s, fmt.Sprint("c", f.n)) }, "true")
 		for _, row := range limitRows {
 			t.Run(d.name+"/"+row.field, func(t *testing.T) {
 				want := row.v1
@@ -238,10 +241,13 @@ func TestLimits(t *testing.T) {
 					}
 				}
 				check("at create", f.create(t, IO{}, limit, "true"))
-				c := f.create(t, IO{}, func(s *specs.Spec) {
-					limit(s)
-					s.Linux.Resources = nil
-				}, "true")
+				c := updated
+				if strings.Contains(row.field, "realtime") {
+					c = f.create(t, IO{}, func(s *specs.Spec) {
+						limit(s)
+						s.Linux.Resources = nil
+					}, "true")
+				}
 				if err := c.Update(res); err != nil {
 					t.Fatal(err)
 				}
@@ -273,6 +279,32 @@ func TestUpdateRefused(t *testing.T) {
 		if err := c.Update(res); err == nil || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: error is %v", field, err)
 		}
+	}
+}
+
+// TestUpdateIdle: what is idle stays so through updates of other limits, and takes no shares.
+func TestUpdateIdle(t *testing.T) {
+	f := newFixture(t)
+	c := f.create(t, IO{}, func(s *specs.Spec) {
+		s.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: number[uint64](512)}}
+	}, "true")
+	for _, r := range []*specs.LinuxResources{
+		{CPU: &specs.LinuxCPU{Idle: number[int64](1)}}, {Pids: &specs.LinuxPids{Limit: number[int64](9)}},
+	} {
+		if err := c.Update(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Update(&specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: number[uint64](256)}}); err == nil || !strings.Contains(err.Error(), "linux.resources.cpu.shares") {
+		t.Errorf("shares of an idle cgroup: %v", err)
+	}
+	dirs := cgroupDirs(t, c.Init().Pid())
+	file := "cpu/cpu.idle"
+	if opencgroups.IsCgroup2UnifiedMode() {
+		file = "cpu.idle"
+	}
+	if got := limitContent(t, dirs, file); got != "1" {
+		t.Errorf("%s is %s", file, got)
 	}
 }
 
@@ -323,31 +355,26 @@ func TestDeviceRules(t *testing.T) {
 		for _, row := range []struct {
 			name  string
 			rules []specs.LinuxDeviceCgroup
-			node  string
-			want  string // for reading, and for writing
+			want  string // for reading and writing: the character device, the block device, and /dev/null
 		}{
-			{"none", []specs.LinuxDeviceCgroup{none}, char, "no no"},
-			{"none block", []specs.LinuxDeviceCgroup{none}, block, "no no"},
-			{"all", []specs.LinuxDeviceCgroup{c1(true, "a", -1, -1, "rwm")}, char, "yes yes"},
-			{"all block", []specs.LinuxDeviceCgroup{c1(true, "", -1, -1, "rwm")}, block, "yes yes"},
-			{"one", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 12, "rw")}, char, "yes yes"},
-			{"another", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 13, "rwm")}, char, "no no"},
-			{"another type", []specs.LinuxDeviceCgroup{none, c1(true, "b", 1, 12, "rwm")}, char, "no no"},
-			{"major", []specs.LinuxDeviceCgroup{none, c1(true, "b", 250, -1, "rw")}, block, "yes yes"},
-			{"type", []specs.LinuxDeviceCgroup{none, c1(true, "b", -1, -1, "rw")}, block, "yes yes"},
-			{"reading", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 12, "r")}, char, "yes no"},
-			{"writing", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 12, "w")}, char, "no yes"},
-			{"taken back", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 12, "rw"), c1(false, "c", 1, 12, "w")}, char, "yes no"},
-			{"what all have", []specs.LinuxDeviceCgroup{none}, "c 1 3", "yes yes"},
+			{"none", []specs.LinuxDeviceCgroup{none}, "no no no no yes yes"},
+			{"all", []specs.LinuxDeviceCgroup{c1(true, "a", -1, -1, "rwm")}, "yes yes yes yes yes yes"},
+			{"all of no type", []specs.LinuxDeviceCgroup{none, c1(true, "", -1, -1, "rwm")}, "yes yes yes yes yes yes"},
+			{"one", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 12, "rw")}, "yes yes no no yes yes"},
+			{"others", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 13, "rwm"), c1(true, "b", 1, 12, "rwm")}, "no no no no yes yes"},
+			{"major", []specs.LinuxDeviceCgroup{none, c1(true, "b", 250, -1, "rw")}, "no no yes yes yes yes"},
+			{"type", []specs.LinuxDeviceCgroup{none, c1(true, "c", -1, -1, "rw")}, "yes yes no no yes yes"},
+			{"reading and writing", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 12, "r"), c1(true, "b", 250, 99, "w")}, "yes no no yes yes yes"},
+			{"taken back", []specs.LinuxDeviceCgroup{none, c1(true, "c", 1, 12, "rw"), c1(false, "c", 1, 12, "w")}, "yes no no no yes yes"},
 		} {
 			t.Run(d.name+"/"+row.name, func(t *testing.T) {
 				got := f.runShell(t, func(s *specs.Spec) {
 					d.place(s, fmt.Sprint("c", f.n))
 					s.Linux.Resources = &specs.LinuxResources{Devices: row.rules}
-				}, "rm -f /tmp/d; mknod /tmp/d "+row.node+
-					"; for x in '</tmp/d' '>/tmp/d'; do case $(eval true $x 2>&1) in *permitted*) echo no ;; ''|*'No such device'*) echo yes ;; *) eval true $x ;; esac; done | xargs echo")
+				}, "rm -f /tmp/d*; mknod /tmp/d1 "+char+"; mknod /tmp/d2 "+block+"; mknod /tmp/d3 c 1 3; for d in 1 2 3; do for x in '<' '>'; do "+
+					"case $(eval true $x/tmp/d$d 2>&1) in *permitted*) echo no ;; ''|*'No such device'*) echo yes ;; *) eval true $x/tmp/d$d ;; esac; done; done | xargs echo")
 				if got != row.want {
-					t.Errorf("reading and writing %s: %q, want %q", row.node, got, row.want)
+					t.Errorf("got %q, want %q", got, row.want)
 				}
 			})
 		}

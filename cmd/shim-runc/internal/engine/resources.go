@@ -7,6 +7,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
 	devices "github.com/opencontainers/cgroups/devices/config"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -28,15 +30,49 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 	if err := updatable(r, res.Devices); err != nil {
 		return fmt.Errorf("cannot update container %s: %w", c.id, err)
 	}
+	had := res
 	merge(&res, r)
 	res.SkipDevices = true
 	cg.Resources = &res
 	config.Cgroups = &cg
-	if err := lc.Set(config); err != nil {
+	if err := c.set(lc, config, &had, r); err != nil {
 		return fmt.Errorf("cannot update container %s: %w", c.id, err)
 	}
 	return nil
 }
+
+// set writes the limits of config, of which had stood there before and r was asked for. The kernel takes no shares for a
+// cgroup that is idle, and gives it the usual ones when it no longer is; libcontainer would write both at once.
+func (c *Container) set(lc *libcontainer.Container, config configs.Config, had *cgroups.Resources, r *specs.LinuxResources) error {
+	res := config.Cgroups.Resources
+	was, is := idle(had), idle(res)
+	shares, weight := res.CpuShares, res.CpuWeight
+	if was || is && cgroups.IsCgroup2UnifiedMode() {
+		if is && r.CPU != nil && r.CPU.Shares != nil {
+			return invalid("linux.resources.cpu.shares: an idle cgroup has none")
+		}
+		res.CpuShares, res.CpuWeight = 0, 0
+	}
+	if err := lc.Set(config); err != nil {
+		return err
+	}
+	if was && !is && shares != 0 {
+		res.CpuShares, res.CpuWeight = shares, weight
+		if err := lc.Set(config); err != nil {
+			return err
+		}
+	}
+	if had.OomKillDisable && !res.OomKillDisable { // which libcontainer leaves as it was
+		state, err := lc.State()
+		if err != nil {
+			return err
+		}
+		return cgroups.WriteFile(state.CgroupPaths["memory"], "memory.oom_control", "0")
+	}
+	return nil
+}
+
+func idle(r *cgroups.Resources) bool { return r.CPUIdle != nil && *r.CPUIdle == 1 }
 
 // updatable refuses what an update would leave as it is. Kubernetes sends the device rules of the create again.
 func updatable(r *specs.LinuxResources, have []*devices.Rule) error {
