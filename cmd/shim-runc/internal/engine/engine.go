@@ -20,6 +20,7 @@ import (
 	_ "github.com/opencontainers/cgroups/devices" // device rules: without it every create fails
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/configs/validate"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -120,7 +121,14 @@ func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, e
 		return nil, err
 	}
 	e.clamp.Process(spec.Process)
-	return e.convert(id, bundle, spec)
+	config, err := e.convert(id, bundle, spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := validate.Validate(config); err != nil { // Create does, and does not say whose fault it is
+		return nil, fmt.Errorf("invalid spec: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return config, nil
 }
 
 // convert is config for a spec that was asked before.

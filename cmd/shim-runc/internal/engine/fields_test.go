@@ -189,7 +189,7 @@ var unless = map[string]struct {
 	kernel string
 	has    func() bool
 }{
-	"process.apparmorProfile": {"AppArmor", func() bool { return exists("/sys/kernel/security/apparmor") }},
+	"process.apparmorProfile": {"AppArmor", apparmor},
 	"process.selinuxLabel":    {"SELinux", selinux},
 	"linux.mountLabel":        {"SELinux", selinux},
 	"linux.intelRdt.{closID,schemata,l3CacheSchema,memBwSchema,enableMonitoring}": {"resctrl", func() bool { return exists("/sys/fs/resctrl/info") }},
@@ -227,8 +227,8 @@ var refusedRows = []refusedRow{
 	{"linux.namespaces.path missing", func(s *specs.Spec) { addNamespace(s, specs.NetworkNamespace, "/no/such") }, "/no/such"},
 	{"linux.namespaces.path of another kind", func(s *specs.Spec) { addNamespace(s, specs.NetworkNamespace, "/proc/self/ns/uts") }, "net"},
 	{"linux.sysctl of the machine", func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} }, "vm.swappiness"},
-	{"process.apparmorProfile", func(s *specs.Spec) { s.Process.ApparmorProfile = "row" }, "apparmor"},
-	{"process.selinuxLabel", func(s *specs.Spec) { s.Process.SelinuxLabel = "system_u:system_r:row_t:s0" }, "selinux"},
+	{"process.apparmorProfile", func(s *specs.Spec) { s.Process.ApparmorProfile = "row" }, "process.apparmorProfile"},
+	{"process.selinuxLabel", func(s *specs.Spec) { s.Process.SelinuxLabel = "system_u:system_r:row_t:s0" }, "process.selinuxLabel"},
 	{"linux.mountLabel", func(s *specs.Spec) { s.Linux.MountLabel = "system_u:object_r:row_t:s0" }, "linux.mountLabel"},
 	{"linux.intelRdt.{closID,schemata,l3CacheSchema,memBwSchema,enableMonitoring}", func(s *specs.Spec) {
 		s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "row", Schemata: []string{"L3:0=f"}}
@@ -329,7 +329,7 @@ func TestFieldsRefused(t *testing.T) {
 
 // TestAppArmor: a profile that the kernel has is the process's, and another is refused by its name.
 func TestAppArmor(t *testing.T) {
-	if !exists("/sys/kernel/security/apparmor") {
+	if !apparmor() {
 		t.Skip("this kernel has no AppArmor: see TestFieldsRefused")
 	}
 	f := newFixture(t)

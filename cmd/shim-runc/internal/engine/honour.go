@@ -1,8 +1,10 @@
 package engine
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -11,12 +13,8 @@ import (
 // honoured refuses what libcontainer would leave out without an error (InvalidArgument). What it refuses itself is not
 // asked again.
 func honoured(spec *specs.Spec) error {
-	seen := map[string]bool{}
-	for _, r := range spec.Process.Rlimits {
-		if seen[r.Type] {
-			return invalid("process.rlimits has %s twice", r.Type)
-		}
-		seen[r.Type] = true
+	if err := processHonoured(spec.Process); err != nil {
+		return err
 	}
 	if m := spec.Linux; len(m.UIDMappings)+len(m.GIDMappings) > 0 && !hasNamespace(spec, specs.UserNamespace) {
 		return invalid("linux.uidMappings or gidMappings are set without a user namespace")
@@ -28,6 +26,30 @@ func honoured(spec *specs.Spec) error {
 		return err
 	}
 	return resourcesHonoured(spec.Linux.Resources)
+}
+
+// processHonoured refuses of a process, an exec too, what would not be as it says.
+func processHonoured(p *specs.Process) error {
+	seen := map[string]bool{}
+	for _, r := range p.Rlimits {
+		if seen[r.Type] {
+			return invalid("process.rlimits has %s twice", r.Type)
+		}
+		seen[r.Type] = true
+	}
+	switch {
+	case p.SelinuxLabel != "" && !selinux():
+		return invalid("process.selinuxLabel is set, and this kernel has no SELinux")
+	case p.ApparmorProfile != "" && !apparmor():
+		return invalid("process.apparmorProfile is set, and this kernel has no AppArmor")
+	}
+	return nil
+}
+
+// apparmor says whether the kernel knows profiles.
+func apparmor() bool {
+	data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.HasPrefix(string(data), "Y")
 }
 
 func hasNamespace(spec *specs.Spec, typ specs.LinuxNamespaceType) bool {
@@ -141,12 +163,5 @@ func (e *Engine) execHonoured(p *specs.Process, umask *uint32, oom *int) error {
 	if o := p.OOMScoreAdj; o != nil && *o != score {
 		return invalid("process.oomScoreAdj %d: an exec has its container's, %d", *o, score)
 	}
-	seen := map[string]bool{}
-	for _, r := range p.Rlimits {
-		if seen[r.Type] {
-			return invalid("process.rlimits has %s twice", r.Type)
-		}
-		seen[r.Type] = true
-	}
-	return nil
+	return processHonoured(p)
 }
