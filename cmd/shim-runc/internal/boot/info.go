@@ -52,13 +52,9 @@ func info(stdin io.Reader, stdout io.Writer) error {
 			return fmt.Errorf("cannot read runtime options: %w", err)
 		}
 	}
-	opts, err := service.DecodeOptions(about.Options)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), infoPatience)
 	defer cancel()
-	runtime, err := service.Describe(ctx, opts.BinaryName)
+	runtime, err := service.Describe(ctx, about.Options)
 	if err != nil {
 		return err
 	}

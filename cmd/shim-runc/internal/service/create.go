@@ -42,7 +42,7 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	if err := s.mayCreate(r); err != nil {
 		return nil, err
 	}
-	opts, err := DecodeOptions(r.Options)
+	opts, err := decodeOptions(r.Options)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}

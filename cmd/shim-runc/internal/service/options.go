@@ -17,9 +17,9 @@ import (
 	"github.com/managerd/managerd/shimapi"
 )
 
-// DecodeOptions reads containerd.runc.v1.Options, or the same as TOML in a runtimeoptions.v1.Options; none is the default.
+// decodeOptions reads containerd.runc.v1.Options, or the same as TOML in a runtimeoptions.v1.Options; none is the default.
 // What cannot be honoured is refused: InvalidArgument, or NotImplemented.
-func DecodeOptions(any *anypb.Any) (*options.Options, error) {
+func decodeOptions(any *anypb.Any) (*options.Options, error) {
 	if any == nil || any.GetTypeUrl() == "" {
 		return &options.Options{}, nil
 	}

@@ -47,7 +47,7 @@ func TestDecodeOptions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := DecodeOptions(in)
+			got, err := decodeOptions(in)
 			if c.kind != nil {
 				if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), c.kind.Error()) {
 					t.Fatalf("error is %v, want one of kind %q that says %q", err, c.kind, c.says)
