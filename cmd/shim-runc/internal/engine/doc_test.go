@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -34,21 +35,33 @@ func TestDocument(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	files, err := filepath.Glob("*_test.go")
+	own := sources(t, ".")
+	for _, p := range proofs() {
+		if !strings.Contains(own, "\nfunc "+p.test+"(") {
+			t.Errorf("%s names %s, which there is not", p.field, p.test)
+		}
+	}
+	for _, m := range regexp.MustCompile("`([a-z/-]+)\\.(Test[A-Za-z]+)`").FindAllStringSubmatch(after, -1) {
+		if !strings.Contains(sources(t, "../../../../"+m[1]), "\nfunc "+m[2]+"(") {
+			t.Errorf("%s names %s.%s, which there is not", path, m[1], m[2])
+		}
+	}
+}
+
+// sources are the tests of a package.
+func sources(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/*_test.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var sources strings.Builder
+	var all strings.Builder
 	for _, f := range files {
 		source, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sources.Write(source)
+		all.Write(source)
 	}
-	for _, p := range proofs() {
-		if !strings.Contains(sources.String(), "\nfunc "+p.test+"(") {
-			t.Errorf("%s names %s, which there is not", p.field, p.test)
-		}
-	}
+	return all.String()
 }
