@@ -386,6 +386,46 @@ func TestDeviceRules(t *testing.T) {
 	}
 }
 
+// TestScopeDevices: the rules stand on systemd's scope too, so that they are the same after everything that makes systemd
+// write its own again.
+func TestScopeDevices(t *testing.T) {
+	if !exists("/run/systemd/system") {
+		t.Skip("this machine's first process is not systemd")
+	}
+	f := newFixture(t)
+	d := driver{"systemd", true}
+	f.with(d)
+	c := f.create(t, IO{}, func(s *specs.Spec) {
+		d.place(s, "scope")
+		s.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{
+			{Allow: false, Access: "rwm"}, {Allow: true, Type: "b", Major: number[int64](250), Access: "r"},
+		}}
+	}, "sleep", "1000")
+	start(t, c)
+	check := func(when string) {
+		t.Helper()
+		got := f.execShell(t, c, func(*specs.Process) {}, "rm -f /tmp/d*; mknod /tmp/d1 b 250 99; mknod /tmp/d2 c 1 12; cat /tmp/d1; cat /tmp/d2; cat /dev/null; true")
+		if !strings.Contains(got, "/tmp/d1': No such device") || !strings.Contains(got, "/tmp/d2': Operation not permitted") || strings.Contains(got, "/dev/null") {
+			t.Errorf("%s: %s", when, got)
+		}
+	}
+	check("at first")
+	unit := fmt.Sprintf("engine-test-%d-scope.scope", os.Getpid())
+	shown := command(t, "systemctl", "show", "-p", "DevicePolicy", "-p", "DeviceAllow", unit)
+	for _, want := range []string{"DevicePolicy=strict", "DeviceAllow=/dev/char/1:3 rwm"} {
+		if !strings.Contains(shown, want+"\n") {
+			t.Errorf("the scope has no %s: %s", want, shown)
+		}
+	}
+	command(t, "systemctl", "daemon-reload")
+	check("after daemon-reload")
+	if err := c.Update(&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: number[int64](99)}}); err != nil {
+		t.Error(err)
+	}
+	command(t, "systemctl", "daemon-reload")
+	check("after an update and daemon-reload")
+}
+
 // TestRealtime: a container with a share of the time for it runs under a real-time policy.
 func TestRealtime(t *testing.T) {
 	f := newFixture(t)

@@ -35,6 +35,9 @@ var bindRows = []struct{ options, effect string }{
 
 // TestMountOptions: every option that this program says it knows has its effect, the recursive ones on mounts below too.
 func TestMountOptions(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: a container for each of sixty options")
+	}
 	f := newFixture(t)
 	left := map[string]bool{}
 	for _, o := range specconv.KnownMountOptions() {

@@ -27,11 +27,12 @@ func inNetworkNamespace(t *testing.T, fn func()) {
 	<-done
 }
 
-// command runs a program; the reaper does not take its exit status.
-func command(t *testing.T, name string, args ...string) {
+// command runs a program, whose exit status the reaper does not take, and gives what it printed.
+func command(t *testing.T, name string, args ...string) (out string) {
 	t.Helper()
 	err := reap.Guard(func() error {
-		out, err := exec.Command(name, args...).CombinedOutput()
+		data, err := exec.Command(name, args...).CombinedOutput()
+		out = string(data)
 		if err != nil {
 			return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
 		}
@@ -40,6 +41,7 @@ func command(t *testing.T, name string, args ...string) {
 	if err != nil {
 		t.Error(err)
 	}
+	return out
 }
 
 // TestNetDevices: the shim's device is the container's, under the name that it shall have there, and keeps its address.
