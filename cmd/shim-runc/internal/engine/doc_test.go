@@ -4,6 +4,7 @@ package engine
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -64,4 +65,18 @@ func sources(t *testing.T, dir string) string {
 		all.Write(source)
 	}
 	return all.String()
+}
+
+// table is the table of the documentation.
+func table() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| field | cgroup v1 | cgroup v2 | test |\n|---|---|---|---|\n")
+	for _, p := range proofs() {
+		path, of, _ := strings.Cut(p.field, " ")
+		if of != "" {
+			of = " " + of
+		}
+		fmt.Fprintf(&b, "| `%s`%s | %s | %s | `%s` |\n", strings.TrimSuffix(path, ","), of, p.v1, p.v2, p.test)
+	}
+	return b.String()
 }

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -140,18 +139,4 @@ func TestTable(t *testing.T) {
 			t.Errorf("a row is of %s, which the specification does not have", path)
 		}
 	}
-}
-
-// table is the table of the documentation.
-func table() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "| field | cgroup v1 | cgroup v2 | test |\n|---|---|---|---|\n")
-	for _, p := range proofs() {
-		path, of, _ := strings.Cut(p.field, " ")
-		if of != "" {
-			of = " " + of
-		}
-		fmt.Fprintf(&b, "| `%s`%s | %s | %s | `%s` |\n", strings.TrimSuffix(path, ","), of, p.v1, p.v2, p.test)
-	}
-	return b.String()
 }
