@@ -335,3 +335,84 @@ func TestRefusedBefore(t *testing.T) {
 		t.Errorf("the runtime was called: %v", err)
 	}
 }
+
+// TestCreateFails: of a create that failed nothing is left, and an id that is in use is not touched.
+func TestCreateFails(t *testing.T) {
+	path, _ := recorder(t)
+	bundle := t.TempDir()
+	root := filepath.Join(bundle, "state")
+	e, err := New(engine.Config{Root: root, Reaper: reap}, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := shimbin.Spec("fails", "no-such-program")
+	spec.Root.Path = rootfs
+	shimbin.Bundle(t, bundle, spec)
+	c, err := e.Create(context.Background(), "fails", bundle, spec, engine.IO{})
+	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "no-such-program") {
+		t.Errorf("%v, %v", c, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "fails")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its state is left: %v", err)
+	}
+	if err := os.Mkdir(filepath.Join(root, "fails"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := e.Create(context.Background(), "fails", bundle, spec, engine.IO{}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("in use: %v, %v", c, err)
+	}
+}
+
+// TestTakeOver: a container is found by another incarnation as it is: parked, running, paused, and then gone.
+func TestTakeOver(t *testing.T) {
+	path, _ := recorder(t)
+	bundle := t.TempDir()
+	cfg := engine.Config{Root: filepath.Join(bundle, "state"), Reaper: reap}
+	e, err := New(cfg, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := shimbin.Spec("taken", "sleep", "1000")
+	spec.Root.Path = rootfs
+	shimbin.Bundle(t, bundle, spec)
+	c, err := e.Create(context.Background(), "taken", bundle, spec, engine.IO{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func(want engine.Found) *Container {
+		t.Helper()
+		next, err := New(cfg, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken, found, err := next.Load("taken", bundle, c.Init(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found.Parked != want.Parked || found.Paused != want.Paused || found.Removed != want.Removed {
+			t.Errorf("found %+v, want %+v", found, want)
+		}
+		return taken
+	}
+	if err := look(engine.Found{Parked: true}).Start(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if err := look(engine.Found{}).Pause(); err != nil {
+		t.Error(err)
+	}
+	taken := look(engine.Found{Paused: true})
+	if taken.SharedPID() {
+		t.Error("its pid namespace is forgotten")
+	}
+	// A paused container dies of SIGKILL.
+	if err := taken.Signal(unix.SIGKILL, false); err != nil {
+		t.Error(err)
+	}
+	if e := c.Init().Exit(); e.Status != 137 {
+		t.Errorf("exit status %d", e.Status)
+	}
+	if err := look(engine.Found{}).Destroy(); err != nil {
+		t.Error(err)
+	}
+	look(engine.Found{Removed: true})
+}
