@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -365,16 +366,38 @@ func (c *Container) Destroy() error {
 	return nil
 }
 
-// destroy removes a container's cgroup and state and runs its poststop hooks. One that fails is logged, as the specification
-// has it: all else is done by then.
+// destroy removes a container's cgroup and state and runs its poststop hooks. One that fails is logged, and the others run,
+// as the specification has it: all else is done by then.
 func (e *Engine) destroy(lc *libcontainer.Container) error {
 	err := e.cfg.Reaper.Guard(lc.Destroy)
 	if err == nil {
 		return nil
 	}
-	if _, serr := os.Stat(filepath.Join(e.cfg.Root, lc.ID())); errors.Is(serr, os.ErrNotExist) {
+	if _, serr := os.Stat(filepath.Join(e.cfg.Root, lc.ID())); !errors.Is(serr, os.ErrNotExist) {
+		return err
+	}
+	for hooks := lc.Config().Hooks[configs.Poststop]; err != nil; {
 		e.cfg.Log.Warn("a poststop hook failed", "id", lc.ID(), "error", err)
+		hooks = after(hooks, err)
+		if len(hooks) == 0 {
+			return nil
+		}
+		var state *specs.State
+		if state, err = lc.OCIState(); err != nil {
+			return nil //nolint:nilerr // nothing is left that could be removed
+		}
+		state.Status = specs.StateStopped
+		err = e.cfg.Reaper.Guard(func() error { return configs.Hooks{configs.Poststop: hooks}.Run(configs.Poststop, state) })
+	}
+	return nil
+}
+
+// after gives the hooks behind that which failed, whose number libcontainer's error has.
+func after(hooks configs.HookList, err error) configs.HookList {
+	var n int
+	_, number, ok := strings.Cut(err.Error(), "hook #")
+	if _, serr := fmt.Sscanf(number, "%d", &n); !ok || serr != nil || n >= len(hooks) {
 		return nil
 	}
-	return err
+	return hooks[n+1:]
 }

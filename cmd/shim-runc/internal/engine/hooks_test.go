@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -141,6 +142,30 @@ func TestHookTimeLimits(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPoststopHooks: each runs once whatever became of the others, and each failure is in the log.
+func TestPoststopHooks(t *testing.T) {
+	f := newFixture(t)
+	log := f.logged()
+	out := filepath.Join(f.bundle, "stopped")
+	var hooks []specs.Hook
+	for i, status := range []int{0, 7, 0, 8, 0} {
+		script := fmt.Sprintf("echo %d >>%s; exit %d", i, out, status)
+		hooks = append(hooks, specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", script}})
+	}
+	c := f.create(t, IO{}, func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: hooks} }, "true")
+	start(t, c)
+	c.Init().Exit()
+	if err := c.Destroy(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(out)
+	if got := strings.Join(strings.Fields(string(data)), " "); err != nil || got != "0 1 2 3 4" {
+		t.Errorf("hooks that ran: %q, %v", got, err)
+	}
+	log.await(t, "exit status 7")
+	log.await(t, "exit status 8")
 }
 
 // logLines is what an engine logged.

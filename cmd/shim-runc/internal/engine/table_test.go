@@ -62,7 +62,8 @@ func proofs() []proof {
 		"linux.netDevices.name": "TestNetDevices", "linux.seccomp.{listenerPath,listenerMetadata}": "TestSeccompListener",
 		"linux.seccomp.architectures": "TestSeccompArchitectures", "linux.seccomp.flags, each": "TestSeccompFlags",
 		"linux.resources.devices.{allow,type,major,minor,access}": "TestDeviceRules", "linux.cgroupsPath": "TestCgroupsPath",
-		"linux.resources.memory.checkBeforeUpdate": "TestCheckBeforeUpdate",
+		"linux.resources.memory.checkBeforeUpdate": "TestCheckBeforeUpdate", "linux.resources.cpu.idle through updates": "TestUpdateIdle",
+		"hooks.poststop after one that failed": "TestPoststopHooks", "linux.resources.devices on systemd's scope": "TestScopeDevices",
 	} {
 		all = append(all, proof{field, honouredWord, honouredWord, test})
 	}
