@@ -24,17 +24,18 @@ import (
 // Open opens or makes the database at path. A database of a newer schema is refused with FailedPrecondition, unless that
 // says that this version may work with it, one that another process holds with Unavailable, a damaged one with DataLoss.
 func Open(path string) (*DB, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return nil, fmt.Errorf("cannot make directory of %s: %w", path, err)
-	}
 	db, err := openFile(path)
 	if errdefs.IsDataLoss(err) {
 		err = fmt.Errorf("it is damaged, restore a copy or move it away: %w", err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot open %s: %w", path, err)
+	return db, named(path, err)
+}
+
+func named(path string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return db, nil
+	return fmt.Errorf("cannot open %s: %w", path, err)
 }
 
 // OpenAnyway is Open for a daemon that must start: of a damaged database it sets the file aside and goes on with what can
@@ -46,16 +47,15 @@ func OpenAnyway(path string, used bool, log *slog.Logger) (*DB, error) {
 	if _, err := os.Stat(path + stampSuffix); err == nil {
 		used = true
 	}
-	db, err := Open(path)
+	db, err := openFile(path)
 	if errdefs.IsDataLoss(err) {
-		if err = salvage(path, err.Error(), log); err == nil {
-			db, err = Open(path)
-		} else {
-			err = fmt.Errorf("cannot salvage what can be read of %s: %w", path, err)
+		if err = salvage(path, err.Error(), log); err != nil {
+			return nil, fmt.Errorf("cannot salvage what can be read of %s: %w", path, err)
 		}
+		db, err = openFile(path)
 	}
 	if err != nil {
-		return nil, err
+		return nil, named(path, err)
 	}
 	var lost *records.Recovery
 	if missing && used {
@@ -75,7 +75,10 @@ func OpenAnyway(path string, used bool, log *slog.Logger) (*DB, error) {
 	return db, nil
 }
 
-func openFile(path string) (_ *DB, err error) {
+func openFile(path string) (db *DB, err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, err
+	}
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -91,27 +94,32 @@ func openFile(path string) (_ *DB, err error) {
 			return nil, err
 		}
 	}
-	db := &DB{}
+	db = &DB{}
 	defer func() {
-		if err != nil && db.bolt != nil {
+		if err == nil {
+			return
+		}
+		if db.bolt != nil {
 			err = errors.Join(err, db.Close())
 		}
+		db = nil
 	}()
 	if db.bolt, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType}); err != nil {
 		if errors.Is(err, bolterrors.ErrTimeout) {
 			err = errHeld
 		}
-		return nil, err
+		return db, err
 	}
 	if db.stamp, db.older, err = openStamp(path, db.bolt); err != nil {
-		return nil, err
+		return db, err
 	}
-	return db, db.Update(func(tx *Tx) error {
+	err = db.Update(func(tx *Tx) error {
 		if err := migrate(tx, Schema, upgrades); err != nil {
 			return err
 		}
 		return db.stamp.identify(tx)
 	})
+	return db, err
 }
 
 var errHeld = fmt.Errorf("another process has it open: %w", errdefs.ErrUnavailable)

@@ -25,6 +25,9 @@ const (
 	PartSnapshots  = "snapshots/" // + the snapshotter's name
 )
 
+// RecoveredLabel, the time of it, is on what was made again without knowing its labels.
+const RecoveredLabel = "managerd.io/recovered"
+
 // recoveryBucket stands at the top: "record" → metadata.Recovery, as long as nobody has acknowledged it.
 const recoveryBucket, recoveryKey = "recovery", "record"
 
