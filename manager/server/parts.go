@@ -186,6 +186,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
 		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register { return api.NewTasks(s.tasks) }),
 		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "introspection"}, build: func() error {
 			uuid, err := introspection.Identity(s.cfg.Root)

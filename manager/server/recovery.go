@@ -11,7 +11,9 @@ import (
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/fsck"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/orphans"
 	"github.com/managerd/managerd/manager/shims"
 )
 
@@ -142,4 +144,21 @@ func (s *Server) recoveryParts() (parts []string) {
 		parts = append(parts, metadata.PartContainers)
 	}
 	return parts
+}
+
+// checker looks at what the parts that work have.
+func (s *Server) checker(p *parts) *fsck.Checker {
+	c := &fsck.Checker{
+		State: s.cfg.State, Root: s.cfg.Root, DB: s.db, Content: p.content, Snapshots: p.snapshots, Events: p.eventLog,
+		Parts: s.recoveryParts, Acknowledged: s.tellHealth, SnapshotRoot: s.cfg.SnapshotterRoot,
+	}
+	if s.tasks != nil {
+		c.Tasks = func() (all []orphans.Task) {
+			for _, t := range s.tasks.All() {
+				all = append(all, orphans.Task{Namespace: t[0], ID: t[1]})
+			}
+			return all
+		}
+	}
+	return c
 }

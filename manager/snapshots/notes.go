@@ -1,10 +1,13 @@
 package snapshots
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/managerd/managerd/manager/metadata"
 	records "github.com/managerd/managerd/protos/metadata"
@@ -83,8 +86,8 @@ func (s *store) restore() error {
 	if err != nil {
 		return fmt.Errorf("cannot make the records of snapshots again: %w", err)
 	}
-	known := map[uint64]bool{}
-	if err := s.db.View(func(tx *metadata.Tx) (err error) { known, err = used(tx, s.name); return err }); err != nil {
+	known, err := s.have()
+	if err != nil {
 		slog.Error("a snapshot's record cannot be read", "snapshotter", s.name, "error", err)
 	}
 	for _, id := range unknown {
@@ -173,12 +176,9 @@ func (s *store) noteAll() error {
 			done = true
 			return nil
 		}
-		return tx.Bucket(metadata.Path()...).ForEachBucket(func(ns []byte) error {
-			return metadata.Each(table{tx, string(ns), s.name}.bucket(), func(key string, r *records.Snapshot) error {
-				all = append(all, found{string(ns), key, r})
-				return nil
-			})
-		})
+		var err error
+		all, err = s.all(tx)
+		return err
 	})
 	if err != nil || done {
 		return err
@@ -193,4 +193,99 @@ func (s *store) noteAll() error {
 		}
 		return b.Put([]byte(s.name), []byte{})
 	})
+}
+
+// Stored is something that a snapshotter stores.
+type Stored struct {
+	ID             uint64
+	Namespace, Key string // as it was noted; empty: nobody knows
+}
+
+// Unknown gives what a snapshotter stores without a record; nil for a snapshotter that keeps no notes. What is being made
+// is not in it.
+func (s *Store) Unknown(name string) ([]Stored, error) {
+	st := s.named[name]
+	if st == nil {
+		return nil, nil
+	}
+	n, ok := st.backend.(Noter)
+	if !ok {
+		return nil, nil
+	}
+	last, pending := st.ids.now()
+	have, err := st.have()
+	if err != nil {
+		return nil, err
+	}
+	var out []Stored
+	err = n.Notes(func(id uint64, note []byte) error {
+		if have[id] || pending[id] || id > last {
+			return nil
+		}
+		u := Stored{ID: id}
+		var sn records.SnapshotNote
+		if metadata.Unseal(note, &sn) == nil {
+			u.Namespace, u.Key = sn.Namespace, sn.Key
+		}
+		out = append(out, u)
+		return nil
+	})
+	return out, err
+}
+
+// Missing gives the namespaces and keys of the records of which nothing is stored.
+func (s *Store) Missing(name string) ([]Stored, error) {
+	st := s.named[name]
+	if st == nil {
+		return nil, nil
+	}
+	n, ok := st.backend.(Noter)
+	if !ok {
+		return nil, nil
+	}
+	var records []found
+	if err := s.db.View(func(tx *metadata.Tx) (err error) { records, err = st.all(tx); return err }); err != nil {
+		return nil, err
+	}
+	stored := map[uint64]bool{} // behind the records: storage is made first
+	if err := n.Notes(func(id uint64, _ []byte) error { stored[id] = true; return nil }); err != nil {
+		return nil, err
+	}
+	var out []Stored
+	for _, f := range records {
+		if !stored[f.r.Id] {
+			out = append(out, Stored{f.r.Id, f.ns, f.key})
+		}
+	}
+	return out, nil
+}
+
+// Free removes what is stored without a record. FailedPrecondition when it has one by now.
+func (s *Store) Free(ctx context.Context, name string, id uint64) error {
+	unknown, err := s.Unknown(name)
+	if err != nil {
+		return err
+	}
+	for _, u := range unknown {
+		if u.ID == id {
+			return s.named[name].backend.Remove(ctx, Snapshot{Ref: Ref{ID: id, Namespace: u.Namespace, Key: u.Key}})
+		}
+	}
+	return fmt.Errorf("%s snapshot %d is not stored, or has a record: %w", name, id, errdefs.ErrFailedPrecondition)
+}
+
+func (s *store) have() (have map[uint64]bool, err error) {
+	err = s.db.View(func(tx *metadata.Tx) (err error) { have, err = used(tx, s.name); return err })
+	return have, err
+}
+
+// all gives every record of the snapshotter that can be read.
+func (s *store) all(tx *metadata.Tx) (out []found, err error) {
+	err = tx.Bucket(metadata.Path()...).ForEachBucket(func(ns []byte) error {
+		return metadata.Each(table{tx, string(ns), s.name}.bucket(), func(key string, r *records.Snapshot) error {
+			out = append(out, found{string(ns), key, r})
+			return nil
+		})
+	})
+	return out, err
 }

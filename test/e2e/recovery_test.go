@@ -223,6 +223,18 @@ func TestDatabaseLost(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	// Somebody has looked, and says so.
+	found := u.fsck(1)
+	if len(found) == 0 || found[len(found)-1].Kind != "database" || !strings.Contains(found[len(found)-1].Problem, "older") {
+		t.Errorf("%v", found)
+	}
+	u.fsck(0, "--fix")
+	for range 2 {
+		if w := c.warning(t); w != "" {
+			t.Errorf("afterwards: %q", w)
+		}
+		restart(func() {})
+	}
 	if aside, _ := filepath.Glob(file + ".damaged-*"); len(aside) != 5 {
 		t.Errorf("%d were set aside", len(aside))
 	}
