@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,8 +114,15 @@ func (s *Store) path(d digest.Digest) string {
 }
 
 func (s *Store) sweep() error {
+	r, err := s.db.Recovery()
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		return nil // what has no record may be what the record was lost of: see Restore
+	}
 	known := map[string]bool{}
-	err := s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.View(func(tx *metadata.Tx) error {
 		return eachNamespace(tx, func(ns string) error {
 			return metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Content)...), func(d string, _ *records.Blob) error {
 				known[d] = true
@@ -122,6 +130,10 @@ func (s *Store) sweep() error {
 			})
 		})
 	})
+	if errdefs.IsDataLoss(err) {
+		slog.Error("a record of content cannot be read; unknown content is not removed", "error", err)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("cannot look for unknown content: %w", err)
 	}

@@ -151,15 +151,11 @@ func (s *Server) list(ctx context.Context) []plugin {
 			}
 			return err
 		}},
-		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt"}, vital: true, build: func() (err error) {
-			if s.db, err = metadata.Open(filepath.Join(s.cfg.Root, "metadata.db")); err == nil {
-				s.closers = append(s.closers, s.db.Close)
-			}
-			return err
-		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt", Warn: s.recoveryWarning}, vital: true, build: s.openDatabase},
 		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
 			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
 			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, p.exchange)
+			s.content = p.content
 			return err
 		}},
 		s.snapshotter(ctx, &p, overlayfs.Name, platform, func(root string) (snapshots.Backend, error) { return overlayfs.New(root) }),
@@ -190,6 +186,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
 		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register { return api.NewTasks(s.tasks) }),
 		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "introspection"}, build: func() error {
 			uuid, err := introspection.Identity(s.cfg.Root)
@@ -247,6 +244,9 @@ func (s *Server) buildTasks(p *parts) error {
 	bundles, err := bundle.NewStore(s.cfg.State)
 	if err != nil {
 		return err
+	}
+	if err := s.restoreContainers(bundles); err != nil {
+		s.log.Error("the containers of tasks could not be made again", "error", err) // the tasks run all the same
 	}
 	// Without it tasks run all the same; a shim that dies takes terminals and inputs with it then.
 	lot, err := parking.Open(filepath.Join(s.cfg.State, wire.SocketName), s.log)

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/health"
 
 	"github.com/managerd/managerd/manager/config"
+	"github.com/managerd/managerd/manager/content"
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/metadata"
@@ -46,9 +47,11 @@ type Server struct {
 	tasks *tasks.Service // nil when they could not be built
 	db    *metadata.DB
 
+	content *content.Store // nil when it could not be opened
+
 	exchange *events.Exchange
 
-	watching  sync.WaitGroup // the watchdog
+	watching  sync.WaitGroup // the watchdog, the recovery of content
 	listeners []net.Listener // gRPC, ttrpc
 	side      []*sideServer  // metrics, debugging
 	closers   []func() error // run backwards by Close
@@ -143,6 +146,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.Ready()
 	s.watch(ctx)
+	s.restoreContent(ctx)
 	if recovered != nil {
 		began := time.Now()
 		go func() {

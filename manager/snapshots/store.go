@@ -132,6 +132,8 @@ func (s *store) update(ctx context.Context, fn func(table) error) error {
 }
 
 func (s *store) Update(ctx context.Context, in Info, fields ...string) (out Info, err error) {
+	var ns string
+	var changed *records.Snapshot
 	err = s.update(ctx, func(t table) error {
 		r, err := t.get(in.Name)
 		if err != nil {
@@ -164,11 +166,13 @@ func (s *store) Update(ctx context.Context, in Info, fields ...string) (out Info
 		}
 		r.Labels, r.UpdatedAt = labels, time.Now().UnixNano()
 		out = info(in.Name, r)
+		ns, changed = t.ns, r
 		return t.put(in.Name, r)
 	})
 	if err != nil {
 		return Info{}, s.errorf("update", in.Name, err)
 	}
+	s.note(ns, in.Name, changed)
 	return out, nil
 }
 
@@ -259,6 +263,9 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 	if err := s.backend.Create(ctx, snap); err != nil {
 		return nil, s.errorf("prepare", key, err)
 	}
+	now := time.Now().UnixNano()
+	r := &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}
+	s.note(snap.Namespace, key, r)
 	err := s.update(ctx, func(t table) error {
 		if err := check(t); err != nil {
 			return err
@@ -266,8 +273,7 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 		if !slices.Equal(snap.Parents, expected) {
 			return fmt.Errorf("parent %q was replaced meanwhile: %w", parent, errdefs.ErrAborted)
 		}
-		now := time.Now().UnixNano()
-		if err := t.put(key, &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}); err != nil {
+		if err := t.put(key, r); err != nil {
 			return err
 		}
 		if err := t.mark(snap.ID); err != nil {
@@ -321,6 +327,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 	}
 	to := snap.Ref
 	to.Key = name
+	var committed *records.Snapshot
 	usage, err := s.backend.Commit(ctx, snap, to)
 	if err != nil {
 		return s.errorf("commit", key, err)
@@ -339,6 +346,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 		r.Kind, r.Labels, r.Inodes, r.Size_ = string(Committed), labels, usage.Inodes, usage.Size
 		r.UpdatedAt = time.Now().UnixNano()
 		r.CreatedAt = r.UpdatedAt
+		committed = r
 		if err := t.put(name, r); err != nil {
 			return err
 		}
@@ -350,6 +358,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 	if err != nil {
 		return s.errorf("commit", key, err)
 	}
+	s.note(snap.Namespace, name, committed)
 	s.publish(ctx, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
 	return nil
 }
