@@ -21,6 +21,7 @@ import (
 
 	"github.com/managerd/managerd/manager/config"
 	"github.com/managerd/managerd/manager/events"
+	"github.com/managerd/managerd/manager/gc"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/tasks"
@@ -46,7 +47,8 @@ type Server struct {
 	tasks *tasks.Service // nil when they could not be built
 	db    *metadata.DB
 
-	exchange *events.Exchange
+	exchange  *events.Exchange
+	collector *gc.Scheduler // nil: it is left out
 
 	watching  sync.WaitGroup // the watchdog
 	listeners []net.Listener // gRPC, ttrpc
@@ -143,6 +145,15 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.Ready()
 	s.watch(ctx)
+	collecting, endCollecting := context.WithCancel(ctx)
+	defer endCollecting()
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		if s.collector != nil {
+			s.collector.Run(collecting)
+		}
+	}()
 	if recovered != nil {
 		began := time.Now()
 		go func() {
@@ -161,6 +172,8 @@ func (s *Server) Run(ctx context.Context) error {
 	notify(s.log, daemon.SdNotifyStopping)
 	s.watching.Wait()
 	s.stop()
+	endCollecting()
+	<-collected
 	return err
 }
 
