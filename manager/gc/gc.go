@@ -55,6 +55,7 @@ type Result struct {
 	Objects int            // looked at
 	Took    time.Duration
 	Locked  time.Duration // how much of it others could not write
+	Longest time.Duration // the longest of these times at a stretch
 	Next    time.Time     // when something expires; zero: nothing does
 }
 
@@ -115,10 +116,9 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 		}
 		n := min(batch, len(garbage))
 		var gone []removed
-		var locked time.Duration
+		var locked time.Time
 		err := c.DB.Update(func(tx *metadata.Tx) error {
-			began := time.Now()
-			defer func() { locked = time.Since(began) }()
+			locked = time.Now()
 			var more []metadata.Change
 			more, seen = since(seen)
 			g.touch(tx, ns, more)
@@ -141,7 +141,8 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 		if err != nil {
 			return err
 		}
-		res.Locked += locked
+		held := time.Since(locked) // with the commit
+		res.Locked, res.Longest = res.Locked+held, max(res.Longest, held)
 		garbage = garbage[n:]
 		for _, r := range gone {
 			res.Removed[r.kind]++
