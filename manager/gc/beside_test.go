@@ -225,7 +225,7 @@ func BenchmarkCollect(b *testing.B) {
 				l := labels{}
 				if i%10 != 0 {
 					l[labelRoot] = ""
-					l[labelRef+"content.l.0"] = digest.FromString(fmt.Sprint(i/10*10+1)).String()
+					l[labelRef+"content.l.0"] = digest.FromString(fmt.Sprint(i/10*10 + 1)).String()
 				}
 				if err := metadata.Put(blobs, digest.FromString(fmt.Sprint(i)).String(), &records.Blob{Size_: 1, Labels: l}); err != nil {
 					return err

@@ -28,7 +28,7 @@ import (
 )
 
 // batch is how many objects one write transaction removes.
-const batch = 200
+const batch = 100
 
 // idle is how long an ingest that no lease keeps may go without a write.
 const idle = 24 * time.Hour
