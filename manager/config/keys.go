@@ -100,7 +100,7 @@ var keys = []key{
 		func(c *Config) any { return &c.GC.DeletionThreshold }, natural},
 	{in(gcSection, "mutation_threshold"), "After how many changes a collection is due though nothing was deleted; 0: never.", 100,
 		func(c *Config) any { return &c.GC.MutationThreshold }, natural},
-	{in(gcSection, "schedule_delay"), "How long a collection waits for more to do.", "0s",
+	{in(gcSection, "schedule_delay"), "How long, after a deletion, a collection waits for more to do.", "1s",
 		func(c *Config) any { return &c.GC.ScheduleDelay }, duration},
 	{in(gcSection, "startup_delay"), "When, after the start of the daemon, the first collection is.", "100ms",
 		func(c *Config) any { return &c.GC.StartupDelay }, duration},
