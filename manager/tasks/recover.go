@@ -47,6 +47,11 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 	}
 	s.mu.Unlock()
 	close(jobs)
+	s.shims.UnparkOthers(func(ns, id string) bool { // nobody makes a task yet
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.tasks[key{ns, id}] != nil
+	})
 	done := make(chan struct{})
 	var adopting sync.WaitGroup
 	for range min(adopters, len(found)) {

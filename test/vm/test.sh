@@ -1,7 +1,8 @@
 #!/bin/bash
 # What make test-vm runs: the tests of test/vm/guest in two boots of one disk of the test machine, and the tests of the
 # packages that know cgroups, because no other machine of ours has version 2. Needs BIN with the programs. GO: the go
-# command; TAGS: the tests' build tags; OUT: where logs are kept (a temporary directory, removed when all is well).
+# command; TAGS: the tests' build tags; OUT: where logs are kept (a temporary directory, removed when all is well). PARTS, a
+# regular expression such as 'Install|Import|Steady|Restart': only these parts of the first boot, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=${BIN:-$PWD/bin} go=${GO:-go} tags=${TAGS:-seccomp netgo osusergo}
@@ -31,13 +32,22 @@ CGO_ENABLED=0 "$go" build -trimpath -ldflags "$stamp" -o "$tree/work/next/bin/" 
 CGO_ENABLED=1 "$go" build -trimpath -tags "no_grpc $tags" -ldflags "$stamp -extldflags -static" -o "$tree/work/next/bin/" ./cmd/shim-runc
 
 # Linked statically: Debian's C library in the machine is another one.
-for package in test/vm/guest reaper cgroups cmd/shim-runc/internal/engine cmd/shim-runc/internal/service; do
+packages="test/vm/guest"
+[ -n "${PARTS:-}" ] || packages="$packages reaper cgroups cmd/shim-runc/internal/engine cmd/shim-runc/internal/service"
+for package in $packages; do
 	CGO_ENABLED=1 "$go" test -c -tags "vmguest $tags" -ldflags '-s -w -extldflags -static' -o "$tree/tests/$(basename "$package").test" "./$package"
 done
-cat >"$tree/boot1" <<'GUEST'
+cat >"$tree/boot1" <<GUEST
 mount -t tmpfs tmpfs /tmp
 cd /tmp
-/vmtest/tests/guest.test -test.run '^TestFirstBoot$' -test.timeout 200s || exit
+/vmtest/tests/guest.test -test.run '^TestFirstBoot$/^(${PARTS:-.*})$' -test.timeout 300s || exit
+GUEST
+if [ -n "${PARTS:-}" ]; then
+	test/vm/run.sh -i "$work/tree" -o "$out/parts" -t 400 "bash /vmtest/boot1"
+	status=0
+	exit
+fi
+cat >>"$tree/boot1" <<'GUEST'
 export MANAGERD_BIN_DIR=/vmtest/work/this/bin
 for t in cgroups engine service; do
 	began=$SECONDS

@@ -83,10 +83,18 @@ func hammer(t *testing.T) func() (calls [3]int, failed []error) {
 	}
 }
 
+// testSteady starts the container that the parts which follow look at: it is to notice nothing of any of them.
+func testSteady(t *testing.T) {
+	c := newClient(t)
+	c.run("steady", forever, false)
+	until(t, "its script runs", func() bool { return c.exec("steady", "exit 20") == 20 })
+	alive(t, pidOf(c, "steady"))
+}
+
 // testRestart is the promise: systemctl restart, and not one call fails.
 func testRestart(t *testing.T) {
 	c := newClient(t)
-	pid := c.run("steady", forever, false)
+	pid := pidOf(c, "steady")
 	ended := hammer(t)
 	const restarts = 5
 	for range restarts {
