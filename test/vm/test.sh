@@ -59,7 +59,7 @@ GUEST
 done <<'PACKAGES'
 cgroups .
 reaper .
-cmd/shim-runc/internal/engine PauseResumeUpdate|Remove|LeftCgroups
+cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate
 PACKAGES
 cat >"$tree/boot2" <<'GUEST'
@@ -68,6 +68,6 @@ cd /tmp
 /vmtest/tests/guest.test -test.run '^TestSecondBoot$' -test.timeout 100s
 GUEST
 for boot in 1 2; do
-	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 400 : 140)) "bash /vmtest/boot$boot"
+	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 700 : 140)) "bash /vmtest/boot$boot"
 done
 status=0
