@@ -25,6 +25,7 @@ type Lot struct {
 	listener *net.UnixListener
 	log      *slog.Logger
 	serving  sync.WaitGroup
+	keeping  *keeping // nil: nothing outlives this process
 
 	mu     sync.Mutex // guards all below
 	closed bool
@@ -36,13 +37,17 @@ type task struct{ ns, id string }
 
 type name struct{ exec, kind string }
 
-// Open listens at path, a socket that it makes.
-func Open(path string, log *slog.Logger) (*Lot, error) {
+// Open listens at path, a socket that it makes. What is parked is kept in v too, if there is one, and what an earlier daemon
+// had kept there is parked again.
+func Open(path string, v Vault, log *slog.Logger) (*Lot, error) {
 	l, err := parking.Listen(path)
 	if err != nil {
 		return nil, err
 	}
 	lot := &Lot{path: path, listener: l, log: log, conns: map[*net.UnixConn]chan struct{}{}, held: map[task]map[name]*os.File{}}
+	if v != nil {
+		lot.restore(v)
+	}
 	lot.serving.Add(1)
 	go func() {
 		defer lot.serving.Done()
@@ -108,6 +113,7 @@ func (l *Lot) take(p *shimstate.Parcel, files []*os.File, seen map[name]bool) {
 		if f := of[n]; f != nil {
 			_ = f.Close()
 			delete(of, n)
+			l.changedLocked(process{k, n.exec})
 		}
 	}
 	for _, kind := range p.Drop {
@@ -115,8 +121,14 @@ func (l *Lot) take(p *shimstate.Parcel, files []*os.File, seen map[name]bool) {
 	}
 	for i, kind := range p.Kinds {
 		n := name{p.ExecId, kind}
+		seen[n] = true
+		if of[n] != nil && same(of[n], files[i]) {
+			_ = files[i].Close()
+			continue
+		}
 		drop(n)
-		of[n], seen[n] = files[i], true
+		of[n] = files[i]
+		l.changedLocked(process{k, n.exec})
 	}
 	if p.Whole {
 		for n := range of {
@@ -202,13 +214,15 @@ func hungUp(c *net.UnixConn) (closed bool) {
 func (l *Lot) Drop(ns, id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, f := range l.held[task{ns, id}] {
+	k := task{ns, id}
+	for n, f := range l.held[k] {
 		_ = f.Close()
+		l.changedLocked(process{k, n.exec})
 	}
-	delete(l.held, task{ns, id})
+	delete(l.held, k)
 }
 
-// Close closes the socket and everything that is parked; the shims have theirs.
+// Close closes the socket and everything that is parked; the shims have theirs, and the vault has.
 func (l *Lot) Close() {
 	_ = l.listener.Close()
 	l.mu.Lock()
@@ -218,6 +232,10 @@ func (l *Lot) Close() {
 	}
 	l.mu.Unlock()
 	l.serving.Wait()
+	if l.keeping != nil {
+		l.keeping.once.Do(func() { close(l.keeping.end) })
+		l.keeping.work.Wait()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, of := range l.held {

@@ -18,7 +18,7 @@ import (
 
 func open(t *testing.T) *Lot {
 	t.Helper()
-	l, err := Open(filepath.Join(t.TempDir(), parking.SocketName), slog.New(slog.DiscardHandler))
+	l, err := Open(filepath.Join(t.TempDir(), parking.SocketName), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,3 +143,10 @@ func (c *calls) ended() <-chan struct{} {
 	c.idle = idle
 	return idle
 }
+
+// none says whether no call is under way.
+func (c *calls) none() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n == 0
+}

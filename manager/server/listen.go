@@ -8,16 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
-	"github.com/coreos/go-systemd/v22/activation"
 
 	"github.com/managerd/managerd/shimapi"
 )
-
-// activated are the sockets that systemd holds for us (sd_listen_fds(3)). They are taken once.
-var activated = sync.OnceValues(activation.Listeners)
 
 // listen opens a Unix socket, or takes the one that systemd passed for the same path. The file stays when the listener
 // is closed, and is replaced in one step when there is one already: a client that finds no file fails at once, one that
@@ -26,13 +21,9 @@ func listen(path string, uid, gid int) (net.Listener, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("cannot listen on %q: not an absolute path", path)
 	}
-	passed, err := activated()
-	if err != nil {
-		return nil, fmt.Errorf("cannot take the sockets of the service manager: %w", err)
-	}
-	for _, l := range passed {
-		if l != nil && l.Addr().Network() == "unix" && l.Addr().String() == path {
-			l.(*net.UnixListener).SetUnlinkOnClose(false)
+	for _, l := range activated() {
+		if l.Addr().String() == path {
+			l.SetUnlinkOnClose(false)
 			return l, nil
 		}
 	}

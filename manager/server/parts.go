@@ -268,7 +268,7 @@ func (s *Server) buildTasks(p *parts) error {
 		s.log.Error("the containers of tasks could not be made again", "error", err) // the tasks run all the same
 	}
 	// Without it tasks run all the same; a shim that dies takes terminals and inputs with it then.
-	lot, err := parking.Open(filepath.Join(s.cfg.State, wire.SocketName), s.log)
+	lot, err := parking.Open(filepath.Join(s.cfg.State, wire.SocketName), s.vault(), s.log)
 	if err != nil {
 		s.log.Error("nothing that must outlive a shim can be parked", "error", err)
 	} else {

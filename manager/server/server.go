@@ -35,6 +35,9 @@ const draining = 5 * time.Second
 // flushing is how long, after that, connections have to carry the last answers.
 const flushing = time.Second
 
+// speaking is how long clients have to begin, which were let in when the daemon was told to stop.
+const speaking = time.Second
+
 // Server is a daemon. Run serves; Close, also after Run, releases what New took.
 type Server struct {
 	cfg     *config.Config
@@ -122,26 +125,25 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	failed := make(chan error, 4)
-	serve := func(what, address string, uid, gid int, fn func(net.Listener) error) error {
-		l, err := listen(address, uid, gid)
-		if err != nil {
-			return err
-		}
-		s.listeners = append(s.listeners, l)
+	serve := func(what, address string, l net.Listener, fn func(net.Listener) error) {
 		go func() {
 			if err := fn(l); err != nil && ctx.Err() == nil {
 				failed <- fmt.Errorf("cannot serve %s on %s: %w", what, address, err)
 			}
 		}()
 		s.log.Info("serving", "protocol", what, "address", address)
-		return nil
 	}
-	if err := serve("ttrpc", s.ttrpcAddress(), s.cfg.TTRPC.UID, s.cfg.TTRPC.GID, func(l net.Listener) error { return s.ttrpc.Serve(ctx, l) }); err != nil {
+	reports, err := s.listen(s.ttrpcAddress(), s.cfg.TTRPC.UID, s.cfg.TTRPC.GID)
+	if err != nil {
 		return err
 	}
-	if err := serve("grpc", s.Address(), s.cfg.GRPC.UID, s.cfg.GRPC.GID, s.grpc.Serve); err != nil {
+	serve("ttrpc", s.ttrpcAddress(), reports, func(l net.Listener) error { return s.ttrpc.Serve(ctx, l) })
+	api, err := s.listen(s.Address(), s.cfg.GRPC.UID, s.cfg.GRPC.GID)
+	if err != nil {
 		return err
 	}
+	door := newGate(api)
+	serve("grpc", s.Address(), door, s.grpc.Serve)
 	s.exchange.Open()
 	if err := s.serveSide(); err != nil {
 		return err
@@ -168,37 +170,57 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		}()
 	}
-	var err error
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
 	notify(s.log, daemon.SdNotifyStopping)
 	s.watching.Wait()
-	s.stop()
+	s.stop(door)
 	endCollecting()
 	<-collected
 	return err
 }
 
+// listen opens a socket that Close closes.
+func (s *Server) listen(address string, uid, gid int) (net.Listener, error) {
+	l, err := listen(address, uid, gid)
+	if err == nil {
+		s.listeners = append(s.listeners, l)
+	}
+	return l, err
+}
+
 // stop takes no new calls and lets those under way end, for a moment.
-func (s *Server) stop() {
-	s.health.Shutdown()
+func (s *Server) stop(door *gate) {
+	door.shut(speaking)
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
 		close(done)
 	}()
+	over := time.After(draining)
 	select {
 	case <-done:
 	case <-s.calls.ended():
-	case <-time.After(draining):
+	case <-over:
 	}
-	// The answers that were given last are still on their way: the connections close when they, and all streams, have ended.
+	s.health.Shutdown()
+	// The answers that were given last are still on their way, and calls that were: the connections close when they, and all
+	// streams, have ended.
 	s.calls.endLasts()
-	select {
-	case <-done:
-	case <-time.After(flushing): // a stream whose handler waits for its client
+flush:
+	for {
+		select {
+		case <-done:
+			break flush
+		case <-over:
+			break flush
+		case <-time.After(flushing):
+			if s.calls.none() { // a stream whose handler waits for its client
+				break flush
+			}
+		}
 	}
 	if s.tasks != nil {
 		s.tasks.Close()

@@ -83,3 +83,10 @@ func (m *Manager) Unpark(ns, id string) {
 		m.cfg.Lot.Drop(ns, id)
 	}
 }
+
+// UnparkOthers closes what is parked, from the time of an earlier daemon, of tasks that are not known.
+func (m *Manager) UnparkOthers(known func(ns, id string) bool) {
+	if m.cfg.Lot != nil {
+		m.cfg.Lot.Only(known)
+	}
+}

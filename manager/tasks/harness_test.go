@@ -151,7 +151,7 @@ func (w *world) begin() <-chan struct{} {
 		w.exchange.Keep(w.journal)
 	}
 	w.exchange.Open()
-	lot, err := parking.Open(filepath.Join(w.state, wire.SocketName), log)
+	lot, err := parking.Open(filepath.Join(w.state, wire.SocketName), nil, log)
 	if err != nil {
 		w.t.Fatal(err)
 	}

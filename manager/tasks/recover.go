@@ -47,6 +47,11 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 	}
 	s.mu.Unlock()
 	close(jobs)
+	s.shims.UnparkOthers(func(ns, id string) bool { // nobody makes a task yet
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.tasks[key{ns, id}] != nil
+	})
 	done := make(chan struct{})
 	var adopting sync.WaitGroup
 	for range min(adopters, len(found)) {
@@ -177,6 +182,10 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 			}
 			ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
 			next, aerr := s.shims.Adopt(ctx, b)
+			if aerr == nil && !s.serves(ctx, next) {
+				next.Close()
+				next, aerr = s.shims.Adopt(ctx, b)
+			}
 			cancel()
 			if aerr == nil {
 				log.Warn("the connection to a shim broke, and was made anew", "error", err)
@@ -215,6 +224,15 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 	if err != nil {
 		close(t.followed)
 	}
+}
+
+// serves says whether a connection that was made anew holds: the socket of a shim that is just dying takes one, too, which
+// then breaks. One whose shim is silent does.
+func (s *Service) serves(ctx context.Context, shim *shims.Shim) bool {
+	ctx, cancel := context.WithTimeout(ctx, answer)
+	defer cancel()
+	_, err := state(ctx, shim, shim.Bundle.ID, "")
+	return err == nil || !lost(shim, err)
 }
 
 // succeed starts a successor of a dead shim of ours, if that kept a task. nil: there is nothing to be kept, or it cannot

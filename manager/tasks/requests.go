@@ -22,12 +22,15 @@ import (
 
 // Start starts the parked init, or an exec, and returns its pid.
 func (s *Service) Start(ctx context.Context, id, execID string) (uint32, error) {
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := c.Start(ctx, &task.StartRequest{ID: id, ExecID: execID})
-	return resp.GetPid(), err
+	return repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, died bool) (uint32, error) {
+		if died {
+			if pid, started, err := startAgain(ctx, c, id, execID); err != nil || started {
+				return pid, err
+			}
+		}
+		resp, err := c.Start(ctx, &task.StartRequest{ID: id, ExecID: execID})
+		return resp.GetPid(), err
+	})
 }
 
 // Get says how a process is. When the shim does not answer in time (700 ms) its status is unknown.
@@ -38,12 +41,17 @@ func (s *Service) Get(ctx context.Context, id, execID string) (*task.StateRespon
 	}
 	asking, cancel := context.WithTimeout(ctx, answer)
 	defer cancel()
-	shim, dead, _ := t.now()
+	shim, dead, changed := t.now()
 	switch {
 	case shim != nil:
 		st, err := ask(asking, s, t, shim, func(ctx context.Context, c *shims.Shim) (*task.StateResponse, error) {
 			return c.State(ctx, &task.StateRequest{ID: id, ExecID: execID})
 		})
+		if err != nil && lost(shim, err) {
+			if err = s.successor(asking, t, changed); err == nil {
+				return s.Get(ctx, id, execID)
+			}
+		}
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			return s.unanswered(id, execID, shim.Bundle), nil
 		}
@@ -124,11 +132,14 @@ func (s *Service) DeleteProcess(ctx context.Context, id, execID string) (*task.D
 	if execID == "" {
 		return nil, fmt.Errorf("cannot delete a process of task %s: no exec id: %w", id, errdefs.ErrInvalidArgument)
 	}
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := c.Delete(ctx, &task.DeleteRequest{ID: id, ExecID: execID})
+	resp, err := repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, died bool) (*task.DeleteResponse, error) {
+		if died {
+			if _, err := state(ctx, c, id, execID); errdefs.IsNotFound(err) { // it was done
+				return deletedExec(c, execID)
+			}
+		}
+		return c.Delete(ctx, &task.DeleteRequest{ID: id, ExecID: execID})
+	})
 	if err == nil {
 		s.endWait(ctx, id, execID)
 	}
@@ -141,86 +152,94 @@ func (s *Service) Kill(ctx context.Context, id, execID string, signal uint32, al
 	if err != nil {
 		return err
 	}
-	shim, dead, _ := t.now()
+	_, dead, _ := t.now()
 	if dead != nil && dead.alive() && execID == "" && signal > 0 && signal <= 64 {
 		return bundle.SignalInit(dead.pid, dead.ticks, unix.Signal(signal))
 	}
-	if shim == nil {
-		if _, shim, err = s.living(ctx, id); err != nil {
-			return err
+	_, err = repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, died bool) (any, error) {
+		if died && unix.Signal(signal) != unix.SIGKILL {
+			return nil, fmt.Errorf("signal %d to task %s: its shim died when it was to send it, and whether it did is not known: %w",
+				signal, id, errdefs.ErrUnknown)
 		}
-	}
-	_, err = shim.Kill(ctx, &task.KillRequest{ID: id, ExecID: execID, Signal: signal, All: all})
+		_, err := c.Kill(ctx, &task.KillRequest{ID: id, ExecID: execID, Signal: signal, All: all})
+		if died && errdefs.IsNotFound(err) {
+			if st, serr := state(ctx, c, id, execID); serr == nil && st.Status == tasktypes.Status_STOPPED { // it was done
+				return nil, nil
+			}
+		}
+		return nil, err
+	})
 	return err
 }
 
 // Exec adds a process to a task; Start starts it.
 func (s *Service) Exec(ctx context.Context, r *task.ExecProcessRequest) error {
-	ctx, c, err := s.living(ctx, r.ID)
-	if err != nil {
-		return err
-	}
-	_, err = c.Exec(ctx, r)
+	_, err := repeat(ctx, s, r.ID, func(ctx context.Context, c *shims.Shim, died bool) (any, error) {
+		if died {
+			if _, err := state(ctx, c, r.ID, r.ExecID); err == nil { // it was done
+				return nil, nil
+			}
+		}
+		return c.Exec(ctx, r)
+	})
 	return err
 }
 
 // ResizePty sets the size of a terminal in characters.
 func (s *Service) ResizePty(ctx context.Context, id, execID string, width, height uint32) error {
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return err
-	}
-	_, err = c.ResizePty(ctx, &task.ResizePtyRequest{ID: id, ExecID: execID, Width: width, Height: height})
+	_, err := repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, _ bool) (any, error) {
+		return c.ResizePty(ctx, &task.ResizePtyRequest{ID: id, ExecID: execID, Width: width, Height: height})
+	})
 	return err
 }
 
 // CloseIO ends a process's input.
 func (s *Service) CloseIO(ctx context.Context, id, execID string, stdin bool) error {
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return err
-	}
-	_, err = c.CloseIO(ctx, &task.CloseIORequest{ID: id, ExecID: execID, Stdin: stdin})
+	_, err := repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, _ bool) (any, error) {
+		return c.CloseIO(ctx, &task.CloseIORequest{ID: id, ExecID: execID, Stdin: stdin})
+	})
 	return err
 }
 
 // Pause freezes a task.
 func (s *Service) Pause(ctx context.Context, id string) error {
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return err
-	}
-	_, err = c.Pause(ctx, &task.PauseRequest{ID: id})
+	_, err := repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, died bool) (any, error) {
+		if died {
+			if st, err := state(ctx, c, id, ""); err == nil && st.Status == tasktypes.Status_PAUSED { // it was done
+				return nil, nil
+			}
+		}
+		return c.Pause(ctx, &task.PauseRequest{ID: id})
+	})
 	return err
 }
 
 // Resume undoes Pause.
 func (s *Service) Resume(ctx context.Context, id string) error {
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return err
-	}
-	_, err = c.Resume(ctx, &task.ResumeRequest{ID: id})
+	_, err := repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, died bool) (any, error) {
+		if died {
+			if st, err := state(ctx, c, id, ""); err == nil && st.Status == tasktypes.Status_RUNNING { // it was done
+				return nil, nil
+			}
+		}
+		return c.Resume(ctx, &task.ResumeRequest{ID: id})
+	})
 	return err
 }
 
 // Pids lists the processes of a task.
 func (s *Service) Pids(ctx context.Context, id string) ([]*tasktypes.ProcessInfo, error) {
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := c.Pids(ctx, &task.PidsRequest{ID: id})
+	resp, err := repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, _ bool) (*task.PidsResponse, error) {
+		return c.Pids(ctx, &task.PidsRequest{ID: id})
+	})
 	return resp.GetProcesses(), err
 }
 
 // Update changes the limits of a running task.
 func (s *Service) Update(ctx context.Context, id string, resources *anypb.Any, annotations map[string]string) error {
-	ctx, c, err := s.living(ctx, id)
-	if err != nil {
-		return err
-	}
-	_, err = c.Update(ctx, &task.UpdateTaskRequest{ID: id, Resources: resources, Annotations: annotations})
+	_, err := repeat(ctx, s, id, func(ctx context.Context, c *shims.Shim, _ bool) (any, error) {
+		return c.Update(ctx, &task.UpdateTaskRequest{ID: id, Resources: resources, Annotations: annotations})
+	})
 	return err
 }
 
@@ -284,12 +303,10 @@ func (t *Task) Field(path []string) (string, bool) {
 
 // metric reads one task's counters; none when it does not run.
 func (s *Service) metric(ctx context.Context, t *Task) (*types.Metric, error) {
-	_, c, err := s.living(ctx, t.key.id)
-	if err != nil {
-		return nil, unlessEnded(err)
-	}
-	resp, err := ask(ctx, s, t, c, func(ctx context.Context, c *shims.Shim) (*task.StatsResponse, error) {
-		return c.Stats(ctx, &task.StatsRequest{ID: t.key.id})
+	resp, err := repeat(ctx, s, t.key.id, func(ctx context.Context, c *shims.Shim, _ bool) (*task.StatsResponse, error) {
+		return ask(ctx, s, t, c, func(ctx context.Context, c *shims.Shim) (*task.StatsResponse, error) {
+			return c.Stats(ctx, &task.StatsRequest{ID: t.key.id})
+		})
 	})
 	if err != nil {
 		return nil, unlessEnded(err)

@@ -173,22 +173,30 @@ func (s *Service) find(ctx context.Context, id string) (context.Context, *Task, 
 	return namespaces.With(ctx, ns), t, nil
 }
 
-// living gives the shim of a task, for what needs one, and a context for calls to it.
+// living gives the shim of a task, for what needs one, and a context for calls to it. That of one which has died is its
+// successor, which is waited for.
 func (s *Service) living(ctx context.Context, id string) (context.Context, *shims.Shim, error) {
 	ctx, t, err := s.find(ctx, id)
 	if err != nil {
 		return nil, nil, err
 	}
-	shim, dead, _ := t.now()
-	switch {
-	case shim != nil:
-		return ctx, shim, nil
-	case dead == nil:
-		return nil, nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
-	case dead.exited:
-		return nil, nil, fmt.Errorf("task %s has ended: process already finished: %w", id, errdefs.ErrNotFound)
+	for {
+		shim, dead, changed := t.now()
+		switch {
+		case shim != nil && isClosed(shim.Gone()):
+			if err := s.successor(ctx, t, changed); err != nil {
+				return nil, nil, err
+			}
+			continue
+		case shim != nil:
+			return ctx, shim, nil
+		case dead == nil:
+			return nil, nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+		case dead.exited:
+			return nil, nil, fmt.Errorf("task %s has ended: process already finished: %w", id, errdefs.ErrNotFound)
+		}
+		return nil, nil, fmt.Errorf("task %s: its shim is dead: %w", id, errdefs.ErrUnavailable)
 	}
-	return nil, nil, fmt.Errorf("task %s: its shim is dead: %w", id, errdefs.ErrUnavailable)
 }
 
 // list gives the tasks of the context's namespace, but those that are being made.

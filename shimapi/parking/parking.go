@@ -157,10 +157,25 @@ func Receive(c *net.UnixConn) (*shimstate.Parcel, []*os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	return open(data[:n], oob[:on], flags)
+}
+
+// Peek gives what Receive would give, of a socket's descriptor, and leaves it there. It does not wait.
+func Peek(fd int) (*shimstate.Parcel, []*os.File, error) {
+	data, oob := make([]byte, mostBytes), make([]byte, unix.CmsgSpace(4*mostFDs))
+	n, on, flags, _, err := unix.Recvmsg(fd, data, oob, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot look at a parcel: %w", err)
+	}
+	return open(data[:n], oob[:on], flags)
+}
+
+// open takes a message apart.
+func open(data, oob []byte, flags int) (*shimstate.Parcel, []*os.File, error) {
 	var files []*os.File
-	if msgs, perr := unix.ParseSocketControlMessage(oob[:on]); perr == nil {
+	if msgs, err := unix.ParseSocketControlMessage(oob); err == nil {
 		for _, m := range msgs {
-			if fds, rerr := unix.ParseUnixRights(&m); rerr == nil {
+			if fds, err := unix.ParseUnixRights(&m); err == nil {
 				for _, fd := range fds {
 					files = append(files, os.NewFile(uintptr(fd), "parked"))
 				}
@@ -168,7 +183,8 @@ func Receive(c *net.UnixConn) (*shimstate.Parcel, []*os.File, error) {
 		}
 	}
 	p := &shimstate.Parcel{}
-	if err = p.Unmarshal(data[:n]); err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(files) != len(p.Kinds)) {
+	err := p.Unmarshal(data)
+	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(files) != len(p.Kinds)) {
 		err = fmt.Errorf("%d descriptors of %d kinds, flags %#x", len(files), len(p.Kinds), flags)
 	}
 	if err != nil {

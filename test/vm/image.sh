@@ -26,10 +26,16 @@ fail() {
 	exit 1
 }
 root=$work/root
-debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" >"$log" 2>&1 </dev/null || fail debootstrap
+debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" >"$log" 2>&1 </dev/null ||
+	fail "debootstrap of $suite from $mirror failed; MANAGERD_VM_MIRROR names another mirror"
 
 # The kernel's package is unpacked, not installed: its hooks would bring a boot loader and an initramfs of their own.
-kernel=$(apt-cache depends linux-image-cloud-amd64 2>>"$log" | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+newest() { apt-cache depends linux-image-cloud-amd64 2>>"$log" | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1; }
+kernel=$(newest)
+if [ -z "$kernel" ]; then
+	apt-get update >>"$log" 2>&1 </dev/null || fail "apt-get update"
+	kernel=$(newest)
+fi
 [ -n "$kernel" ] || fail "apt knows no linux-image-cloud-amd64"
 (cd "$work" && apt-get download "$kernel" && mkdir kernel && dpkg -x ./linux-image-*.deb kernel) >>"$log" 2>&1 </dev/null || fail "$kernel"
 release=$(ls "$work/kernel/lib/modules")

@@ -17,7 +17,9 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -162,13 +164,26 @@ func (c *client) exec(id, script string) uint32 {
 		},
 	})})
 	call(c, c.tasks.Start, &tasksapi.StartRequest{ContainerID: id, ExecID: name})
-	call(c, c.tasks.Wait, &tasksapi.WaitRequest{ContainerID: id, ExecID: name})
+	c.waitFor(id, name)
 	return call(c, c.tasks.DeleteProcess, &tasksapi.DeleteProcessRequest{ContainerID: id, ExecID: name}).ExitStatus
 }
 
-func (c *client) wait(id string) uint32 {
+func (c *client) wait(id string) uint32 { return c.waitFor(id, "") }
+
+// waitFor waits for the end of a process. A daemon that stops ends the waits, with Unavailable: one asks the next.
+func (c *client) waitFor(id, execID string) uint32 {
 	c.t.Helper()
-	return call(c, c.tasks.Wait, &tasksapi.WaitRequest{ContainerID: id}).ExitStatus
+	ctx, cancel := limited()
+	defer cancel()
+	for {
+		resp, err := c.tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: id, ExecID: execID})
+		if err == nil {
+			return resp.ExitStatus
+		}
+		if status.Code(err) != codes.Unavailable {
+			c.t.Fatalf("waiting for %s %s: %v", id, execID, err)
+		}
+	}
 }
 
 // remove takes a container away whose process has ended; it gives the status.

@@ -33,9 +33,11 @@ func TestFirstBoot(t *testing.T) {
 		{"Import", testImport},
 		{"Drivers", testDrivers},
 		{"Inherited", testInherited},
+		{"Steady", testSteady},
 		{"Restart", testRestart},
 		{"Kill", testKill},
 		{"KillOften", testKillOften},
+		{"BothKilled", testBothKilled},
 		{"Stop", testStop},
 		{"Reload", testReload},
 		{"Upgrade", testUpgrade},
@@ -90,6 +92,9 @@ func try(name string, args ...string) string {
 func output(name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
+	if name == "ctr" { // a daemon takes seconds to start here
+		args = append([]string{"--connect-timeout", "100s"}, args...)
+	}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_ADDRESS="+socket)
 	cmd.WaitDelay = time.Second

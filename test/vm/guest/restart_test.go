@@ -83,10 +83,18 @@ func hammer(t *testing.T) func() (calls [3]int, failed []error) {
 	}
 }
 
+// testSteady starts the container that the parts which follow look at: it is to notice nothing of any of them.
+func testSteady(t *testing.T) {
+	c := newClient(t)
+	c.run("steady", forever, false)
+	until(t, "its script runs", func() bool { return c.exec("steady", "exit 20") == 20 })
+	alive(t, pidOf(c, "steady"))
+}
+
 // testRestart is the promise: systemctl restart, and not one call fails.
 func testRestart(t *testing.T) {
 	c := newClient(t)
-	pid := c.run("steady", forever, false)
+	pid := pidOf(c, "steady")
 	ended := hammer(t)
 	const restarts = 5
 	for range restarts {
@@ -205,9 +213,9 @@ func testStop(t *testing.T) {
 	command(t, "systemctl", "stop", "managerd.service")
 	equal(t, "the result of a stop", property(t, "Result"), "success")
 	close(stopped)
-	work.Wait() // the last one has started managerd again, through its socket
+	work.Wait()
+	equal(t, "an exec after the stop", c.exec("steady", "exit 24"), 24) // if none before, it has started managerd, through its socket
 	until(t, "managerd is back", func() bool { return property(t, "ActiveState") == "active" })
-	equal(t, "an exec after the stop", c.exec("steady", "exit 24"), 24)
 
 	// And without the socket: nobody can reach it, and containers end meanwhile.
 	away(t, 3, func() { command(t, "systemctl", "stop", "managerd.socket", "managerd.service") }, func() {
