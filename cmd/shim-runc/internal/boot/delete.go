@@ -50,7 +50,7 @@ func remove(a *args, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(e.Remove(a.id), mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir))); err != nil {
+	if err := errors.Join(e.Remove(a.id, a.bundle), mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir))); err != nil {
 		return err
 	}
 	out, err := proto.Marshal(ending(a, stderr))

@@ -182,26 +182,3 @@ func SharesPID(spec *specs.Spec) bool {
 	}
 	return true
 }
-
-// Remove ends and removes what is left of a container that nobody keeps any more (its shim died): its processes, cgroup
-// and state. Nothing there is not an error.
-func (e *Engine) Remove(id string) error {
-	c, err := libcontainer.Load(e.cfg.Root, id)
-	if errors.Is(err, libcontainer.ErrNotExist) {
-		// An aborted create leaves a directory without state.json.
-		return os.RemoveAll(filepath.Join(e.cfg.Root, id))
-	}
-	if err != nil {
-		return fmt.Errorf("cannot load container %s: %w", id, err)
-	}
-	if err := killAll(c); err != nil {
-		return fmt.Errorf("cannot kill container %s: %w", id, err)
-	}
-	if err := awaitStopped(c); err != nil {
-		return fmt.Errorf("cannot remove container %s: %w", id, err)
-	}
-	if err := e.cfg.Reaper.Guard(c.Destroy); err != nil {
-		return fmt.Errorf("cannot remove container %s: %w", id, err)
-	}
-	return nil
-}
