@@ -240,7 +240,7 @@ func (m *monkey) upgrade() error {
 }
 
 // keep copies what is needed to understand a failure to a directory that stays: bundles with their ledgers and black boxes,
-// the daemon's log, and the journal.
+// the daemon's log, and the journal. `mctl shim --state DIR/state -n NAMESPACE` reads them.
 func keep(d *harness.Daemon) (string, error) {
 	dir, err := os.MkdirTemp("", "managerd-chaos-failed-")
 	if err != nil {
@@ -257,7 +257,7 @@ func keep(d *harness.Daemon) (string, error) {
 			files, _ := filepath.Glob(filepath.Join(b, pattern))
 			for _, f := range files {
 				rel, _ := filepath.Rel(filepath.Dir(b), f)
-				to := filepath.Join(dir, "bundles", rel)
+				to := filepath.Join(dir, "state", "io.containerd.runtime.v2.task", d.Namespace, rel)
 				_ = os.MkdirAll(filepath.Dir(to), 0o700)
 				if data, err := os.ReadFile(f); err == nil {
 					_ = os.WriteFile(to, data, 0o600)

@@ -21,9 +21,8 @@ type journal struct {
 	file    *os.File
 	down    []window               // times without a daemon
 	killed  map[string][]time.Time // shims, by container
-	counts  map[string]int         // faults, by kind
+	counts  map[string]int         // faults, and what followed, by kind
 	took    map[string][]time.Duration
-	unknown map[string]int // exits that nobody saw, by the reason that the ledger gives
 }
 
 // window is from just before a daemon was killed to when the next one was seen to serve.
@@ -33,7 +32,6 @@ func newJournal(d *harness.Daemon) (*journal, error) {
 	f, err := os.Create(filepath.Join(d.Dir, "chaos.log"))
 	return &journal{
 		d: d, begin: time.Now(), file: f, killed: map[string][]time.Time{}, counts: map[string]int{}, took: map[string][]time.Duration{},
-		unknown: map[string]int{},
 	}, err
 }
 
@@ -75,9 +73,6 @@ func (j *journal) figures() (out []string) {
 	}
 	for what, n := range j.counts {
 		out = append(out, fmt.Sprintf("%s: %d", what, n))
-	}
-	for why, n := range j.unknown {
-		out = append(out, fmt.Sprintf("exits said to be unknown: %d, %s", n, why))
 	}
 	slices.Sort(out)
 	return out
@@ -129,13 +124,28 @@ func (j *journal) excused(id, exec string, begin time.Time, cut bool) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.unknown[why]++
+	j.counts["exits said to be unknown, "+why]++
+	if j.orphanedLocked(id, begin, cut) {
+		return nil
+	}
+	return fmt.Errorf("the end of %q of %s is unknown (%s), and no shim and daemon were dead at once", exec, id, why)
+}
+
+// orphaned says whether, since begin, shim and daemon of a container have been dead at once. What a process has written and
+// nobody has read is lost when it ends then: nobody has its pipe open any more.
+func (j *journal) orphaned(id string, begin time.Time) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.orphanedLocked(id, begin, false)
+}
+
+func (j *journal) orphanedLocked(id string, begin time.Time, alone bool) bool {
 	for _, at := range j.killed[id] {
 		if at.Before(begin.Add(-successor)) {
 			continue
 		}
-		if cut {
-			return nil
+		if alone {
+			return true
 		}
 		for _, w := range j.down {
 			to := w.to
@@ -143,9 +153,9 @@ func (j *journal) excused(id, exec string, begin time.Time, cut bool) error {
 				to = time.Now()
 			}
 			if at.After(w.from.Add(-successor)) && at.Before(to.Add(parked)) {
-				return nil
+				return true
 			}
 		}
 	}
-	return fmt.Errorf("the end of %q of %s is unknown (%s), and no shim and daemon were dead at once", exec, id, why)
+	return false
 }
