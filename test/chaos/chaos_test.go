@@ -112,7 +112,10 @@ func storm(t *testing.T, d *harness.Daemon, j *journal, seed uint64) error {
 		begin(uint64(100+w), func(l *load, n int) error { return l.live(fmt.Sprintf("w%d-%d", w, n)) })
 	}
 	for i, tk := range all {
-		begin(uint64(1000+i), func(l *load, n int) error { return l.runExec(tk.id, fmt.Sprintf("e%d", n)) })
+		begin(uint64(1000+i), func(l *load, n int) error {
+			_, err := l.runExec(tk.id, fmt.Sprintf("e%d", n), "")
+			return err
+		})
 	}
 	busy.run(stop, failed, func(int) error { return probe(c, j) })
 

@@ -17,12 +17,12 @@ type journal struct {
 	d     *harness.Daemon
 	begin time.Time
 
-	mu      sync.Mutex
-	file    *os.File
-	down    []window               // times without a daemon
-	killed  map[string][]time.Time // shims, by container
-	counts  map[string]int         // faults, and what followed, by kind
-	took    map[string][]time.Duration
+	mu     sync.Mutex
+	file   *os.File
+	down   []window               // times without a daemon
+	killed map[string][]time.Time // shims, by container
+	counts map[string]int         // faults, and what followed, by kind
+	took   map[string][]time.Duration
 }
 
 // window is from just before a daemon was killed to when the next one was seen to serve.

@@ -60,12 +60,14 @@ func (l *load) live(id string) error {
 		return err
 	}
 	l.cuts += cut
-	signal := uint32(unix.SIGTERM)
+	signal, whole := uint32(unix.SIGTERM), kind < 2
 	if kind > 0 {
 		for i := range 1 + l.r.IntN(3) {
-			if err := l.runExec(id, fmt.Sprintf("e%d", i)); err != nil {
+			ready, err := l.runExec(id, fmt.Sprintf("e%d", i), "until [ -e /ready ]; do usleep 1000; done; ")
+			if err != nil {
 				return err
 			}
+			whole = whole || ready
 		}
 		if kind == 2 {
 			code, signal = 128+uint32(unix.SIGKILL), uint32(unix.SIGKILL)
@@ -82,6 +84,9 @@ func (l *load) live(id string) error {
 		return err
 	}
 	// What it wrote is kept before its end is told.
+	if !whole { // it may have been killed before it had written all
+		n = 0
+	}
 	if err := l.wrote(id, "", scheme, path, n, begin); err != nil {
 		return err
 	}
@@ -92,14 +97,14 @@ func (l *load) live(id string) error {
 	return os.Remove(path)
 }
 
-// wrote looks that n lines are in a sink.
+// wrote looks that n lines are in a sink; 0: any number.
 func (l *load) wrote(id, exec, scheme, path string, n int, begin time.Time) error {
 	lines, _, err := countFile(scheme, path)
 	l.lines += lines
 	switch {
 	case err != nil:
 		return err
-	case lines == n:
+	case lines == n, n == 0:
 		return nil
 	case l.j.orphaned(id, begin):
 		l.j.did("process ended when neither shim nor daemon lived, its last lines unread", "%s %q: %d of %d", id, exec, lines, n)
@@ -133,33 +138,33 @@ func (l *load) end(id string, signal uint32) error {
 	}
 }
 
-// runExec is another process in a container.
-func (l *load) runExec(id, name string) error {
+// runExec is another process in a container, which does first, and then writes and ends. known is false when it is not
+// known how it ended.
+func (l *load) runExec(id, name, first string) (known bool, err error) {
 	code, n, scheme := uint32(l.r.IntN(100)), l.r.IntN(50), sinks[l.r.IntN(len(sinks))]
 	path := filepath.Join(l.sinks, id+"."+name)
 	begin := time.Now()
-	script := numbered(n) + fmt.Sprintf("usleep %d; exit %d", l.r.IntN(20000), code)
+	script := first + numbered(n) + fmt.Sprintf("usleep %d; exit %d", l.r.IntN(20000), code)
 	got, cut, err := l.exec(id, name, script, scheme+"://"+path)
 	if err != nil {
-		return err
+		return false, err
 	}
 	l.cuts += cut
-	known, err := l.judge(id, name, got, code, begin, cut)
-	if err != nil {
-		return err
+	if known, err = l.judge(id, name, got, code, begin, cut); err != nil {
+		return known, err
 	}
 	if known { // else it may never have been forked
 		err = l.wrote(id, name, scheme, path, n, begin)
 	}
 	if err != nil {
-		return err
+		return known, err
 	}
 	l.execs++
 	if err := l.deleteExec(id, name, got); err != nil {
-		return err
+		return known, err
 	}
 	_ = os.Remove(path)
-	return nil
+	return known, nil
 }
 
 // ticker is a container that writes a line per millisecond until it is told to end.
