@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -50,6 +51,10 @@ func (m *monkey) victims(wanted func(id string) bool) (all []*victim) {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		f := strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")
 		i, verb := slices.Index(f, "-id"), f[len(f)-1]
+		// What a shim has just forked has its command line, but is in its session.
+		if sid, serr := unix.Getsid(pid); serr != nil || sid != pid {
+			err = errors.Join(err, fs.ErrNotExist)
+		}
 		if err != nil || !strings.Contains(string(data), m.d.Dir) || i < 0 || i+1 >= len(f) || !wanted(f[i+1]) ||
 			verb != shimapi.VerbServe && verb != shimapi.VerbAdopt {
 			_ = unix.Close(fd)
