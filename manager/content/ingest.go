@@ -26,6 +26,7 @@ import (
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Status describes an ingest: something that is being written under a reference, a name that its writer chose.
@@ -402,9 +403,11 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if err := w.file.Sync(); err != nil {
 		return fmt.Errorf("cannot sync %q: %w", w.status.Ref, err)
 	}
+	failpoint.Hit("content.commit.synced")
 	if err := w.publish(ctx, got, labels); err != nil {
 		return errors.Join(fmt.Errorf("cannot commit %q: %w", w.status.Ref, err), w.s.removeUnknown(got))
 	}
+	failpoint.Hit("content.commit.recorded")
 	return w.s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: got.String(), Size: w.status.Offset})
 }
 
@@ -421,6 +424,7 @@ func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	} else if err != nil {
 		return err
 	}
+	failpoint.Hit("content.commit.renamed")
 	if err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)), os.RemoveAll(w.dir)); err != nil {
 		return err
 	}

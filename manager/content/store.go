@@ -28,6 +28,7 @@ import (
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 	records "github.com/managerd/managerd/protos/metadata"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Dir is the store's directory below the daemon's root.
@@ -287,11 +288,13 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("content.delete.recorded")
 	if !shared {
 		if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("cannot remove content %s: %w", d, err)
 		}
 	}
+	failpoint.Hit("content.delete.removed")
 	return s.events.Publish(ctx, "/content/delete", &events.ContentDelete{Digest: d.String()})
 }
 

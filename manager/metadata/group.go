@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // group lets writers that wait while a commit is under way share the next one, and so its fsync. Nobody waits for
@@ -96,6 +98,7 @@ func commit(db *bolt.DB, round []*write) {
 	var failed []*write
 	for {
 		var bad *write
+		failpoint.Hit("metadata.commit.begin")
 		err := db.Update(func(btx *bolt.Tx) error {
 			for _, w := range round {
 				if !w.run(&Tx{btx}) {
@@ -105,6 +108,7 @@ func commit(db *bolt.DB, round []*write) {
 			}
 			return nil
 		})
+		failpoint.Hit("metadata.commit.done")
 		if bad == nil {
 			for _, w := range round {
 				w.err = err

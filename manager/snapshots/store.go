@@ -20,6 +20,7 @@ import (
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 	records "github.com/managerd/managerd/protos/metadata"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Store has the snapshotters of a daemon.
@@ -259,6 +260,7 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 	if err := s.backend.Create(ctx, snap); err != nil {
 		return nil, s.errorf("prepare", key, err)
 	}
+	failpoint.Hit("snapshots.prepare.made")
 	err := s.update(ctx, func(t table) error {
 		if err := check(t); err != nil {
 			return err
@@ -279,6 +281,7 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 		s.free(snap)
 		return nil, s.errorf("prepare", key, err)
 	}
+	failpoint.Hit("snapshots.prepare.recorded")
 	s.publish(ctx, "/snapshot/prepare", &events.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: s.name})
 	return s.mounts(ctx, snap)
 }
@@ -325,6 +328,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 	if err != nil {
 		return s.errorf("commit", key, err)
 	}
+	failpoint.Hit("snapshots.commit.stored")
 	err = s.update(ctx, func(t table) error {
 		r, err := active(t)
 		if err != nil {
@@ -350,6 +354,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 	if err != nil {
 		return s.errorf("commit", key, err)
 	}
+	failpoint.Hit("snapshots.commit.recorded")
 	s.publish(ctx, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
 	return nil
 }
@@ -376,7 +381,9 @@ func (s *store) Remove(ctx context.Context, key string) error {
 	if err != nil {
 		return s.errorf("remove", key, err)
 	}
+	failpoint.Hit("snapshots.remove.recorded")
 	s.free(snap)
+	failpoint.Hit("snapshots.remove.freed")
 	s.publish(ctx, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/shims"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 const (
@@ -258,6 +259,7 @@ func (s *Service) hand(b *bundle.Bundle, source string, e *shims.Event) {
 	if err := s.events.ForwardFrom(source, e.Seq, shims.Envelope(b.Namespace, e)); err != nil {
 		s.log.Error("a shim's event is malformed", "namespace", b.Namespace, "id", b.ID, "topic", e.Topic, "error", err)
 	}
+	failpoint.Hit("tasks.event.forwarded")
 	if err := b.SetCursor(e.Seq); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("cannot remember which events were handed on", "bundle", b.Path, "error", err)
 	}

@@ -17,6 +17,7 @@ var (
 	seed     = flag.Uint64("chaos.seed", 0, "repeats the faults of a run; 0: others every time")
 	tickers  = flag.Int("chaos.tickers", 4, "containers that write a line per millisecond all the time")
 	workers  = flag.Int("chaos.workers", 4, "clients that run containers from their making to their end")
+	only     = flag.String("chaos.point", "", "part of the names of the failpoints that TestFailpoints goes through")
 )
 
 var (
@@ -24,9 +25,9 @@ var (
 	archive string // of the image
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) { os.Exit(runAll(m)) }
 
-func run(m *testing.M) int {
+func runAll(m *testing.M) int {
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "managerd-chaos-")
 	if err != nil {

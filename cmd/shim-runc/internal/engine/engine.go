@@ -24,6 +24,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // InitHook must be the first thing that a program with this package does, in an init function of package main: when
@@ -91,6 +92,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	case err != nil:
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
+	failpoint.Hit("engine.create.made")
 	e.cfg.OnPhase("create.config", time.Since(begin))
 
 	begin = time.Now()

@@ -22,6 +22,7 @@ import (
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/blackbox"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -108,6 +109,7 @@ func (s *Service) restore(table *shimstate.Table, held Held) error {
 			return fail(err)
 		}
 	}
+	failpoint.Hit("shim.adopt.revived")
 	found, err := s.loadContainer()
 	if err != nil {
 		return fail(err)
@@ -120,6 +122,7 @@ func (s *Service) restore(table *shimstate.Table, held Held) error {
 		s.reopen(p, held[p.execID])
 		s.keepOrLog(p)
 	}
+	failpoint.Hit("shim.adopt.settled")
 	if !found.Removed {
 		cg, err := cgroups.Load(s.init.pid)
 		if err != nil || s.init.state == shimapi.Stopped {
