@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -21,13 +20,13 @@ import (
 // Images serves containerd.services.images.v1.Images.
 type Images struct {
 	api.UnimplementedImagesServer
-	store  *images.Store
-	events Publisher
+	store *images.Store
 }
 
-// NewImages serves store.
+// NewImages serves store, whose changes events is told of.
 func NewImages(store *images.Store, events Publisher) *Images {
-	return &Images{store: store, events: events}
+	store.Tell(events)
+	return &Images{store: store}
 }
 
 // Register adds the service to a server.
@@ -84,9 +83,6 @@ func (a *Images) Create(ctx context.Context, r *api.CreateImageRequest) (*api.Cr
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	if err := a.events.Publish(ctx, "/images/create", &events.ImageCreate{Name: i.Name, Labels: i.Labels}); err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.CreateImageResponse{Image: imageToWire(i)}, nil
 }
 
@@ -99,16 +95,10 @@ func (a *Images) Update(ctx context.Context, r *api.UpdateImageRequest) (*api.Up
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	if err := a.events.Publish(ctx, "/images/update", &events.ImageUpdate{Name: i.Name, Labels: i.Labels}); err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.UpdateImageResponse{Image: imageToWire(i)}, nil
 }
 
 // Delete removes an image.
 func (a *Images) Delete(ctx context.Context, r *api.DeleteImageRequest) (*emptypb.Empty, error) {
-	if err := a.store.Delete(ctx, r.Name, digest.Digest(r.GetTarget().GetDigest())); err != nil {
-		return nil, toGRPC(err)
-	}
-	return done, toGRPC(a.events.Publish(ctx, "/images/delete", &events.ImageDelete{Name: r.Name}))
+	return done, toGRPC(a.store.Delete(ctx, r.Name, digest.Digest(r.GetTarget().GetDigest())))
 }

@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
@@ -408,7 +407,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		return errors.Join(fmt.Errorf("cannot commit %q: %w", w.status.Ref, err), w.s.removeUnknown(got))
 	}
 	failpoint.Hit("content.commit.recorded")
-	return w.s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: got.String(), Size: w.status.Offset})
+	return nil
 }
 
 // publish moves the data to its place among the blobs, and then enters its record.

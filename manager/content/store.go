@@ -277,6 +277,9 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 		if err := tx.Bucket(metadata.Path(ns, metadata.Content)...).Delete([]byte(d)); err != nil {
 			return err
 		}
+		if err := s.events.Publish(metadata.In(ctx, tx), "/content/delete", &events.ContentDelete{Digest: d.String()}); err != nil {
+			return err
+		}
 		shared = false
 		return eachNamespace(tx, func(other string) error {
 			if b := tx.Bucket(metadata.Path(other, metadata.Content)...); b != nil && b.Get([]byte(d)) != nil {
@@ -295,7 +298,7 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 		}
 	}
 	failpoint.Hit("content.delete.removed")
-	return s.events.Publish(ctx, "/content/delete", &events.ContentDelete{Digest: d.String()})
+	return nil
 }
 
 // Reader reads one blob. The caller closes it.
@@ -339,7 +342,7 @@ func (s *Store) adopt(ctx context.Context, ns string, d digest.Digest) (bool, er
 	if err := s.record(ctx, ns, d, size, nil, ""); err != nil {
 		return false, err
 	}
-	return true, s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: d.String(), Size: size})
+	return true, nil
 }
 
 // shared gives the size of a blob that some namespace has and shares, -1 when there is none.
@@ -377,7 +380,11 @@ func (s *Store) record(ctx context.Context, ns string, d digest.Digest, size int
 		if _, err := info(tx, ns, d); err == nil {
 			return nil
 		}
-		return Info{Digest: d, Size: size, Labels: labels, CreatedAt: now, UpdatedAt: now}.put(tx, ns)
+		i := Info{Digest: d, Size: size, Labels: labels, CreatedAt: now, UpdatedAt: now}
+		if err := i.put(tx, ns); err != nil {
+			return err
+		}
+		return s.events.Publish(metadata.In(ctx, tx), "/content/create", &events.ContentCreate{Digest: d.String(), Size: size})
 	})
 	if err != nil {
 		return fmt.Errorf("cannot record content %s: %w", d, err)

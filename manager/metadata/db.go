@@ -19,32 +19,38 @@ import (
 // DB is the open database. Close it when every transaction has ended.
 type DB struct {
 	bolt  *bolt.DB
+	box   *outbox
 	group group
 }
 
 // Tx is one transaction; it is valid only inside the function it was passed to.
 type Tx struct {
 	*bolt.Tx
+	box  *outbox
+	told []told
 }
 
 // View runs fn in a read-only transaction on a consistent snapshot.
 func (db *DB) View(fn func(*Tx) error) error {
-	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{tx}) })
+	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{Tx: tx, box: db.box}) })
 }
 
 // Update runs fn, once, in a read-write transaction; it is on disk when Update returns nil, and undone on an error.
 // Writers that wait for each other share a commit (see group). fn must not call Update or Batch.
-func (db *DB) Update(fn func(*Tx) error) error { return db.group.do(db.bolt, fn, true) }
+func (db *DB) Update(fn func(*Tx) error) error { return db.group.do(db, fn, true) }
 
 // Batch is Update for an fn that may run again: any number of them share a commit, and when one fails the others are
 // repeated without it. So fn must touch nothing but the transaction and variables that it sets anew in each run.
-func (db *DB) Batch(fn func(*Tx) error) error { return db.group.do(db.bolt, fn, false) }
+func (db *DB) Batch(fn func(*Tx) error) error { return db.group.do(db, fn, false) }
 
 // MaxKey is the longest key of a bucket, in bytes.
 const MaxKey = bolt.MaxKeySize
 
 // Close releases the file.
-func (db *DB) Close() error { return db.bolt.Close() }
+func (db *DB) Close() error {
+	db.box.close()
+	return db.bolt.Close()
+}
 
 // Bucket finds the bucket at path (see schema.go), nil when it is not there. Use the path builders, not literals.
 func (tx *Tx) Bucket(path ...string) *bolt.Bucket {
@@ -112,7 +118,7 @@ func Open(path string) (_ *DB, err error) {
 	if err := whole(b, path); err != nil {
 		return nil, err
 	}
-	db := &DB{bolt: b}
+	db := &DB{bolt: b, box: newOutbox()}
 	if err := db.Update(func(tx *Tx) error { return migrate(tx, Schema, upgrades) }); err != nil {
 		return nil, err
 	}

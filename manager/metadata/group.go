@@ -32,7 +32,7 @@ var (
 
 // do returns when fn was committed or has failed. Of the writers of one round one leads and runs all; then it hands the
 // lead to the first of those who came meanwhile.
-func (g *group) do(db *bolt.DB, fn func(*Tx) error, once bool) error {
+func (g *group) do(db *DB, fn func(*Tx) error, once bool) error {
 	w := &write{fn: fn, once: once, turn: make(chan bool, 1), err: errEnded}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, w)
@@ -48,7 +48,7 @@ func (g *group) do(db *bolt.DB, fn func(*Tx) error, once bool) error {
 	return w.err
 }
 
-func (g *group) lead(db *bolt.DB, me *write) {
+func (g *group) lead(db *DB, me *write) {
 	g.mu.Lock()
 	round := g.takeLocked()
 	g.mu.Unlock()
@@ -94,21 +94,27 @@ func (g *group) takeLocked() []*write {
 // commit runs round in one transaction. bolt has no savepoints: when one function fails all is undone, and the others
 // run again without it. The error of the one that failed counts only once the others are committed: it may have seen
 // what they wrote.
-func commit(db *bolt.DB, round []*write) {
+func commit(db *DB, round []*write) {
 	var failed []*write
 	for {
 		var bad *write
+		var events []told
 		failpoint.Hit("metadata.commit.begin")
-		err := db.Update(func(btx *bolt.Tx) error {
+		err := db.bolt.Update(func(btx *bolt.Tx) error {
 			for _, w := range round {
-				if !w.run(&Tx{btx}) {
+				tx := &Tx{Tx: btx, box: db.box}
+				if !w.run(tx) {
 					bad = w
 					return errUndo
 				}
+				events = append(events, tx.told...)
 			}
-			return nil
+			return db.box.clear(btx)
 		})
 		failpoint.Hit("metadata.commit.done")
+		if bad == nil && err == nil {
+			db.hand(events) // before anybody is answered
+		}
 		if bad == nil {
 			for _, w := range round {
 				w.err = err

@@ -21,12 +21,13 @@ import (
 //	    snapshots/SNAPSHOTTER/      KEY → metadata.Snapshot
 //	    snapshot-children/SNAPSHOTTER/
 //	                                PARENT NUL CHILD → empty: who stands on whom
+//	outbox/                         uint64, big endian → eventlog.Event: of a change, not handed on yet or just now
 //	snapshot-ids/                   SNAPSHOTTER → uint64, big endian: the highest id that was given out
 const Schema = 1
 
 const root = "v1"
 
-var schemaBucket, schemaKey = []byte("schema"), []byte("version")
+var schemaBucket, schemaKey, outboxBucket = []byte("schema"), []byte("version"), []byte("outbox")
 
 // The kinds of object kept per namespace.
 const (

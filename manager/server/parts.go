@@ -154,12 +154,13 @@ func (s *Server) list(ctx context.Context) []plugin {
 		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt"}, vital: true, build: func() (err error) {
 			if s.db, err = metadata.Open(filepath.Join(s.cfg.Root, "metadata.db")); err == nil {
 				s.closers = append(s.closers, s.db.Close)
+				err = s.db.Deliver(p.exchange.ForwardFrom)
 			}
 			return err
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
 			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
-			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, p.exchange)
+			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, s.db)
 			return err
 		}},
 		s.snapshotter(ctx, &p, overlayfs.Name, platform, func(root string) (snapshots.Backend, error) { return overlayfs.New(root) }),
@@ -171,7 +172,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 			build: func() error { return s.buildTasks(&p) }},
 
 		service("version", nil, func() register { return api.NewVersion(version.Version, version.Revision) }),
-		service("namespaces", meta, func() register { return api.NewNamespaces(metadata.NewNamespaces(s.db), p.exchange) }),
+		service("namespaces", meta, func() register { return api.NewNamespaces(metadata.NewNamespaces(s.db), s.db) }),
 		service("events", []string{introspection.TypeEvent}, func() register {
 			e := api.NewEvents(p.exchange)
 			e.RegisterTTRPC(s.ttrpc)
@@ -184,8 +185,8 @@ func (s *Server) list(ctx context.Context) []plugin {
 			api.NewReplay(p.eventLog).Register(s.grpc)
 			return nil
 		}},
-		service("containers", meta, func() register { return api.NewContainers(containers.NewStore(s.db), p.exchange) }),
-		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), p.exchange) }),
+		service("containers", meta, func() register { return api.NewContainers(containers.NewStore(s.db), s.db) }),
+		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), s.db) }),
 		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db)) }),
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
@@ -223,7 +224,7 @@ func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platfor
 			}
 			store := p.snapshots
 			if store == nil {
-				if store, err = snapshots.NewStore(ctx, s.db, p.exchange, nil); err != nil {
+				if store, err = snapshots.NewStore(ctx, s.db, s.db, nil); err != nil {
 					return err
 				}
 			}

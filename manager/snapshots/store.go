@@ -98,10 +98,9 @@ func (s *store) errorf(verb, key string, err error) error {
 	return fmt.Errorf("cannot %s %s snapshot %q: %w", verb, s.name, key, err)
 }
 
-func (s *store) publish(ctx context.Context, topic string, e proto.Message) {
-	if err := s.pub.Publish(ctx, topic, e); err != nil {
-		slog.Error("cannot publish event", "topic", topic, "error", err)
-	}
+// publish tells of a change in its transaction.
+func (s *store) publish(ctx context.Context, t table, topic string, e proto.Message) error {
+	return s.pub.Publish(metadata.In(ctx, t.tx), topic, e)
 }
 
 func (s *store) Stat(ctx context.Context, key string) (out Info, err error) {
@@ -275,14 +274,16 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 		if err := t.mark(snap.ID); err != nil {
 			return err
 		}
-		return leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name})
+		if err := leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
+			return err
+		}
+		return s.publish(ctx, t, "/snapshot/prepare", &events.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: s.name})
 	})
 	if err != nil {
 		s.free(snap)
 		return nil, s.errorf("prepare", key, err)
 	}
 	failpoint.Hit("snapshots.prepare.recorded")
-	s.publish(ctx, "/snapshot/prepare", &events.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: s.name})
 	return s.mounts(ctx, snap)
 }
 
@@ -349,13 +350,15 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
 			return err
 		}
-		return leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: name, Type: leases.Snapshots + s.name})
+		if err := leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: name, Type: leases.Snapshots + s.name}); err != nil {
+			return err
+		}
+		return s.publish(ctx, t, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
 	})
 	if err != nil {
 		return s.errorf("commit", key, err)
 	}
 	failpoint.Hit("snapshots.commit.recorded")
-	s.publish(ctx, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
 	return nil
 }
 
@@ -376,7 +379,10 @@ func (s *store) Remove(ctx context.Context, key string) error {
 		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
 			return err
 		}
-		return t.delete(key, r)
+		if err := t.delete(key, r); err != nil {
+			return err
+		}
+		return s.publish(ctx, t, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
 	})
 	if err != nil {
 		return s.errorf("remove", key, err)
@@ -384,7 +390,6 @@ func (s *store) Remove(ctx context.Context, key string) error {
 	failpoint.Hit("snapshots.remove.recorded")
 	s.free(snap)
 	failpoint.Hit("snapshots.remove.freed")
-	s.publish(ctx, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
 	return nil
 }
 

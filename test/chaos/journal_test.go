@@ -139,6 +139,13 @@ func (j *journal) orphaned(id string, begin time.Time) bool {
 	return j.orphanedLocked(id, begin, false)
 }
 
+// shimKilled says whether the shim of a container was killed since begin.
+func (j *journal) shimKilled(id string, begin time.Time) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.orphanedLocked(id, begin, true)
+}
+
 func (j *journal) orphanedLocked(id string, begin time.Time, alone bool) bool {
 	for _, at := range j.killed[id] {
 		if at.Before(begin.Add(-successor)) {

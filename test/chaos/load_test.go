@@ -8,6 +8,7 @@ import (
 	"time"
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -37,6 +38,17 @@ func (l *load) judge(id, exec string, got, want uint32, begin time.Time, cut int
 	return false, fmt.Errorf("%s: %q ended with %d, not %d", id, exec, got, want)
 }
 
+// neverRan says of a container whose start was cut off whether its init has ended with the status of one that could not
+// execute its program: the shim was killed between two steps of letting it go.
+func (l *load) neverRan(id string) (never bool, err error) {
+	_, err = l.again("look at the task", func() error {
+		resp, err := l.tasks.Get(l.ctx, &tasksapi.GetRequest{ContainerID: id})
+		never = resp.GetProcess().GetStatus() == tasktypes.Status_STOPPED && resp.Process.ExitStatus == unknownStatus
+		return err
+	}, nil)
+	return never, err
+}
+
 // numbered is a script that writes n numbered lines.
 func numbered(n int) string {
 	return fmt.Sprintf("i=0; while [ $i -lt %d ]; do echo $i; i=$((i+1)); done; ", n)
@@ -60,6 +72,19 @@ func (l *load) live(id string) error {
 		return err
 	}
 	l.cuts += cut
+	if cut > 0 && l.j.shimKilled(id, begin) {
+		never, err := l.neverRan(id)
+		if err != nil {
+			return err
+		}
+		if never && code != unknownStatus {
+			l.j.did("container ended before its program ran, its shim was killed while it started it", "%s", id)
+			if err := l.remove(id, unknownStatus); err != nil {
+				return err
+			}
+			return os.RemoveAll(path)
+		}
+	}
 	signal, whole := uint32(unix.SIGTERM), kind < 2
 	if kind > 0 {
 		for i := range 1 + l.r.IntN(3) {
