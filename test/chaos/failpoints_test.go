@@ -3,7 +3,6 @@ package chaos
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -165,8 +164,11 @@ func TestFailpoints(t *testing.T) {
 		r := &run{name: name, id: fmt.Sprintf("p%d", i), d: d, j: j, watch: watch, armory: armory}
 		if err := r.all(); err != nil {
 			t.Errorf("%s: %v", name, err)
-			if errors.Is(err, context.DeadlineExceeded) {
-				return
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			err := d.Clear(ctx)
+			cancel()
+			if err != nil {
+				t.Fatalf("%s: nothing can be said of what follows: %v", name, err)
 			}
 		}
 	}

@@ -200,29 +200,32 @@ func (r *run) execute(name string) error {
 	for _, topic := range []string{"/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"} {
 		r.want[topic+" "+r.id+" "+name]++
 	}
-	if got == unknownStatus && cut > 0 && strings.HasPrefix(r.name, "shim.") { // it was being started
-		if err := r.abandoned(name); err != nil {
+	if got == unknownStatus && cut > 0 && strings.HasPrefix(r.name, "shim.startexec.") { // it was being started
+		why, err := r.unknown(name)
+		if err != nil {
 			return err
 		}
-		delete(r.want, "/tasks/exec-started "+r.id+" "+name)
+		if strings.Contains(why, "being started") {
+			delete(r.want, "/tasks/exec-started "+r.id+" "+name)
+		} // else its pid was known, and nobody had a pidfd of it yet
 	} else if n, _, err := countFile("file", path); err != nil || n != lines || got != code {
 		return fmt.Errorf("exec %s ended with %d, not %d; %d of %d lines; %v", name, got, code, n, lines, err)
 	}
 	return r.deleteExec(r.id, name, got)
 }
 
-// abandoned says of an exec whether the ledger has it that nobody knows how it ended, and why.
-func (r *run) abandoned(exec string) error {
+// unknown is why nobody knows how an exec ended, as the ledger has it.
+func (r *run) unknown(exec string) (why string, err error) {
 	records, err := ledger.Read(filepath.Join(r.d.State(), "io.containerd.runtime.v2.task", r.ns, r.id, "ledger"))
 	if err != nil {
-		return err
+		return "", err
 	}
 	for _, rec := range records {
-		if rec.Exit != nil && rec.Exit.ExecId == exec && strings.Contains(rec.Exit.Unknown, "being started") {
-			return nil
+		if rec.Exit != nil && rec.Exit.ExecId == exec && rec.Exit.Unknown != "" {
+			return rec.Exit.Unknown, nil
 		}
 	}
-	return fmt.Errorf("exec %s ended with %d, which the ledger does not know of", exec, unknownStatus)
+	return "", fmt.Errorf("exec %s ended with %d, and the ledger does not say why", exec, unknownStatus)
 }
 
 // upgrade replaces the shim's code, however many tries it takes: it may be killed meanwhile.

@@ -149,9 +149,11 @@ func (s *server) takeOver(r *handover.Received) (err error) {
 	s.forward = newForwarder(r.Forwarded)
 	cfg := s.config()
 	cfg.Parking, cfg.Incarnation, cfg.Started = r.Parking, r.Incarnation, time.Unix(0, r.StartedUnixNano)
+	cfg.Timings, cfg.Upgrades = r.Timings, r.Upgrades
 	if r.Failed != "" {
 		cfg.Outcome.Err = fmt.Errorf("the new program could not take over, the old one goes on: %s: %w", r.Failed, errdefs.ErrFailedPrecondition)
 	} else {
+		cfg.Upgrades++
 		cfg.Outcome.Upgraded = &shim.UpgradeResponse{
 			Version: version.Version, Revision: version.Revision, FromVersion: r.Version, FromRevision: r.Revision,
 		}

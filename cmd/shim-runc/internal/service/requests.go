@@ -171,6 +171,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	var proc *reaper.Process
 	if err == nil {
 		s.launch(p, true)
+		s.park(p) // what it writes must outlive us from its first byte on
 		if err = s.keep(p); err == nil {
 			failpoint.Hit("shim.startexec.launching")
 			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
@@ -180,6 +181,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	p.io.open.Started()
 	if err != nil {
 		p.io.open.Close()
+		s.unpark(p, parkedKinds...)
 		s.launch(p, false)
 		s.keepOrLog(p)
 		return nil, err
