@@ -48,6 +48,7 @@ func (s *Service) awaitExit(p *process) {
 		ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
 	})
 	failpoint.Hit("shim.exit.recorded")
+	p.proc.Forget()
 	s.unpark(p, parking.Pidfd) // before anyone can delete it, and end us
 	s.mu.Lock()
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.Exited)

@@ -190,13 +190,13 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 		s.cfg.Log.Error("exec runs without its input", "exec", r.ExecID, "error", err)
 	}
 	s.setProcess(p, proc)
+	s.park(p) // its pidfd, which tells how it ended when nobody else can any more
 	s.mu.Lock()
 	p.state = shimapi.MustNext(shimapi.Exec, p.state, shimapi.ReqStart)
 	s.mu.Unlock()
+	failpoint.Hit("shim.startexec.parked")
 	s.keepOrLog(p)
 	failpoint.Hit("shim.startexec.kept")
-	s.park(p)
-	failpoint.Hit("shim.startexec.parked")
 	if err := s.recordProcess(p); err != nil {
 		s.cfg.Log.Error("cannot record exec", "exec", r.ExecID, "error", err)
 	}
