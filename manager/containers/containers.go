@@ -138,6 +138,7 @@ func (s *Store) Create(ctx context.Context, c Container) (Container, error) {
 		if b.Get([]byte(c.ID)) != nil {
 			return fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: c.ID})
 		if err := metadata.Put(b, c.ID, encode(c)); err != nil {
 			return err
 		}
@@ -167,6 +168,7 @@ func (s *Store) Update(ctx context.Context, c Container, paths ...string) (out C
 			return fmt.Errorf("cannot update container %q: %w", c.ID, err)
 		}
 		out.UpdatedAt = time.Now().UTC()
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: out.ID})
 		if err := metadata.Put(b, out.ID, encode(out)); err != nil {
 			return err
 		}
@@ -188,6 +190,7 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 		if _, err := get(b, id); err != nil {
 			return err
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: id, Removed: true})
 		if err := b.Delete([]byte(id)); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"errors"
+	"runtime/debug"
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
@@ -15,6 +16,8 @@ type group struct {
 	mu      sync.Mutex
 	waiting []*write // in order of arrival; empty when not busy
 	busy    bool     // somebody leads a round
+
+	watchers watchers
 }
 
 type write struct {
@@ -66,7 +69,7 @@ func (g *group) lead(db *DB, me *write) {
 			}
 		}
 	}()
-	commit(db, round)
+	g.commit(db, round)
 }
 
 // takeLocked takes the next round off the queue: all that wait, but at most one of the kind that runs once. That one
@@ -94,15 +97,16 @@ func (g *group) takeLocked() []*write {
 // commit runs round in one transaction. bolt has no savepoints: when one function fails all is undone, and the others
 // run again without it. The error of the one that failed counts only once the others are committed: it may have seen
 // what they wrote.
-func commit(db *DB, round []*write) {
+func (g *group) commit(db *DB, round []*write) {
 	var failed []*write
 	for {
 		var bad *write
+		var changes []Change
 		var events []told
 		failpoint.Hit("metadata.commit.begin")
-		err := db.bolt.Update(func(btx *bolt.Tx) error {
+		err := db.commit(func(btx *bolt.Tx) error {
 			for _, w := range round {
-				tx := &Tx{Tx: btx, box: db.box}
+				tx := &Tx{Tx: btx, changes: &changes, box: db.box}
 				if !w.run(tx) {
 					bad = w
 					return errUndo
@@ -123,7 +127,9 @@ func commit(db *DB, round []*write) {
 				for _, w := range failed {
 					w.err = err
 				}
+				return
 			}
+			g.watchers.tell(changes)
 			return
 		}
 		var rest []*write
@@ -140,8 +146,14 @@ func commit(db *DB, round []*write) {
 
 // run tells whether fn succeeded. A panic is kept for the goroutine whose function it was.
 func (w *write) run(tx *Tx) (ok bool) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		switch {
+		case p == nil:
+		case fromBolt(p):
+			w.err, ok = damageOf(p), false
+		default:
 			w.thrown, ok = p, false
 		}
 	}()

@@ -95,6 +95,9 @@ func encode(url string, v any) *anypb.Any {
 	return &anypb.Any{TypeUrl: url, Value: data}
 }
 
+// keptByLabel keeps what nothing else does from being collected, until it is removed.
+var keptByLabel = map[string]string{"containerd.io/gc.root": "test"}
+
 func exists(err error) bool  { return status.Code(err) == codes.AlreadyExists }
 func missing(err error) bool { return status.Code(err) == codes.NotFound }
 
@@ -134,7 +137,7 @@ func (c *client) make(id, script, stdout string) error {
 		call func() error
 	}{
 		{"prepare", func() error {
-			_, err := c.snapshots.Prepare(c.ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: id, Parent: c.parent})
+			_, err := c.snapshots.Prepare(c.ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: id, Parent: c.parent, Labels: keptByLabel})
 			return err
 		}},
 		{"container", func() error {

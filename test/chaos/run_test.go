@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/api/events"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/typeurl/v2"
@@ -67,6 +68,9 @@ func (r *run) all() error {
 	if strings.HasPrefix(r.name, "tasks.dead.") {
 		steps = []func() error{r.dead}
 	}
+	if strings.HasPrefix(r.name, "gc.") {
+		steps = []func() error{r.garbage}
+	}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -90,24 +94,7 @@ func (r *run) all() error {
 // content writes a blob and removes it.
 func (r *run) content() error {
 	c := contentapi.NewContentClient(r.conn)
-	data := []byte("of " + r.id)
-	d := digest.FromBytes(data)
-	try := 0
-	_, err := r.again("write content", func() error {
-		try++
-		stream, err := c.Write(r.ctx)
-		if err != nil {
-			return err
-		}
-		err = stream.Send(&contentapi.WriteContentRequest{
-			Action: contentapi.WriteAction_COMMIT, Ref: fmt.Sprint(r.id, "-", try), Total: int64(len(data)), Expected: d.String(), Data: data,
-		})
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		_, err = stream.Recv()
-		return err
-	}, exists)
+	d, err := r.write(keptByLabel)
 	if err == nil {
 		_, err = r.again("look at content", func() error {
 			_, err := c.Info(r.ctx, &contentapi.InfoRequest{Digest: d.String()})
@@ -120,21 +107,72 @@ func (r *run) content() error {
 			return err
 		}, missing)
 	}
+	return err
+}
+
+// garbage writes a blob that nothing keeps, and has it collected.
+func (r *run) garbage() error {
+	if _, err := r.write(nil); err != nil {
+		return err
+	}
+	c := leasesapi.NewLeasesClient(r.conn)
+	_, err := r.again("lease", func() error {
+		_, err := c.Create(r.ctx, &leasesapi.CreateRequest{ID: r.id})
+		return err
+	}, exists)
+	if err == nil {
+		_, err = r.again("collect", func() error {
+			_, err := c.Delete(r.ctx, &leasesapi.DeleteRequest{ID: r.id, Sync: true})
+			return err
+		}, missing)
+	}
+	for err == nil && r.stored() != nil { // a daemon that was killed while it collected is followed by one that does
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-r.ctx.Done():
+			return r.stored()
+		}
+	}
+	return err
+}
+
+// write makes a blob.
+func (r *run) write(labels map[string]string) (digest.Digest, error) {
+	c := contentapi.NewContentClient(r.conn)
+	data := []byte("of " + r.id)
+	d := digest.FromBytes(data)
+	try := 0
+	_, err := r.again("write content", func() error {
+		try++
+		stream, err := c.Write(r.ctx)
+		if err != nil {
+			return err
+		}
+		err = stream.Send(&contentapi.WriteContentRequest{
+			Action: contentapi.WriteAction_COMMIT, Ref: fmt.Sprint(r.id, "-", try), Total: int64(len(data)), Expected: d.String(), Data: data,
+			Labels: labels,
+		})
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		_, err = stream.Recv()
+		return err
+	}, exists)
 	r.want["/content/create "+d.String()+" "]++
 	r.want["/content/delete "+d.String()+" "]++
-	return err
+	return d, err
 }
 
 // snapshot prepares one, commits it and removes it.
 func (r *run) snapshot() error {
 	key, name := r.id+"-key", r.id+"-name"
 	_, err := r.again("prepare", func() error {
-		_, err := r.snapshots.Prepare(r.ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: key, Parent: r.parent})
+		_, err := r.snapshots.Prepare(r.ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: key, Parent: r.parent, Labels: keptByLabel})
 		return err
 	}, exists)
 	if err == nil {
 		_, err = r.again("commit", func() error {
-			_, err := r.snapshots.Commit(r.ctx, &snapshotsapi.CommitSnapshotRequest{Snapshotter: snapshotter, Key: key, Name: name})
+			_, err := r.snapshots.Commit(r.ctx, &snapshotsapi.CommitSnapshotRequest{Snapshotter: snapshotter, Key: key, Name: name, Labels: keptByLabel})
 			return err
 		}, func(err error) bool { return exists(err) || missing(err) })
 	}

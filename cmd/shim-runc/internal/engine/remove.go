@@ -36,7 +36,7 @@ func (e *Engine) Remove(id, bundle string) error {
 	if err := awaitStopped(c); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
-	if err := e.cfg.Reaper.Guard(c.Destroy); err != nil {
+	if err := e.destroy(c); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
 	return nil
