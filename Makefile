@@ -18,7 +18,7 @@ TESTTAGS = seccomp netgo osusergo
 # vmguest: the tests that run in the VM only, see test/vm.
 LINTTAGS = $(TESTTAGS) vmguest
 
-.PHONY: help build demo test race test-vm bench lint protos install uninstall clean deps test-deps
+.PHONY: help build demo test race test-vm test-chaos bench lint protos install uninstall clean deps test-deps
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ race: build test-deps ## the same under the race detector
 test-vm: build ## systemd and cgroup v2, for real, in a Debian VM (qemu without KVM, image cached); needs root
 	@contrib/deps.sh vm
 	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh
+
+test-chaos: build test-deps ## kill daemon and shims at random under load (DURATION=60s, SEED=0); needs root
+	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -timeout 0 -count 1 -v -run TestChaos ./test/chaos -args -chaos.duration=$(or $(DURATION),60s) -chaos.seed=$(or $(SEED),0)
 
 bench: build test-deps ## create+start, exec, delete and memory beside Debian's containerd, as ratios
 	@$(GO) run ./test/bench -bin $(BIN)

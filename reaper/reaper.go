@@ -169,10 +169,9 @@ func (r *Reaper) wait(p *Process, ended func() bool) {
 		err = conn.Read(func(uintptr) bool { return ended() })
 	}
 	if err != nil {
-		// The poller refuses only a closed file, and only we close it, after this.
+		// The poller refuses only a closed file, and Forget is for after this.
 		panic(fmt.Sprintf("reaper: cannot wait for process %d: %v", p.pid, err))
 	}
-	_ = p.pidfd.Close()
 	close(p.done)
 }
 
@@ -265,7 +264,8 @@ func (p *Process) Exit() Exit {
 }
 
 // Pidfd gives another descriptor of the process, which the caller closes: whoever holds it learns how the process ended,
-// also when we do not live any more. os.ErrProcessDone when it has ended.
+// also when we do not live any more, and on Linux 6.15 and later even when it has ended before. os.ErrProcessDone after
+// Forget.
 func (p *Process) Pidfd() (*os.File, error) {
 	fd, err := -1, error(os.ErrProcessDone)
 	p.control(func(own int) { fd, err = unix.FcntlInt(uintptr(own), unix.F_DUPFD_CLOEXEC, 0) })
@@ -273,6 +273,15 @@ func (p *Process) Pidfd() (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// Forget closes the pidfd of a process that has ended, once its exit is written down where another program finds it. Without
+// it the descriptor goes with the process's memory.
+func (p *Process) Forget() {
+	<-p.done
+	if p.pidfd != nil {
+		_ = p.pidfd.Close()
+	}
 }
 
 // Signal sends sig to this very process, never to another that got its pid: os.ErrProcessDone when it has ended.
@@ -284,7 +293,7 @@ func (p *Process) Signal(sig unix.Signal) error {
 	var serr error
 	err = conn.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
 	switch {
-	case err != nil, errors.Is(serr, unix.ESRCH): // the pidfd is closed after the exit
+	case err != nil, errors.Is(serr, unix.ESRCH): // it was forgotten, or has ended
 		return os.ErrProcessDone
 	case serr != nil:
 		return fmt.Errorf("cannot send signal %d to process %d: %w", sig, p.pid, serr)

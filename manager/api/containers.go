@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/services/containers/v1"
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -18,13 +17,13 @@ import (
 // Containers serves containerd.services.containers.v1.Containers.
 type Containers struct {
 	api.UnimplementedContainersServer
-	store  *containers.Store
-	events Publisher
+	store *containers.Store
 }
 
-// NewContainers serves store.
+// NewContainers serves store, whose changes events is told of.
 func NewContainers(store *containers.Store, events Publisher) *Containers {
-	return &Containers{store: store, events: events}
+	store.Tell(events)
+	return &Containers{store: store}
 }
 
 // Register adds the service to a server.
@@ -100,12 +99,6 @@ func (a *Containers) Create(ctx context.Context, r *api.CreateContainerRequest) 
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	err = a.events.Publish(ctx, "/containers/create", &events.ContainerCreate{
-		ID: c.ID, Image: c.Image, Runtime: &events.ContainerCreate_Runtime{Name: c.Runtime.Name, Options: c.Runtime.Options},
-	})
-	if err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.CreateContainerResponse{Container: containerToWire(c)}, nil
 }
 
@@ -118,19 +111,10 @@ func (a *Containers) Update(ctx context.Context, r *api.UpdateContainerRequest) 
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	err = a.events.Publish(ctx, "/containers/update", &events.ContainerUpdate{
-		ID: c.ID, Image: c.Image, Labels: c.Labels, SnapshotKey: c.SnapshotKey,
-	})
-	if err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.UpdateContainerResponse{Container: containerToWire(c)}, nil
 }
 
 // Delete removes a container.
 func (a *Containers) Delete(ctx context.Context, r *api.DeleteContainerRequest) (*emptypb.Empty, error) {
-	if err := a.store.Delete(ctx, r.ID); err != nil {
-		return nil, toGRPC(err)
-	}
-	return done, toGRPC(a.events.Publish(ctx, "/containers/delete", &events.ContainerDelete{ID: r.ID}))
+	return done, toGRPC(a.store.Delete(ctx, r.ID))
 }

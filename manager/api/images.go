@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -22,7 +21,6 @@ import (
 type Images struct {
 	api.UnimplementedImagesServer
 	store   *images.Store
-	events  Publisher
 	collect Collect
 }
 
@@ -37,9 +35,10 @@ func (c Collect) now(ctx context.Context, sync bool) error {
 	return c(ctx)
 }
 
-// NewImages serves store. collect is called by deletions that ask for it.
+// NewImages serves store, whose changes events is told of. collect is called by deletions that ask for it.
 func NewImages(store *images.Store, events Publisher, collect Collect) *Images {
-	return &Images{store: store, events: events, collect: collect}
+	store.Tell(events)
+	return &Images{store: store, collect: collect}
 }
 
 // Register adds the service to a server.
@@ -96,9 +95,6 @@ func (a *Images) Create(ctx context.Context, r *api.CreateImageRequest) (*api.Cr
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	if err := a.events.Publish(ctx, "/images/create", &events.ImageCreate{Name: i.Name, Labels: i.Labels}); err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.CreateImageResponse{Image: imageToWire(i)}, nil
 }
 
@@ -111,18 +107,12 @@ func (a *Images) Update(ctx context.Context, r *api.UpdateImageRequest) (*api.Up
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	if err := a.events.Publish(ctx, "/images/update", &events.ImageUpdate{Name: i.Name, Labels: i.Labels}); err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.UpdateImageResponse{Image: imageToWire(i)}, nil
 }
 
 // Delete removes an image, and with Sync what only that needed.
 func (a *Images) Delete(ctx context.Context, r *api.DeleteImageRequest) (*emptypb.Empty, error) {
 	if err := a.store.Delete(ctx, r.Name, digest.Digest(r.GetTarget().GetDigest())); err != nil {
-		return nil, toGRPC(err)
-	}
-	if err := a.events.Publish(ctx, "/images/delete", &events.ImageDelete{Name: r.Name}); err != nil {
 		return nil, toGRPC(err)
 	}
 	return done, toGRPC(a.collect.now(ctx, r.Sync))

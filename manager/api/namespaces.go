@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
@@ -13,19 +12,18 @@ import (
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/metadata"
-	"github.com/managerd/managerd/manager/namespaces"
 )
 
 // Namespaces serves containerd.services.namespaces.v1.Namespaces.
 type Namespaces struct {
 	api.UnimplementedNamespacesServer
-	store  *metadata.Namespaces
-	events Publisher
+	store *metadata.Namespaces
 }
 
-// NewNamespaces serves store.
+// NewNamespaces serves store, whose changes events is told of.
 func NewNamespaces(store *metadata.Namespaces, events Publisher) *Namespaces {
-	return &Namespaces{store: store, events: events}
+	store.Tell(events)
+	return &Namespaces{store: store}
 }
 
 // Register adds the service to a server.
@@ -83,7 +81,7 @@ func (n namespaceFields) Field(path []string) (string, bool) {
 }
 
 // Create makes a namespace.
-func (a *Namespaces) Create(ctx context.Context, r *api.CreateNamespaceRequest) (*api.CreateNamespaceResponse, error) {
+func (a *Namespaces) Create(_ context.Context, r *api.CreateNamespaceRequest) (*api.CreateNamespaceResponse, error) {
 	if r.Namespace == nil {
 		return nil, toGRPC(fmt.Errorf("no namespace given: %w", errdefs.ErrInvalidArgument))
 	}
@@ -91,15 +89,11 @@ func (a *Namespaces) Create(ctx context.Context, r *api.CreateNamespaceRequest) 
 	if err := a.store.Create(n.Name, n.Labels); err != nil {
 		return nil, toGRPC(err)
 	}
-	ctx = namespaces.With(ctx, n.Name)
-	if err := a.events.Publish(ctx, "/namespaces/create", &events.NamespaceCreate{Name: n.Name, Labels: n.Labels}); err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.CreateNamespaceResponse{Namespace: n}, nil
 }
 
 // Update changes labels.
-func (a *Namespaces) Update(ctx context.Context, r *api.UpdateNamespaceRequest) (*api.UpdateNamespaceResponse, error) {
+func (a *Namespaces) Update(_ context.Context, r *api.UpdateNamespaceRequest) (*api.UpdateNamespaceResponse, error) {
 	if r.Namespace == nil {
 		return nil, toGRPC(fmt.Errorf("no namespace given: %w", errdefs.ErrInvalidArgument))
 	}
@@ -107,18 +101,10 @@ func (a *Namespaces) Update(ctx context.Context, r *api.UpdateNamespaceRequest) 
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	ctx = namespaces.With(ctx, r.Namespace.Name)
-	if err := a.events.Publish(ctx, "/namespaces/update", &events.NamespaceUpdate{Name: r.Namespace.Name, Labels: labels}); err != nil {
-		return nil, toGRPC(err)
-	}
 	return &api.UpdateNamespaceResponse{Namespace: &api.Namespace{Name: r.Namespace.Name, Labels: labels}}, nil
 }
 
 // Delete removes an empty namespace.
-func (a *Namespaces) Delete(ctx context.Context, r *api.DeleteNamespaceRequest) (*emptypb.Empty, error) {
-	if err := a.store.Delete(r.Name); err != nil {
-		return nil, toGRPC(err)
-	}
-	ctx = namespaces.With(ctx, r.Name)
-	return done, toGRPC(a.events.Publish(ctx, "/namespaces/delete", &events.NamespaceDelete{Name: r.Name}))
+func (a *Namespaces) Delete(_ context.Context, r *api.DeleteNamespaceRequest) (*emptypb.Empty, error) {
+	return done, toGRPC(a.store.Delete(r.Name))
 }

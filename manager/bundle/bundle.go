@@ -19,6 +19,7 @@ import (
 
 	ledgerpb "github.com/managerd/managerd/protos/ledger"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/ledger"
 	"github.com/managerd/managerd/shimapi/mount"
 )
@@ -109,6 +110,7 @@ func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {
 	if err := os.WriteFile(filepath.Join(half, cursorFile), cursor, 0o600); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("bundle.create.half")
 	err = unix.Renameat2(unix.AT_FDCWD, half, unix.AT_FDCWD, b.Path, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrAlreadyExists)
@@ -168,12 +170,14 @@ func (b *Bundle) Remove() error {
 	if err := remove(half); err != nil { // an earlier attempt failed half way
 		return err
 	}
+	failpoint.Hit("bundle.remove.unmounted")
 	if err := os.Rename(b.Path, half); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		return fmt.Errorf("cannot remove bundle %s: %w", b.Path, err)
 	}
+	failpoint.Hit("bundle.remove.renamed")
 	return remove(half)
 }
 
@@ -202,6 +206,7 @@ func (b *Bundle) SetShim(binary string, p shimapi.BootstrapParams) error {
 	if err := b.write(binaryFile, []byte(binary)); err != nil {
 		return err
 	}
+	failpoint.Hit("bundle.shim.binary")
 	return b.write(shimapi.BootstrapFile, data)
 }
 
@@ -231,6 +236,7 @@ func (b *Bundle) write(name string, data []byte) error {
 	if err := os.WriteFile(half, data, 0o644); err != nil {
 		return err
 	}
+	failpoint.Hit("bundle.write.half")
 	return os.Rename(half, b.file(name))
 }
 
@@ -260,6 +266,30 @@ func (b *Bundle) Ledger() ([]*ledgerpb.Record, error) {
 		return nil, nil
 	}
 	return records, err
+}
+
+// Append writes records into the ledger of a shim that is dead, in its name. FailedPrecondition while one lives.
+func (b *Bundle) Append(records ...*ledgerpb.Record) error {
+	past, err := b.Ledger()
+	if err != nil {
+		return err
+	}
+	var header ledgerpb.Header
+	for _, r := range past {
+		if r.Header != nil {
+			header = *r.Header
+		}
+	}
+	l, err := ledger.Open(b.file(shimapi.LedgerFile), header)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range records {
+		_, err := l.Append(r)
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, l.Close())...)
 }
 
 // Cursor is the sequence number of the last event that was handed on; 0 for none.

@@ -7,8 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/manager/filters"
@@ -65,7 +67,23 @@ func (c Container) Field(path []string) (string, bool) {
 
 // Store keeps containers in the database. Every method works in the namespace of its context.
 type Store struct {
-	db *metadata.DB
+	db     *metadata.DB
+	events publisher
+}
+
+// publisher is told of a change in its transaction.
+type publisher interface {
+	Publish(ctx context.Context, topic string, event proto.Message) error
+}
+
+// Tell has p told of every change from now on, with the context of the transaction that makes it (metadata.In).
+func (s *Store) Tell(p publisher) { s.events = p }
+
+func (s *Store) tell(ctx context.Context, tx *metadata.Tx, topic string, event proto.Message) error {
+	if s.events == nil {
+		return nil
+	}
+	return s.events.Publish(metadata.In(ctx, tx), topic, event)
 }
 
 // NewStore uses db, which stays the caller's.
@@ -121,7 +139,12 @@ func (s *Store) Create(ctx context.Context, c Container) (Container, error) {
 			return fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
 		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: c.ID})
-		return metadata.Put(b, c.ID, encode(c))
+		if err := metadata.Put(b, c.ID, encode(c)); err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, "/containers/create", &events.ContainerCreate{
+			ID: c.ID, Image: c.Image, Runtime: &events.ContainerCreate_Runtime{Name: c.Runtime.Name, Options: c.Runtime.Options},
+		})
 	})
 	return c, err
 }
@@ -146,7 +169,12 @@ func (s *Store) Update(ctx context.Context, c Container, paths ...string) (out C
 		}
 		out.UpdatedAt = time.Now().UTC()
 		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: out.ID})
-		return metadata.Put(b, out.ID, encode(out))
+		if err := metadata.Put(b, out.ID, encode(out)); err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, "/containers/update", &events.ContainerUpdate{
+			ID: out.ID, Image: out.Image, Labels: out.Labels, SnapshotKey: out.SnapshotKey,
+		})
 	})
 	return out, err
 }
@@ -163,7 +191,10 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 			return err
 		}
 		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: id, Removed: true})
-		return b.Delete([]byte(id))
+		if err := b.Delete([]byte(id)); err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, "/containers/delete", &events.ContainerDelete{ID: id})
 	})
 }
 

@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
@@ -22,6 +21,7 @@ import (
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Writer writes one ingest; nobody else does until it is closed. What was written and not committed stays, to be
@@ -248,10 +248,12 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if err := w.file.Sync(); err != nil {
 		return fmt.Errorf("cannot sync %q: %w", w.status.Ref, err)
 	}
+	failpoint.Hit("content.commit.synced")
 	if err := w.publish(ctx, got, labels); err != nil {
 		return errors.Join(fmt.Errorf("cannot commit %q: %w", w.status.Ref, err), w.s.removeUnknown(got))
 	}
-	return w.s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: got.String(), Size: w.status.Offset})
+	failpoint.Hit("content.commit.recorded")
+	return nil
 }
 
 // publish moves the data to its place among the blobs, and then enters its record.
@@ -267,6 +269,7 @@ func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	} else if err != nil {
 		return err
 	}
+	failpoint.Hit("content.commit.renamed")
 	if err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)), os.RemoveAll(w.dir)); err != nil {
 		return err
 	}

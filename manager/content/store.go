@@ -29,6 +29,7 @@ import (
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 	records "github.com/managerd/managerd/protos/metadata"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Dir is the store's directory below the daemon's root.
@@ -289,6 +290,9 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 		if err := Forget(tx, ns, d); err != nil {
 			return err
 		}
+		if err := s.events.Publish(metadata.In(ctx, tx), "/content/delete", &events.ContentDelete{Digest: d.String()}); err != nil {
+			return err
+		}
 		shared = false
 		return eachNamespace(tx, func(other string) error {
 			if b := tx.Bucket(metadata.Path(other, metadata.Content)...); b != nil && b.Get([]byte(d)) != nil {
@@ -300,12 +304,14 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("content.delete.recorded")
 	if !shared {
 		if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("cannot remove content %s: %w", d, err)
 		}
 	}
-	return s.events.Publish(ctx, "/content/delete", &events.ContentDelete{Digest: d.String()})
+	failpoint.Hit("content.delete.removed")
+	return nil
 }
 
 // Forget removes the record of a blob inside a transaction, for those who are in one already. When that is committed, they
@@ -368,7 +374,7 @@ func (s *Store) adopt(ctx context.Context, ns string, d digest.Digest) (bool, er
 	if err := s.record(ctx, ns, d, size, nil, ""); err != nil {
 		return false, err
 	}
-	return true, s.events.Publish(ctx, "/content/create", &events.ContentCreate{Digest: d.String(), Size: size})
+	return true, nil
 }
 
 // shared gives the size of a blob that some namespace has and shares, -1 when there is none.
@@ -406,7 +412,11 @@ func (s *Store) record(ctx context.Context, ns string, d digest.Digest, size int
 		if _, err := info(tx, ns, d); err == nil {
 			return nil
 		}
-		return Info{Digest: d, Size: size, Labels: labels, CreatedAt: now, UpdatedAt: now}.put(tx, ns)
+		i := Info{Digest: d, Size: size, Labels: labels, CreatedAt: now, UpdatedAt: now}
+		if err := i.put(tx, ns); err != nil {
+			return err
+		}
+		return s.events.Publish(metadata.In(ctx, tx), "/content/create", &events.ContentCreate{Digest: d.String(), Size: size})
 	})
 	if err != nil {
 		return fmt.Errorf("cannot record content %s: %w", d, err)

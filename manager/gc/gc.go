@@ -25,6 +25,7 @@ import (
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // batch is how many objects one write transaction removes.
@@ -137,6 +138,9 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 				if errdefs.IsFailedPrecondition(err) {
 					continue // it has a child that stays, for want of a snapshotter say
 				}
+				if err == nil && r.event != nil {
+					err = c.Events.Publish(metadata.In(ctx, tx), r.topic, r.event)
+				}
 				if err != nil {
 					return err
 				}
@@ -147,6 +151,7 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("gc.forgotten")
 		held := time.Since(locked) // with the commit
 		res.Locked, res.Longest = res.Locked+held, max(res.Longest, held)
 		garbage = garbage[n:]
@@ -155,11 +160,7 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 			if err := r.free(); err != nil {
 				c.Log.Warn("what was collected could not be freed; the next start of the daemon tries again", "kind", r.kind, "name", r.key, "error", err)
 			}
-			if r.event != nil {
-				if err := c.Events.Publish(ctx, r.topic, r.event); err != nil {
-					c.Log.Error("cannot publish event", "topic", r.topic, "error", err)
-				}
-			}
+			failpoint.Hit("gc.freed")
 		}
 	}
 	return c.ingests(ctx, ns, now, res)

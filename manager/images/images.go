@@ -9,9 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/identifiers"
@@ -58,7 +60,23 @@ func (i Image) Field(path []string) (string, bool) {
 
 // Store keeps images in the database. Every method works in the namespace of its context.
 type Store struct {
-	db *metadata.DB
+	db     *metadata.DB
+	events publisher
+}
+
+// publisher is told of a change in its transaction.
+type publisher interface {
+	Publish(ctx context.Context, topic string, event proto.Message) error
+}
+
+// Tell has p told of every change from now on, with the context of the transaction that makes it (metadata.In).
+func (s *Store) Tell(p publisher) { s.events = p }
+
+func (s *Store) tell(ctx context.Context, tx *metadata.Tx, topic string, event proto.Message) error {
+	if s.events == nil {
+		return nil
+	}
+	return s.events.Publish(metadata.In(ctx, tx), topic, event)
 }
 
 // NewStore uses db, which stays the caller's.
@@ -114,7 +132,10 @@ func (s *Store) Create(ctx context.Context, i Image) (Image, error) {
 			return fmt.Errorf("image %q: %w", i.Name, errdefs.ErrAlreadyExists)
 		}
 		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Images, Key: i.Name, Expires: expiry(i)})
-		return metadata.Put(b, i.Name, encode(i))
+		if err := metadata.Put(b, i.Name, encode(i)); err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, "/images/create", &events.ImageCreate{Name: i.Name, Labels: i.Labels})
 	})
 	return i, err
 }
@@ -155,7 +176,10 @@ func (s *Store) Update(ctx context.Context, i Image, paths ...string) (out Image
 		}
 		out.UpdatedAt = time.Now().UTC()
 		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Images, Key: out.Name, Expires: expiry(out)})
-		return metadata.Put(tx.Bucket(metadata.Path(ns, metadata.Images)...), out.Name, encode(out))
+		if err := metadata.Put(tx.Bucket(metadata.Path(ns, metadata.Images)...), out.Name, encode(out)); err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, "/images/update", &events.ImageUpdate{Name: out.Name, Labels: out.Labels})
 	})
 	return out, err
 }
@@ -174,7 +198,10 @@ func (s *Store) Delete(ctx context.Context, name string, target digest.Digest) e
 		if target != "" && i.Target.Digest != target {
 			return fmt.Errorf("image %q is %s by now, not %s: %w", name, i.Target.Digest, target, errdefs.ErrNotFound)
 		}
-		return Forget(tx, ns, name)
+		if err := Forget(tx, ns, name); err != nil {
+			return err
+		}
+		return s.tell(ctx, tx, "/images/delete", &events.ImageDelete{Name: name})
 	})
 }
 

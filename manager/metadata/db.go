@@ -13,6 +13,7 @@ import (
 // DB is the open database. Close it when every transaction has ended.
 type DB struct {
 	bolt  *bolt.DB
+	box   *outbox
 	group group
 	stamp *stamp
 	older string // why it is not the database that was last open here; empty: it is
@@ -22,6 +23,8 @@ type DB struct {
 type Tx struct {
 	*bolt.Tx
 	changes *[]Change // nil in a transaction that only reads
+	box     *outbox
+	told    []told
 }
 
 // View runs fn in a read-only transaction on a consistent snapshot. A page that cannot be read makes it fail with DataLoss.
@@ -37,7 +40,7 @@ func (db *DB) View(fn func(*Tx) error) (err error) {
 			panic(p)
 		}
 	}()
-	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{Tx: tx}) })
+	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{Tx: tx, box: db.box}) })
 }
 
 // Update runs fn, once, in a read-write transaction; it is on disk when Update returns nil, and undone on an error.
@@ -53,6 +56,7 @@ const MaxKey = bolt.MaxKeySize
 
 // Close releases the file.
 func (db *DB) Close() error {
+	db.box.close()
 	err := db.bolt.Close()
 	if db.stamp != nil {
 		err = errors.Join(err, db.stamp.file.Close())

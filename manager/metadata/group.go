@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // group lets writers that wait while a commit is under way share the next one, and so its fsync. Nobody waits for
@@ -100,15 +102,23 @@ func (g *group) commit(db *DB, round []*write) {
 	for {
 		var bad *write
 		var changes []Change
+		var events []told
+		failpoint.Hit("metadata.commit.begin")
 		err := db.commit(func(btx *bolt.Tx) error {
 			for _, w := range round {
-				if !w.run(&Tx{btx, &changes}) {
+				tx := &Tx{Tx: btx, changes: &changes, box: db.box}
+				if !w.run(tx) {
 					bad = w
 					return errUndo
 				}
+				events = append(events, tx.told...)
 			}
-			return nil
+			return db.box.clear(btx)
 		})
+		failpoint.Hit("metadata.commit.done")
+		if bad == nil && err == nil {
+			db.hand(events) // before anybody is answered
+		}
 		if bad == nil {
 			for _, w := range round {
 				w.err = err

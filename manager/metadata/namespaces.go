@@ -1,20 +1,40 @@
 package metadata
 
 import (
+	"context"
 	"fmt"
 	"sort"
 	"strings"
 
+	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/namespaces"
 )
 
 // Namespaces keeps the namespaces themselves: their names and labels. What is in one belongs to the other stores, which
 // make it when they first need it.
 type Namespaces struct {
-	db *DB
+	db     *DB
+	events publisher
+}
+
+// publisher is told of a change in its transaction.
+type publisher interface {
+	Publish(ctx context.Context, topic string, event proto.Message) error
+}
+
+// Tell has p told of every change from now on, with the context of the transaction that makes it (In).
+func (n *Namespaces) Tell(p publisher) { n.events = p }
+
+func (n *Namespaces) tell(tx *Tx, name, topic string, event proto.Message) error {
+	if n.events == nil {
+		return nil
+	}
+	return n.events.Publish(In(namespaces.With(context.Background(), name), tx), topic, event)
 }
 
 // NewNamespaces uses db, which stays the caller's.
@@ -36,7 +56,10 @@ func (n *Namespaces) Create(name string, labels map[string]string) error {
 		if err != nil {
 			return err
 		}
-		return putLabels(b, labels)
+		if err := putLabels(b, labels); err != nil {
+			return err
+		}
+		return n.tell(tx, name, "/namespaces/create", &events.NamespaceCreate{Name: name, Labels: labels})
 	})
 }
 
@@ -80,7 +103,10 @@ func (n *Namespaces) SetLabels(name string, labels map[string]string, paths ...s
 				}
 			}
 		}
-		return putLabels(b, out)
+		if err := putLabels(b, out); err != nil {
+			return err
+		}
+		return n.tell(tx, name, "/namespaces/update", &events.NamespaceUpdate{Name: name, Labels: out})
 	})
 	return out, err
 }
@@ -114,7 +140,10 @@ func (n *Namespaces) Delete(name string) error {
 			sort.Strings(left)
 			return fmt.Errorf("namespace %q must be empty, it has %s: %w", name, strings.Join(left, ", "), errdefs.ErrFailedPrecondition)
 		}
-		return tx.Bucket(Path()...).DeleteBucket([]byte(name))
+		if err := tx.Bucket(Path()...).DeleteBucket([]byte(name)); err != nil {
+			return err
+		}
+		return n.tell(tx, name, "/namespaces/delete", &events.NamespaceDelete{Name: name})
 	})
 }
 

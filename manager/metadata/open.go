@@ -94,7 +94,7 @@ func openFile(path string) (db *DB, err error) {
 			return nil, err
 		}
 	}
-	db = &DB{}
+	db = &DB{box: newOutbox()}
 	defer func() {
 		if err == nil {
 			return

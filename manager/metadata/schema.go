@@ -26,6 +26,7 @@ import (
 //	    snapshots/SNAPSHOTTER/      KEY → metadata.Snapshot
 //	    snapshot-children/SNAPSHOTTER/
 //	                                PARENT NUL CHILD → empty: who stands on whom
+//	outbox/                         uint64, big endian → eventlog.Event: of a change, not handed on yet or just now
 //	snapshot-ids/                   SNAPSHOTTER → uint64, big endian: the highest id that was given out
 const Schema = 1
 
@@ -35,7 +36,10 @@ const readableBy = 1
 
 const root = "v1"
 
-var schemaBucket, schemaKey, readableKey = []byte("schema"), []byte("version"), []byte("readable-by")
+var (
+	schemaBucket, schemaKey, readableKey = []byte("schema"), []byte("version"), []byte("readable-by")
+	outboxBucket                         = []byte("outbox")
+)
 
 // The kinds of object kept per namespace.
 const (

@@ -165,7 +165,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt", Warn: s.recoveryWarning}, vital: true, build: s.openDatabase},
 		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
 			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
-			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, p.exchange)
+			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, s.db)
 			s.content = p.content
 			return err
 		}},
@@ -175,7 +175,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 			Requires: []string{introspection.TypeContent}}, build: func() error { return nil }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeGC, ID: "scheduler", Requires: meta}, build: func() error {
-			p.collector = gc.NewScheduler(&gc.Collector{DB: s.db, Content: p.content, Snapshots: p.snapshots, Events: p.exchange, Log: s.log}, gc.Settings{
+			p.collector = gc.NewScheduler(&gc.Collector{DB: s.db, Content: p.content, Snapshots: p.snapshots, Events: s.db, Log: s.log}, gc.Settings{
 				PauseThreshold: s.cfg.GC.PauseThreshold, DeletionThreshold: s.cfg.GC.DeletionThreshold, MutationThreshold: s.cfg.GC.MutationThreshold,
 				ScheduleDelay: config.Delay(s.cfg.GC.ScheduleDelay), StartupDelay: config.Delay(s.cfg.GC.StartupDelay),
 			})
@@ -186,7 +186,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 			build: func() error { return s.buildTasks(&p) }},
 
 		service("version", nil, func() register { return api.NewVersion(version.Version, version.Revision) }),
-		service("namespaces", meta, func() register { return api.NewNamespaces(metadata.NewNamespaces(s.db), p.exchange) }),
+		service("namespaces", meta, func() register { return api.NewNamespaces(metadata.NewNamespaces(s.db), s.db) }),
 		service("events", []string{introspection.TypeEvent}, func() register {
 			e := api.NewEvents(p.exchange)
 			e.RegisterTTRPC(s.ttrpc)
@@ -199,8 +199,8 @@ func (s *Server) list(ctx context.Context) []plugin {
 			api.NewReplay(p.eventLog).Register(s.grpc)
 			return nil
 		}},
-		service("containers", meta, func() register { return api.NewContainers(containers.NewStore(s.db), p.exchange) }),
-		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), p.exchange, p.collect) }),
+		service("containers", meta, func() register { return api.NewContainers(containers.NewStore(s.db), s.db) }),
+		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), s.db, p.collect) }),
 		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db), p.collect) }),
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
@@ -239,7 +239,7 @@ func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platfor
 			}
 			store := p.snapshots
 			if store == nil {
-				if store, err = snapshots.NewStore(ctx, s.db, p.exchange, nil); err != nil {
+				if store, err = snapshots.NewStore(ctx, s.db, s.db, nil); err != nil {
 					return err
 				}
 			}

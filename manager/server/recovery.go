@@ -30,6 +30,9 @@ func (s *Server) openDatabase() (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.db.Close)
+	if err := s.db.Deliver(s.exchange.ForwardFrom); err != nil {
+		return err
+	}
 	s.tellHealth()
 	if w := s.recoveryWarning(); w != "" {
 		s.log.Warn(w)

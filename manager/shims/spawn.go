@@ -19,6 +19,7 @@ import (
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	wire "github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -70,6 +71,7 @@ func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string,
 	if err := b.SetShim(binary, p); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shims.spawn.written")
 	l, err := shimapi.Listen(path)
 	if err != nil {
 		return nil, err
@@ -79,6 +81,7 @@ func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string,
 			_ = os.Remove(path)
 		}
 	}()
+	failpoint.Hit("shims.spawn.listening")
 	socket, err := l.File()
 	_ = l.Close()
 	if err != nil {
@@ -108,6 +111,7 @@ func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string,
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot spawn shim %s: %w", binary, err)
 	}
+	failpoint.Hit("shims.spawn.forked")
 	proc := &shimProcess{cmd: cmd, ended: make(chan struct{})}
 	go func() {
 		defer close(proc.ended)

@@ -13,6 +13,7 @@ import (
 	"github.com/managerd/managerd/manager/bundle"
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	wire "github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -41,9 +42,11 @@ func (m *Manager) Succeed(ctx context.Context, b *bundle.Bundle) (*Shim, error) 
 		log.close()
 		return fail(err)
 	}
+	failpoint.Hit("shims.succeed.forked")
 	if m.cfg.Lot != nil {
 		err = m.cfg.Lot.HandOver(ours, b.Namespace, b.ID)
 	}
+	failpoint.Hit("shims.succeed.handed")
 	_ = ours.Close() // the end of it
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		_, err = s.State(ctx, &task.StateRequest{ID: b.ID})

@@ -20,6 +20,7 @@ import (
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 	records "github.com/managerd/managerd/protos/metadata"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Store has the snapshotters of a daemon.
@@ -97,10 +98,9 @@ func (s *store) errorf(verb, key string, err error) error {
 	return fmt.Errorf("cannot %s %s snapshot %q: %w", verb, s.name, key, err)
 }
 
-func (s *store) publish(ctx context.Context, topic string, e proto.Message) {
-	if err := s.pub.Publish(ctx, topic, e); err != nil {
-		slog.Error("cannot publish event", "topic", topic, "error", err)
-	}
+// publish tells of a change in its transaction.
+func (s *store) publish(ctx context.Context, t table, topic string, e proto.Message) error {
+	return s.pub.Publish(metadata.In(ctx, t.tx), topic, e)
 }
 
 func (s *store) Stat(ctx context.Context, key string) (out Info, err error) {
@@ -263,6 +263,7 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 	if err := s.backend.Create(ctx, snap); err != nil {
 		return nil, s.errorf("prepare", key, err)
 	}
+	failpoint.Hit("snapshots.prepare.made")
 	now := time.Now().UnixNano()
 	r := &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}
 	s.note(snap.Namespace, key, r)
@@ -279,13 +280,16 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 		if err := t.mark(snap.ID); err != nil {
 			return err
 		}
-		return leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name})
+		if err := leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
+			return err
+		}
+		return s.publish(ctx, t, "/snapshot/prepare", &events.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: s.name})
 	})
 	if err != nil {
 		s.free(snap)
 		return nil, s.errorf("prepare", key, err)
 	}
-	s.publish(ctx, "/snapshot/prepare", &events.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: s.name})
+	failpoint.Hit("snapshots.prepare.recorded")
 	return s.mounts(ctx, snap)
 }
 
@@ -332,6 +336,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 	if err != nil {
 		return s.errorf("commit", key, err)
 	}
+	failpoint.Hit("snapshots.commit.stored")
 	err = s.update(ctx, func(t table) error {
 		r, err := active(t)
 		if err != nil {
@@ -353,13 +358,16 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
 			return err
 		}
-		return leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: name, Type: leases.Snapshots + s.name})
+		if err := leases.Attach(ctx, t.tx, t.ns, leases.Resource{ID: name, Type: leases.Snapshots + s.name}); err != nil {
+			return err
+		}
+		return s.publish(ctx, t, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
 	})
 	if err != nil {
 		return s.errorf("commit", key, err)
 	}
+	failpoint.Hit("snapshots.commit.recorded")
 	s.note(snap.Namespace, name, committed)
-	s.publish(ctx, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
 	return nil
 }
 
@@ -370,13 +378,17 @@ func (s *store) Remove(ctx context.Context, key string) error {
 		if snap, err = t.forget(key); err != nil {
 			return err
 		}
-		return leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name})
+		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
+			return err
+		}
+		return s.publish(ctx, t, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
 	})
 	if err != nil {
 		return s.errorf("remove", key, err)
 	}
+	failpoint.Hit("snapshots.remove.recorded")
 	s.free(snap)
-	s.publish(ctx, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
+	failpoint.Hit("snapshots.remove.freed")
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/shims"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 const (
@@ -72,10 +73,12 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	if b, err = s.makeBundle(ctx, ns, r.ID, c.Spec.GetValue()); err != nil {
 		return 0, err
 	}
+	failpoint.Hit("tasks.create.bundle")
 	s.noteContainer(b, c)
 	if shim, err = s.shims.Spawn(ctx, b, runtime, r.Options); err != nil {
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
 	}
+	failpoint.Hit("tasks.create.spawned")
 	resp, err := shim.Create(ctx, &task.CreateTaskRequest{
 		ID: r.ID, Bundle: b.Path, Rootfs: r.Rootfs, Terminal: r.Terminal, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
 		Checkpoint: r.Checkpoint, Options: r.Options,
@@ -88,6 +91,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 		}
 		return 0, err
 	}
+	failpoint.Hit("tasks.create.made")
 	t.settle(shim, nil)
 	s.follow(t, b, shim)
 	return resp.Pid, nil

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/managerd/managerd/manager/shims"
+	ledgerpb "github.com/managerd/managerd/protos/ledger"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Delete removes an ended task and says how it ended. It goes on when ctx ends before it is done: whoever asks again
@@ -77,6 +79,7 @@ func (s *Service) delete(t *Task) (*task.DeleteResponse, error) {
 		resp, err := shim.Delete(ctx, &task.DeleteRequest{ID: t.key.id})
 		switch {
 		case err == nil:
+			failpoint.Hit("tasks.delete.answered")
 			return resp, s.release(ctx, t, shim)
 		case errdefs.IsNotFound(err):
 			// It was deleted before, and the answer was lost.
@@ -132,10 +135,13 @@ func (s *Service) release(ctx context.Context, t *Task, shim *shims.Shim) error 
 	if now, _, _ := t.now(); now != nil {
 		now.Close()
 	}
+	failpoint.Hit("tasks.delete.ended")
 	shim.Forget()
+	failpoint.Hit("tasks.delete.forgotten")
 	if err := shim.Bundle.Remove(); err != nil {
 		log.Error("cannot remove bundle", "error", err) // the task is gone all the same; the next one of its name clears it away
 	}
+	failpoint.Hit("tasks.delete.removed")
 	s.drop(t)
 	return nil
 }
@@ -155,28 +161,69 @@ func (s *Service) deleteDead(ctx context.Context, t *Task, d *remains) (*task.De
 			resp.ExitStatus, resp.ExitedAt = d.status, timestamppb.New(d.exitedAt)
 		}
 	}
+	failpoint.Hit("tasks.dead.cleaned")
+	if !d.told {
+		s.tellEnd(t, d, resp)
+	}
+	failpoint.Hit("tasks.dead.told")
 	if err := d.bundle.Remove(); err != nil {
 		return nil, err
 	}
 	s.drop(t)
-	if d.told {
-		return resp, nil
-	}
-	// What the shim could not tell any more.
-	id := t.key.id
-	if !d.exited {
-		s.tell(t, "/tasks/exit", &events.TaskExit{ContainerID: id, ID: id, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt})
-	}
-	s.tell(t, "/tasks/delete", &events.TaskDelete{ContainerID: id, ID: id, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt})
 	return resp, nil
 }
 
-func (s *Service) tell(t *Task, topic string, event proto.Message) {
-	body, err := typeurl.MarshalAnyToProto(event)
+// tellEnd tells what a dead shim could not tell any more: that its container has ended, and is gone. It stands in the ledger
+// first, as if the shim had told it: whoever deletes the task again, should this daemon be killed, tells what is missing.
+func (s *Service) tellEnd(t *Task, d *remains, resp *task.DeleteResponse) {
+	id := t.key.id
+	ended := []lastWord{{"/tasks/delete", &events.TaskDelete{ContainerID: id, ID: id, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt}, nil}}
+	if !d.exited {
+		ended = append([]lastWord{{
+			"/tasks/exit", &events.TaskExit{ContainerID: id, ID: id, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt},
+			&ledgerpb.Exit{
+				ContainerId: id, Pid: resp.Pid, Status: resp.ExitStatus, ExitedUnixNano: resp.ExitedAt.AsTime().UnixNano(),
+				Unknown: "it ended while no shim lived",
+			},
+		}}, ended...)
+	}
+	err := s.writeEnd(d, ended)
 	if err == nil {
-		err = s.events.Forward(&types.Envelope{Timestamp: timestamppb.New(time.Now()), Namespace: t.key.ns, Topic: topic, Event: body})
+		s.catchUp(d.bundle, d.bundle.Source(), s.read(d.bundle).events)
+		return
 	}
-	if err != nil {
-		s.log.Error("cannot tell of a task", "namespace", t.key.ns, "id", t.key.id, "topic", topic, "error", err)
+	if d.own {
+		s.log.Error("cannot write down how a task ended", "namespace", t.key.ns, "id", id, "error", err)
 	}
+	for _, e := range ended {
+		body, err := typeurl.MarshalAnyToProto(e.event)
+		if err == nil {
+			err = s.events.Forward(&types.Envelope{Timestamp: timestamppb.New(time.Now()), Namespace: t.key.ns, Topic: e.topic, Event: body})
+		}
+		if err != nil {
+			s.log.Error("cannot tell of a task", "namespace", t.key.ns, "id", id, "topic", e.topic, "error", err)
+		}
+	}
+}
+
+// lastWord is an event of a task's end, and how it ended if that is not written down yet.
+type lastWord struct {
+	topic string
+	event proto.Message
+	exit  *ledgerpb.Exit
+}
+
+func (s *Service) writeEnd(d *remains, ended []lastWord) error {
+	if !d.own {
+		return fmt.Errorf("the shim is another's: %w", errdefs.ErrNotImplemented)
+	}
+	var records []*ledgerpb.Record
+	for _, e := range ended {
+		body, err := typeurl.MarshalAnyToProto(e.event)
+		if err != nil {
+			return err
+		}
+		records = append(records, &ledgerpb.Record{Exit: e.exit, Event: &ledgerpb.Event{Topic: e.topic, TypeUrl: body.TypeUrl, Value: body.Value}})
+	}
+	return d.bundle.Append(records...)
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/manager/shims"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 const (
@@ -86,7 +87,11 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 		t.settle(nil, nil)
 		return
 	case errdefs.IsNotFound(err):
-		if shim = s.succeed(b); shim == nil {
+		if shim = s.succession(b, &deaths{}, 0); shim == nil {
+			if s.ctx.Err() != nil {
+				t.settle(nil, nil)
+				return
+			}
 			s.bury(t, b)
 			return
 		}
@@ -203,17 +208,13 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 			}
 			log.Error("a shim has died", "error", errors.Join(err, aerr))
 			shim.Close()
-			wait, more := died.count(time.Now(), since)
-			if more && s.pause(wait) {
-				return
-			}
-			if !more {
-				log.Error("the successors of a shim die again and again; its task is left without one until the next start of the daemon",
-					"deaths", maxDeaths, "within", deathsWithin)
-			} else if next := s.succeed(b); next != nil {
+			if next := s.succession(b, &died, since); next != nil {
 				shim = next
 				t.settle(shim, nil)
 				continue
+			}
+			if s.ctx.Err() != nil {
+				return
 			}
 			if !s.bequeath(t, b) {
 				s.finish(t, b)
@@ -235,12 +236,31 @@ func (s *Service) serves(ctx context.Context, shim *shims.Shim) bool {
 	return err == nil || !lost(shim, err)
 }
 
-// succeed starts a successor of a dead shim of ours, if that kept a task. nil: there is nothing to be kept, or it cannot
+// succession starts a successor of a dead shim of ours, if that kept a task; one that dies while it takes over is followed by
+// another, within the limits of deaths. since is the last event that was told. nil: there is nothing to be kept, or it cannot
 // be; then what the dead one has left is all there is.
-func (s *Service) succeed(b *bundle.Bundle) *shims.Shim {
-	if l := s.read(b); s.ctx.Err() != nil || !l.remains.own || !l.made || l.deleted || l.remains.pid == 0 {
-		return nil
+func (s *Service) succession(b *bundle.Bundle, died *deaths, since uint64) *shims.Shim {
+	for {
+		if l := s.read(b); s.ctx.Err() != nil || !l.remains.own || !l.made || l.deleted || l.remains.pid == 0 {
+			return nil
+		}
+		wait, more := died.count(time.Now(), since)
+		if !more {
+			s.log.Error("the successors of a shim die again and again; its task is left without one until the next start of the daemon",
+				"namespace", b.Namespace, "id", b.ID, "deaths", maxDeaths, "within", deathsWithin)
+			return nil
+		}
+		if s.pause(wait) {
+			return nil
+		}
+		if shim := s.succeed(b); shim != nil {
+			return shim
+		}
 	}
+}
+
+// succeed starts a successor; nil when that has failed.
+func (s *Service) succeed(b *bundle.Bundle) *shims.Shim {
 	ctx, cancel := context.WithTimeout(s.in(b.Namespace), succeeding)
 	defer cancel()
 	shim, err := s.shims.Succeed(ctx, b)
@@ -274,6 +294,7 @@ func (s *Service) hand(b *bundle.Bundle, source string, e *shims.Event) {
 	if err := s.events.ForwardFrom(source, e.Seq, shims.Envelope(b.Namespace, e)); err != nil {
 		s.log.Error("a shim's event is malformed", "namespace", b.Namespace, "id", b.ID, "topic", e.Topic, "error", err)
 	}
+	failpoint.Hit("tasks.event.forwarded")
 	if err := b.SetCursor(e.Seq); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("cannot remember which events were handed on", "bundle", b.Path, "error", err)
 	}

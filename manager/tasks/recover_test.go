@@ -273,6 +273,55 @@ func TestRecoverHalfCreated(t *testing.T) {
 	})
 }
 
+// TestRecoverUndecided: a daemon was killed during Create, and the shim hangs: whoever asks again is not told that there is
+// a task, which nobody knows, but waits for what becomes of it.
+func TestRecoverUndecided(t *testing.T) {
+	w := fakes(t)
+	w.add("c1", args("run"), shims.DefaultRuntime)
+	b, err := w.bundles.Create("ns", "c1", []byte(`{"process":{"args":["run"]}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim, err := w.shims.Spawn(in("ns"), b, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := shim.Connect(in("ns"), &task.ConnectRequest{ID: "c1"}); err != nil { // it serves
+		t.Fatal(err)
+	}
+	shim.Close()
+	pid := w.shimPid("c1")
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	<-w.begin()
+	type made struct {
+		pid uint32
+		err error
+	}
+	answered := make(chan made, 1)
+	go func() {
+		pid, err := w.Create(in("ns"), CreateRequest{ID: "c1"})
+		answered <- made{pid, err}
+	}()
+	select {
+	case m := <-answered:
+		t.Errorf("told while nobody can know: %v", m.err)
+	case <-time.After(100 * time.Millisecond): // nothing tells that something does not happen
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case m := <-answered:
+		if m.err != nil || m.pid == 0 {
+			t.Errorf("process %d, %v", m.pid, m.err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("no answer")
+	}
+}
+
 // TestRecoverContainers is TestRecover in short, with real shims and containers.
 func TestRecoverContainers(t *testing.T) {
 	w := realWorld(t)

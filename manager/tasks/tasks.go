@@ -117,11 +117,47 @@ func (s *Service) reserve(ctx context.Context, ns, id string) (*Task, error) {
 			return t, nil
 		}
 		s.mu.Unlock()
-		if old.adopt == nil || isClosed(old.settled) {
+		if old.adopt != nil {
+			if err := s.settled(ctx, old); err != nil {
+				return nil, err
+			}
+			if err := s.decided(ctx, old); err != nil {
+				return nil, err
+			}
+		}
+		s.mu.Lock()
+		there := s.tasks[k] == old
+		s.mu.Unlock()
+		if there {
 			return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrAlreadyExists)
 		}
-		if err := s.settled(ctx, old); err != nil {
-			return nil, err
+	}
+}
+
+// decided waits, of a task that lived before this daemon and whose shim has not answered yet, until it is known whether it
+// was made: a Create of the last daemon may be under way in the shim, and end either way. What is left of one that was not
+// is cleared away by then.
+func (s *Service) decided(ctx context.Context, t *Task) error {
+	for {
+		shim, dead, changed := t.now()
+		clearing := dead != nil && dead.told
+		if !clearing && (shim == nil || !shim.Own || s.read(shim.Bundle).made) {
+			return nil
+		}
+		t.mu.Lock()
+		overdue := t.overdue
+		t.mu.Unlock()
+		var late <-chan time.Time
+		if overdue == nil || isClosed(overdue) { // it has answered, or has died: what follows it decides
+			overdue, late = nil, time.After(connecting)
+		}
+		select {
+		case <-changed:
+		case <-overdue:
+		case <-late:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("shim of task %s does not answer: %w", t.key.id, ctx.Err())
 		}
 	}
 }

@@ -27,6 +27,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	ledger "github.com/managerd/managerd/protos/ledger"
+
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Schema is the version in the header that this code writes.
@@ -164,6 +166,7 @@ func (l *Ledger) Append(r *ledger.Record) (uint64, error) {
 		}
 		return 0, fmt.Errorf("cannot write ledger: %w", err)
 	}
+	failpoint.Hit("ledger.appended")
 	l.note(r.Seq, l.end)
 	l.end += int64(len(frame))
 	close(l.changed)

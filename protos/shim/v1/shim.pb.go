@@ -79,6 +79,7 @@ type DescribeResponse struct {
 	// Duration in nanoseconds of each phase of the last create, start and exec, by phase name.
 	Timings       map[string]int64 `protobuf:"bytes,13,rep,name=timings,proto3" json:"timings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // how many of the container's processes the kernel has killed for want of memory, that were told of
+	Upgrades      uint64           `protobuf:"varint,50,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                 // how often the program of this process was replaced in place
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,6 +208,13 @@ func (x *DescribeResponse) GetTimings() map[string]int64 {
 func (x *DescribeResponse) GetOomKills() uint64 {
 	if x != nil {
 		return x.OomKills
+	}
+	return 0
+}
+
+func (x *DescribeResponse) GetUpgrades() uint64 {
+	if x != nil {
+		return x.Upgrades
 	}
 	return 0
 }
@@ -848,7 +856,7 @@ var File_shim_v1_shim_proto protoreflect.FileDescriptor
 const file_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
 	"\x12shim/v1/shim.proto\x12\x10managerd.shim.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xa7\x04\n" +
+	"\x0fDescribeRequest\"\xc3\x04\n" +
 	"\x10DescribeResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -867,7 +875,8 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"goroutines\x12\x10\n" +
 	"\x03fds\x18\f \x01(\rR\x03fds\x12I\n" +
 	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x12\x1b\n" +
-	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x1a:\n" +
+	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x12\x1a\n" +
+	"\bupgrades\x182 \x01(\x04R\bupgrades\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xeb\x02\n" +

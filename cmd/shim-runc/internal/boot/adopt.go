@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/service"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -24,10 +25,12 @@ func adopt(svc *service.Service, log *slog.Logger) error {
 	if err != nil {
 		log.Error("a part of the process table is lost", "error", err)
 	}
+	failpoint.Hit("shim.adopt.received")
 	begin := time.Now()
 	if err := svc.Restore(table, held); err != nil {
 		return err
 	}
+	failpoint.Hit("shim.adopt.restored")
 	log.Info("took over from a shim that died", "processes", len(table.Processes), "took", time.Since(begin))
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/managerd/managerd/cmd/shim-runc/internal/service"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/ledger"
 	"github.com/managerd/managerd/shimapi/mount"
 )
@@ -50,9 +51,10 @@ func remove(a *args, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(e.Remove(a.id), mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir))); err != nil {
+	if err := errors.Join(e.Remove(a.id, a.bundle), mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir))); err != nil {
 		return err
 	}
+	failpoint.Hit("shim.cleanup.removed")
 	out, err := proto.Marshal(ending(a, stderr))
 	if err != nil {
 		return err

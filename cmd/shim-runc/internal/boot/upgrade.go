@@ -19,6 +19,7 @@ import (
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/version"
 )
 
@@ -50,6 +51,7 @@ func (s *server) replace(ctx context.Context, path string) error {
 	}
 	defer func() { _ = binary.Close() }()
 
+	failpoint.Hit("shim.upgrade.checked")
 	ctx, cancel := context.WithTimeout(ctx, stillness)
 	defer cancel()
 	frozen := monotonic()
@@ -57,6 +59,7 @@ func (s *server) replace(ctx context.Context, path string) error {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	}
 	defer s.listener.Thaw()
+	failpoint.Hit("shim.upgrade.frozen")
 	if err := s.svc.Quiet(ctx); err != nil {
 		return err
 	}
@@ -68,6 +71,7 @@ func (s *server) replace(ctx context.Context, path string) error {
 		return fmt.Errorf("an event is being forwarded: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
 	}
 
+	failpoint.Hit("shim.upgrade.quiet")
 	var files handover.Bundle
 	defer files.Close()
 	record, err := s.record(&files)
@@ -138,15 +142,18 @@ func (s *server) takeOver(r *handover.Received) (err error) {
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
+	failpoint.Hit("shim.upgrade.executed")
 	if s.reaper, err = reaper.NewHeld(); err != nil {
 		return err
 	}
 	s.forward = newForwarder(r.Forwarded)
 	cfg := s.config()
 	cfg.Parking, cfg.Incarnation, cfg.Started = r.Parking, r.Incarnation, time.Unix(0, r.StartedUnixNano)
+	cfg.Timings, cfg.Upgrades = r.Timings, r.Upgrades
 	if r.Failed != "" {
 		cfg.Outcome.Err = fmt.Errorf("the new program could not take over, the old one goes on: %s: %w", r.Failed, errdefs.ErrFailedPrecondition)
 	} else {
+		cfg.Upgrades++
 		cfg.Outcome.Upgraded = &shim.UpgradeResponse{
 			Version: version.Version, Revision: version.Revision, FromVersion: r.Version, FromRevision: r.Revision,
 		}
@@ -169,6 +176,7 @@ func (s *server) takeOver(r *handover.Received) (err error) {
 	if err := s.svc.Succeed(r.Handover, held); err != nil {
 		return err
 	}
+	failpoint.Hit("shim.upgrade.restored")
 	if broken != "" && r.Failed == "" {
 		return errors.New(broken)
 	}
@@ -188,8 +196,10 @@ func (s *server) takeOver(r *handover.Received) (err error) {
 		return err
 	}
 	// From here on there is no way back.
+	failpoint.Hit("shim.upgrade.listening")
 	r.Done()
 	s.reaper.Begin()
+	failpoint.Hit("shim.upgrade.begun")
 	pause := monotonic() - r.FrozenNano
 	if u := cfg.Outcome.Upgraded; u != nil {
 		u.PauseNano = pause

@@ -26,6 +26,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // InitHook must be the first thing that a program with this package does, in an init function of package main: when
@@ -94,6 +95,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	case err != nil:
 		return nil, fmt.Errorf("cannot create container %s: %w", id, err)
 	}
+	failpoint.Hit("engine.create.made")
 	e.cfg.OnPhase("create.config", time.Since(begin))
 
 	begin = time.Now()
@@ -164,27 +166,4 @@ func SharesPID(spec *specs.Spec) bool {
 		}
 	}
 	return true
-}
-
-// Remove ends and removes what is left of a container that nobody keeps any more (its shim died): its processes, cgroup
-// and state. Nothing there is not an error.
-func (e *Engine) Remove(id string) error {
-	c, err := libcontainer.Load(e.cfg.Root, id)
-	if errors.Is(err, libcontainer.ErrNotExist) {
-		// An aborted create leaves a directory without state.json.
-		return os.RemoveAll(filepath.Join(e.cfg.Root, id))
-	}
-	if err != nil {
-		return fmt.Errorf("cannot load container %s: %w", id, err)
-	}
-	if err := killAll(c); err != nil {
-		return fmt.Errorf("cannot kill container %s: %w", id, err)
-	}
-	if err := awaitStopped(c); err != nil {
-		return fmt.Errorf("cannot remove container %s: %w", id, err)
-	}
-	if err := e.destroy(c); err != nil {
-		return fmt.Errorf("cannot remove container %s: %w", id, err)
-	}
-	return nil
 }

@@ -365,13 +365,13 @@ func TestRemove(t *testing.T) {
 	f := newFixture(t)
 	c := f.create(t, IO{}, nil, "sleep", "1000")
 	start(t, c)
-	if err := f.Remove(c.ID()); err != nil {
+	if err := f.Remove(c.ID(), f.bundle); err != nil {
 		t.Fatal(err)
 	}
 	if e := c.Init().Exit(); e.Status != 137 {
 		t.Errorf("exit %d", e.Status)
 	}
-	if err := f.Remove(c.ID()); err != nil {
+	if err := f.Remove(c.ID(), f.bundle); err != nil {
 		t.Errorf("second time: %v", err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/blackbox"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -108,6 +109,7 @@ func (s *Service) restore(table *shimstate.Table, held Held) error {
 			return fail(err)
 		}
 	}
+	failpoint.Hit("shim.adopt.revived")
 	found, err := s.loadContainer()
 	if err != nil {
 		return fail(err)
@@ -120,6 +122,7 @@ func (s *Service) restore(table *shimstate.Table, held Held) error {
 		s.reopen(p, held[p.execID])
 		s.keepOrLog(p)
 	}
+	failpoint.Hit("shim.adopt.settled")
 	if !found.Removed {
 		cg, err := cgroups.Load(s.init.pid)
 		if err != nil || s.init.state == shimapi.Stopped {
@@ -224,6 +227,9 @@ func (s *Service) settle(p *process, past *past, found engine.Found) {
 		}
 		return
 	}
+	if p.state == shimapi.Created && !past.added[p.execID] {
+		_ = s.emit("/tasks/exec-added", &events.TaskExecAdded{ContainerID: s.cfg.ID, ExecID: p.execID})
+	}
 	switch {
 	case p.launching && p.pid == 0:
 		s.abandon(p)
@@ -295,14 +301,15 @@ type past struct {
 	exits    map[processKey]*ledgerpb.Exit
 	told     map[string]bool // topics of the container's own events
 	started  map[processKey]bool
-	deleted  bool // the container is gone, and that was told
+	added    map[string]bool // execs that were told of, and have not ended
+	deleted  bool            // the container is gone, and that was told
 	oomKills uint64
 	// oomBefore is how many OOM kills were told of before a process began.
 	oomBefore map[processKey]uint64
 }
 
 func (s *Service) readPast() (*past, error) {
-	p := &past{exits: map[processKey]*ledgerpb.Exit{}, told: map[string]bool{}, started: map[processKey]bool{}, oomBefore: map[processKey]uint64{}}
+	p := &past{exits: map[processKey]*ledgerpb.Exit{}, told: map[string]bool{}, started: map[processKey]bool{}, added: map[string]bool{}, oomBefore: map[processKey]uint64{}}
 	for since := uint64(0); ; {
 		records, _, err := s.ledger.Since(since, batch)
 		if err != nil {
@@ -321,6 +328,7 @@ func (s *Service) readPast() (*past, error) {
 			}
 			if e := r.Exit; e != nil {
 				p.exits[processKey{e.ExecId, int(e.Pid)}] = e
+				delete(p.added, e.ExecId)
 			}
 			if e := r.Event; e != nil {
 				p.told[e.Topic] = true
@@ -337,6 +345,11 @@ func (s *Service) readEvent(p *past, e *ledgerpb.Event) {
 		var d events.TaskDelete
 		err := typeurl.UnmarshalToByTypeURL(e.TypeUrl, e.Value, &d)
 		p.deleted = p.deleted || err == nil && (d.ID == "" || d.ID == s.cfg.ID)
+	case "/tasks/exec-added":
+		var d events.TaskExecAdded
+		if err := typeurl.UnmarshalToByTypeURL(e.TypeUrl, e.Value, &d); err == nil {
+			p.added[d.ExecID] = true
+		}
 	case "/tasks/exec-started":
 		var d events.TaskExecStarted
 		if err := typeurl.UnmarshalToByTypeURL(e.TypeUrl, e.Value, &d); err == nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/managerd/managerd/cmd/shim-runc/internal/stdio"
 	ledgerpb "github.com/managerd/managerd/protos/ledger"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/mount"
 )
 
@@ -75,12 +76,14 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 			return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 		}
 		undo.add(func() error { return mount.Unmount(rootfs) })
+		failpoint.Hit("shim.create.mounted")
 		s.phases.note("create.mount", time.Since(begin))
 	}
 	if err := s.keepOptions(opts); err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
 	undo.add(func() error { return os.Remove(filepath.Join(s.cfg.Bundle, shimapi.OptionsFile)) })
+	failpoint.Hit("shim.create.options")
 	p := &process{
 		kind: shimapi.Init, state: shimapi.Absent, exited: make(chan struct{}), spec: spec.Process,
 		io: streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
@@ -90,6 +93,7 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
 	undo.add(func() error { p.io.open.Close(); return nil })
+	failpoint.Hit("shim.create.streams")
 	e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
@@ -99,6 +103,7 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.create.forked")
 	s.setProcess(p, c.Init())
 	undo.add(func() error {
 		_ = c.Signal(9, false)
@@ -110,13 +115,16 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(p.pid)), 0o644); err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
+	failpoint.Hit("shim.create.pidfile")
 	if err := s.recordProcess(p); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.create.recorded")
 	p.state = shimapi.MustNext(shimapi.Init, shimapi.Absent, shimapi.ReqCreate)
 	if err := s.keep(p); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.create.kept")
 	undo.add(func() error { s.drop(p); return nil })
 	if err := s.emit("/tasks/create", &events.TaskCreate{
 		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Checkpoint: r.Checkpoint, Pid: uint32(p.pid),
@@ -124,10 +132,12 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	}); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.create.told")
 	s.mu.Lock()
 	s.init, s.container = p, c
 	s.mu.Unlock()
 	s.park(p)
+	failpoint.Hit("shim.create.parked")
 	s.watchCgroup(cgroups.Load(p.pid))
 	go s.awaitExit(p)
 	s.phases.note("create", time.Since(begin))

@@ -19,8 +19,8 @@ type Engine interface {
 	Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (Container, error)
 	// Load takes over a container that another incarnation made of bundle; launcher is argv[0] of the one that forked init.
 	Load(id, bundle string, init *reaper.Process, launcher string) (Container, engine.Found, error)
-	// Remove ends and removes what is left of a container that nobody keeps any more; nothing there is not an error.
-	Remove(id string) error
+	// Remove ends and removes what is left of a container of bundle that nobody keeps any more; nothing there is not an error.
+	Remove(id, bundle string) error
 }
 
 // Container is one container of an Engine; its methods may be called at once by many goroutines.
@@ -72,7 +72,7 @@ type adapted[C Container] struct {
 	e interface {
 		Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (C, error)
 		Load(id, bundle string, init *reaper.Process, launcher string) (C, engine.Found, error)
-		Remove(id string) error
+		Remove(id, bundle string) error
 	}
 }
 
@@ -95,4 +95,4 @@ func (a adapted[C]) Load(id, bundle string, init *reaper.Process, launcher strin
 }
 
 // Remove is the engine's.
-func (a adapted[C]) Remove(id string) error { return a.e.Remove(id) }
+func (a adapted[C]) Remove(id, bundle string) error { return a.e.Remove(id, bundle) }

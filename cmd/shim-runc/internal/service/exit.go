@@ -8,6 +8,7 @@ import (
 
 	ledgerpb "github.com/managerd/managerd/protos/ledger"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -23,10 +24,12 @@ func (s *Service) awaitExit(p *process) {
 	exit := p.proc.Exit()
 	s.exits.enter()
 	defer s.exits.leave()
+	failpoint.Hit("shim.exit.taken")
 	if p.kind == shimapi.Init {
 		s.endOthers()
 	}
 	p.io.open.Drain(patience)
+	failpoint.Hit("shim.exit.drained")
 	kills := s.countOOM(p.kind == shimapi.Init)
 
 	p.starting.Lock() // a Start under way tells first
@@ -44,6 +47,8 @@ func (s *Service) awaitExit(p *process) {
 	}}, "/tasks/exit", &events.TaskExit{
 		ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
 	})
+	failpoint.Hit("shim.exit.recorded")
+	p.proc.Forget()
 	s.unpark(p, parking.Pidfd) // before anyone can delete it, and end us
 	s.mu.Lock()
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.Exited)
@@ -51,6 +56,7 @@ func (s *Service) awaitExit(p *process) {
 	p.oomKilled = p.oomKilledBy(exit.Status, kills)
 	s.mu.Unlock()
 	s.keepOrLog(p)
+	failpoint.Hit("shim.exit.kept")
 	close(p.exited)
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/mount"
 	"github.com/managerd/managerd/shimapi/parking"
 )
@@ -85,12 +86,15 @@ func (s *Service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 		if err := p.io.open.OpenInput(); err != nil {
 			return fmt.Errorf("cannot start container %s: %w", r.ID, err)
 		}
+		failpoint.Hit("shim.start.input")
 		return s.container.Start(ctx)
 	})
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.start.released")
 	s.keepOrLog(p)
+	failpoint.Hit("shim.start.kept")
 	s.park(p) // its input was opened
 	return &task.StartResponse{Pid: uint32(p.pid)}, s.emit("/tasks/start", &events.TaskStart{ContainerID: r.ID, Pid: uint32(p.pid)})
 }
@@ -137,6 +141,7 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 		s.mu.Unlock()
 		return nil, err
 	}
+	failpoint.Hit("shim.exec.kept")
 	return empty, s.emit("/tasks/exec-added", &events.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
 }
 
@@ -166,13 +171,17 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	var proc *reaper.Process
 	if err == nil {
 		s.launch(p, true)
+		s.park(p) // what it writes must outlive us from its first byte on
 		if err = s.keep(p); err == nil {
+			failpoint.Hit("shim.startexec.launching")
 			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
 		}
 	}
+	failpoint.Hit("shim.startexec.forked")
 	p.io.open.Started()
 	if err != nil {
 		p.io.open.Close()
+		s.unpark(p, parkedKinds...)
 		s.launch(p, false)
 		s.keepOrLog(p)
 		return nil, err
@@ -181,15 +190,19 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 		s.cfg.Log.Error("exec runs without its input", "exec", r.ExecID, "error", err)
 	}
 	s.setProcess(p, proc)
+	s.park(p) // its pidfd, which tells how it ended when nobody else can any more
 	s.mu.Lock()
 	p.state = shimapi.MustNext(shimapi.Exec, p.state, shimapi.ReqStart)
 	s.mu.Unlock()
+	failpoint.Hit("shim.startexec.parked")
 	s.keepOrLog(p)
-	s.park(p)
+	failpoint.Hit("shim.startexec.kept")
 	if err := s.recordProcess(p); err != nil {
 		s.cfg.Log.Error("cannot record exec", "exec", r.ExecID, "error", err)
 	}
+	failpoint.Hit("shim.startexec.recorded")
 	err = s.emit("/tasks/exec-started", &events.TaskExecStarted{ContainerID: r.ID, ExecID: r.ExecID, Pid: uint32(p.pid)})
+	failpoint.Hit("shim.startexec.told")
 	go s.awaitExit(p)
 	return &task.StartResponse{Pid: uint32(p.pid)}, err
 }
@@ -422,6 +435,7 @@ func (s *Service) Delete(_ context.Context, r *task.DeleteRequest) (*task.Delete
 	if err := s.removeContainer(p); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.delete.removed")
 	resp := s.forget(p)
 	return resp, s.emit("/tasks/delete", &events.TaskDelete{
 		ContainerID: r.ID, ID: r.ID, Pid: resp.Pid, ExitStatus: resp.ExitStatus, ExitedAt: resp.ExitedAt,
@@ -441,7 +455,9 @@ func (s *Service) deleteExec(r *task.DeleteRequest) (*task.DeleteResponse, error
 	if open := s.streamsOf(p); open != nil {
 		open.Close()
 	}
+	failpoint.Hit("shim.deleteexec.closed")
 	resp := s.forget(p)
+	failpoint.Hit("shim.deleteexec.forgotten")
 	s.drop(p)
 	return resp, nil
 }
@@ -479,6 +495,7 @@ func (s *Service) removeContainer(p *process) error {
 	if err := s.container.Destroy(); err != nil {
 		return err
 	}
+	failpoint.Hit("shim.delete.destroyed")
 	s.stopOOM()
 	p.io.open.Close()
 	s.mu.Lock()
@@ -492,6 +509,7 @@ func (s *Service) removeContainer(p *process) error {
 	if err := mount.Unmount(filepath.Join(s.cfg.Bundle, shimapi.RootfsDir)); err != nil {
 		return err
 	}
+	failpoint.Hit("shim.delete.unmounted")
 	s.phases.note("delete", time.Since(begin))
 	return os.RemoveAll(filepath.Join(s.cfg.Bundle, shimapi.StdioDir))
 }

@@ -44,7 +44,9 @@ type Config struct {
 	// Incarnation and Started are set when this program goes on in the place of another, in the same process.
 	Incarnation string
 	Started     time.Time
-	Outcome     Outcome // of that replacement
+	Outcome     Outcome          // of that replacement
+	Timings     map[string]int64 // of phases, in nanoseconds, as the program before has them
+	Upgrades    uint64           // how often a program took the place of another in this process
 	// Replace replaces this program by another, and returns only when that has failed; nil where it cannot be.
 	Replace func(ctx context.Context, binary string) error
 	// NewEngine makes what runs the container, given the runtime option BinaryName; nil is the function of that name.
@@ -97,6 +99,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	if cfg.Incarnation != "" {
 		s.incarnation, s.started = cfg.Incarnation, cfg.Started
+		s.phases.last = cfg.Timings
 	}
 	if s.cfg.NewEngine == nil {
 		s.cfg.NewEngine = NewEngine

@@ -28,6 +28,7 @@ func (s *Service) Describe(context.Context, *shim.DescribeRequest) (*shim.Descri
 		Namespace: s.cfg.Namespace, Id: s.cfg.ID, Bundle: s.cfg.Bundle, Incarnation: s.incarnation,
 		LastSeq: s.ledger.Last(), StartedAt: timestamppb.New(s.started),
 		Goroutines: uint32(runtime.NumGoroutine()), Fds: uint32(len(fds)), Timings: s.phases.copy(),
+		Upgrades: s.cfg.Upgrades,
 	}
 	s.oomMu.Lock()
 	resp.OomKills = s.oomTold

@@ -15,6 +15,7 @@ import (
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // tableSchema is the version of the records that this code writes, and the newest that it reads.
@@ -47,6 +48,7 @@ func (s *Service) keep(p *process) error {
 			err = os.WriteFile(half, data, 0o600)
 		}
 	}
+	failpoint.Hit("shim.table.half")
 	if err == nil {
 		err = os.Rename(half, path)
 	}

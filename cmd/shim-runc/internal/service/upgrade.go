@@ -198,7 +198,7 @@ func (s *Service) Hand() (*shimstate.Handover, Held, error) {
 	s.parker.mu.Unlock()
 	h := &shimstate.Handover{
 		Schema: handover.Schema, Table: table, Incarnation: s.incarnation, StartedUnixNano: s.started.UnixNano(), Parking: socket,
-		Version: version.Version, Revision: version.Revision,
+		Version: version.Version, Revision: version.Revision, Timings: s.phases.copy(), Upgrades: s.cfg.Upgrades,
 	}
 	held := Held{}
 	for _, p := range s.all() {

@@ -117,6 +117,8 @@ func TestUpgrade(t *testing.T) {
 
 	if after := f.describe(); after.Incarnation != before.Incarnation || !after.StartedAt.AsTime().Equal(before.StartedAt.AsTime()) {
 		t.Errorf("before %v, after %v", before, after)
+	} else if took := after.Timings["create"]; took == 0 || took != before.Timings["create"] || after.Upgrades != before.Upgrades+times {
+		t.Errorf("timings and counters before %v, after %v", before, after)
 	}
 	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", before.Pid)); err != nil || string(name) != filepath.Base(binary)+"\n" {
 		t.Errorf("it is called %q, %v", name, err)

@@ -179,5 +179,5 @@ func (c *Container) Destroy() error {
 			return fmt.Errorf("cannot remove container %s: %w", c.id, err)
 		}
 	}
-	return c.engine.Remove(c.id)
+	return c.engine.Remove(c.id, "")
 }

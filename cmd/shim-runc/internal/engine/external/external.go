@@ -147,7 +147,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	})
 	if err != nil {
 		if _, serr := os.Stat(filepath.Join(e.cfg.Root, id)); serr == nil {
-			if derr := e.Remove(id); derr != nil {
+			if derr := e.Remove(id, bundle); derr != nil {
 				e.cfg.Log.Warn("cannot clean up after a failed create", "id", id, "error", derr)
 				_ = os.RemoveAll(filepath.Join(e.cfg.Root, id))
 			}
@@ -159,7 +159,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	if err != nil {
 		_ = proc.Signal(9)
 		<-proc.Done()
-		return fail(errors.Join(err, e.Remove(id)))
+		return fail(errors.Join(err, e.Remove(id, bundle)))
 	}
 	e.cfg.OnPhase("create.init", time.Since(begin))
 	return c, nil
@@ -256,7 +256,7 @@ func rewrite(bundle string, p *specs.Process) error {
 
 // Remove ends and removes what is left of a container that nobody keeps any more (its shim died). Nothing there is not
 // an error.
-func (e *Engine) Remove(id string) error {
+func (e *Engine) Remove(id, _ string) error {
 	dir := filepath.Join(e.cfg.Root, id)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil

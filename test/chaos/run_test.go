@@ -1,0 +1,447 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	managerapi "github.com/managerd/managerd/protos/manager/v1"
+	"github.com/managerd/managerd/shimapi/ledger"
+	"github.com/managerd/managerd/test/harness"
+)
+
+// patience is how long the run over one failpoint may take.
+const patience = 90 * time.Second
+
+// run does everything once, with one failpoint armed.
+type run struct {
+	*client
+	name   string // of the failpoint
+	id     string // of the container, and part of every other name
+	d      *harness.Daemon
+	j      *journal
+	watch  *warden
+	armory string
+	m      *monkey
+	want   map[string]int // events: "TOPIC NAME EXEC"
+}
+
+// before are those that must have struck for another to be reached.
+var before = map[string][]string{
+	"shim.cleanup.removed": {"shim.create.forked"},
+}
+
+func (r *run) all() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var err error
+	if r.client, err = dial(ctx, r.d); err != nil {
+		return err
+	}
+	defer func() { _ = r.conn.Close() }()
+	r.m, r.want = &monkey{d: r.d, j: r.j}, map[string]int{}
+	for _, name := range append(slices.Clone(before[r.name]), r.name) {
+		if err := os.WriteFile(filepath.Join(r.armory, name), nil, 0o600); err != nil {
+			return err
+		}
+	}
+	since, err := r.newest()
+	if err != nil {
+		return err
+	}
+	steps := []func() error{r.content, r.snapshot, r.container}
+	if strings.HasPrefix(r.name, "tasks.dead.") {
+		steps = []func() error{r.dead}
+	}
+	if strings.HasPrefix(r.name, "gc.") {
+		steps = []func() error{r.garbage}
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Stat(filepath.Join(r.armory, r.name+".hit")); err != nil {
+		return errors.New("nobody got there")
+	}
+	if err := r.empty(); err != nil {
+		return err
+	}
+	if left := r.watch.left(r.d); len(left) > 0 {
+		return fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+	if err := r.stored(); err != nil {
+		return err
+	}
+	return r.told(since)
+}
+
+// content writes a blob and removes it.
+func (r *run) content() error {
+	c := contentapi.NewContentClient(r.conn)
+	d, err := r.write(keptByLabel)
+	if err == nil {
+		_, err = r.again("look at content", func() error {
+			_, err := c.Info(r.ctx, &contentapi.InfoRequest{Digest: d.String()})
+			return err
+		}, nil)
+	}
+	if err == nil {
+		_, err = r.again("delete content", func() error {
+			_, err := c.Delete(r.ctx, &contentapi.DeleteContentRequest{Digest: d.String()})
+			return err
+		}, missing)
+	}
+	return err
+}
+
+// garbage writes a blob that nothing keeps, and has it collected.
+func (r *run) garbage() error {
+	if _, err := r.write(nil); err != nil {
+		return err
+	}
+	c := leasesapi.NewLeasesClient(r.conn)
+	_, err := r.again("lease", func() error {
+		_, err := c.Create(r.ctx, &leasesapi.CreateRequest{ID: r.id})
+		return err
+	}, exists)
+	if err == nil {
+		_, err = r.again("collect", func() error {
+			_, err := c.Delete(r.ctx, &leasesapi.DeleteRequest{ID: r.id, Sync: true})
+			return err
+		}, missing)
+	}
+	for err == nil && r.stored() != nil { // a daemon that was killed while it collected is followed by one that does
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-r.ctx.Done():
+			return r.stored()
+		}
+	}
+	return err
+}
+
+// write makes a blob.
+func (r *run) write(labels map[string]string) (digest.Digest, error) {
+	c := contentapi.NewContentClient(r.conn)
+	data := []byte("of " + r.id)
+	d := digest.FromBytes(data)
+	try := 0
+	_, err := r.again("write content", func() error {
+		try++
+		stream, err := c.Write(r.ctx)
+		if err != nil {
+			return err
+		}
+		err = stream.Send(&contentapi.WriteContentRequest{
+			Action: contentapi.WriteAction_COMMIT, Ref: fmt.Sprint(r.id, "-", try), Total: int64(len(data)), Expected: d.String(), Data: data,
+			Labels: labels,
+		})
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		_, err = stream.Recv()
+		return err
+	}, exists)
+	r.want["/content/create "+d.String()+" "]++
+	r.want["/content/delete "+d.String()+" "]++
+	return d, err
+}
+
+// snapshot prepares one, commits it and removes it.
+func (r *run) snapshot() error {
+	key, name := r.id+"-key", r.id+"-name"
+	_, err := r.again("prepare", func() error {
+		_, err := r.snapshots.Prepare(r.ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: key, Parent: r.parent, Labels: keptByLabel})
+		return err
+	}, exists)
+	if err == nil {
+		_, err = r.again("commit", func() error {
+			_, err := r.snapshots.Commit(r.ctx, &snapshotsapi.CommitSnapshotRequest{Snapshotter: snapshotter, Key: key, Name: name, Labels: keptByLabel})
+			return err
+		}, func(err error) bool { return exists(err) || missing(err) })
+	}
+	if err == nil {
+		_, err = r.again("remove", func() error {
+			_, err := r.snapshots.Remove(r.ctx, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: name})
+			return err
+		}, missing)
+	}
+	r.want["/snapshot/prepare "+key+" "]++
+	r.want["/snapshot/commit "+key+" "]++
+	r.want["/snapshot/remove "+name+" "]++
+	return err
+}
+
+// container is the life of one: execs, an upgrade of its shim and that one's death in between.
+func (r *run) container() error {
+	const code, lines = 42, 100
+	path := filepath.Join(r.d.Dir, r.id)
+	script := numbered(lines) + fmt.Sprintf("sleep 1000 & trap 'exit %d' TERM; >/ready; wait", code)
+	if err := r.make(r.id, script, "json-file://"+path); err != nil {
+		return err
+	}
+	if _, err := r.start(r.id, ""); err != nil {
+		return err
+	}
+	for _, step := range []func() error{
+		func() error { return r.execute("e0") }, r.upgrade, func() error { return r.execute("e1") }, r.kill, func() error { return r.execute("e2") },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	l := &load{client: r.client, j: r.j}
+	if err := l.end(r.id, uint32(unix.SIGTERM)); err != nil {
+		return err
+	}
+	got, err := r.wait(r.id, "")
+	if err != nil || got != code {
+		return fmt.Errorf("it ended with %d, not %d: %v", got, code, err)
+	}
+	if n, _, err := countFile("json-file", path); err != nil || n != lines {
+		return fmt.Errorf("%d of %d lines: %v", n, lines, err)
+	}
+	r.life()
+	return r.remove(r.id, got)
+}
+
+// life is what is told of a container.
+func (r *run) life() {
+	for _, topic := range []string{"/containers/create", "/snapshot/prepare", "/snapshot/remove", "/containers/delete", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"} {
+		r.want[topic+" "+r.id+" "]++
+	}
+}
+
+func (r *run) execute(name string) error {
+	const code, lines = 7, 20
+	path := filepath.Join(r.d.Dir, r.id+"."+name)
+	got, cut, err := r.exec(r.id, name, "until [ -e /ready ]; do usleep 1000; done; "+numbered(lines)+fmt.Sprintf("exit %d", code), "file://"+path)
+	if err != nil {
+		return err
+	}
+	for _, topic := range []string{"/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"} {
+		r.want[topic+" "+r.id+" "+name]++
+	}
+	if got == unknownStatus && cut > 0 && strings.HasPrefix(r.name, "shim.startexec.") { // it was being started
+		why, err := r.unknown(name)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(why, "being started") {
+			delete(r.want, "/tasks/exec-started "+r.id+" "+name)
+		} // else its pid was known, and nobody had a pidfd of it yet
+	} else if n, _, err := countFile("file", path); err != nil || n != lines || got != code {
+		return fmt.Errorf("exec %s ended with %d, not %d; %d of %d lines; %v", name, got, code, n, lines, err)
+	}
+	return r.deleteExec(r.id, name, got)
+}
+
+// unknown is why nobody knows how an exec ended, as the ledger has it.
+func (r *run) unknown(exec string) (why string, err error) {
+	records, err := ledger.Read(filepath.Join(r.d.State(), "io.containerd.runtime.v2.task", r.ns, r.id, "ledger"))
+	if err != nil {
+		return "", err
+	}
+	for _, rec := range records {
+		if rec.Exit != nil && rec.Exit.ExecId == exec && rec.Exit.Unknown != "" {
+			return rec.Exit.Unknown, nil
+		}
+	}
+	return "", fmt.Errorf("exec %s ended with %d, and the ledger does not say why", exec, unknownStatus)
+}
+
+// upgrade replaces the shim's code, however many tries it takes: it may be killed meanwhile.
+func (r *run) upgrade() error {
+	for {
+		_, err := harness.Output(r.d.Mctl("shim", "upgrade", r.id, "--state", r.d.State(), "--binary", filepath.Join(r.d.Bin, "shim-runc"), "--timeout", "5s"))
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-r.ctx.Done():
+			return fmt.Errorf("%w: %w", err, r.ctx.Err())
+		}
+	}
+}
+
+// kill kills the shim, and returns when a successor answers.
+func (r *run) kill() error {
+	all := r.m.victims(func(id string) bool { return id == r.id })
+	if len(all) != 1 {
+		return fmt.Errorf("%d shims keep it", len(all))
+	}
+	pid := all[0].pid
+	_ = all[0].signal(unix.SIGKILL)
+	all[0].close()
+	for {
+		if d, err := r.m.describe(r.id); err == nil && int(d.Pid) != pid {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-r.ctx.Done():
+			return fmt.Errorf("no successor comes: %w", r.ctx.Err())
+		}
+	}
+}
+
+// dead is a container that ends while no shim lives, and none can.
+func (r *run) dead() error {
+	if err := r.make(r.id, "exec sleep 1000", ""); err != nil {
+		return err
+	}
+	if _, err := r.start(r.id, ""); err != nil {
+		return err
+	}
+	resp, err := r.tasks.Get(r.ctx, &tasksapi.GetRequest{ContainerID: r.id})
+	if err != nil {
+		return err
+	}
+	program := filepath.Join(r.d.Bin, "shim-runc")
+	if err := os.Rename(program, program+".away"); err != nil {
+		return err
+	}
+	for _, v := range r.m.victims(func(id string) bool { return id == r.id }) {
+		_ = v.signal(unix.SIGKILL)
+		v.close()
+	}
+	err = unix.Kill(int(resp.Process.Pid), unix.SIGKILL)
+	if err == nil {
+		_, err = r.again("look at the task", func() error {
+			for {
+				resp, err := r.tasks.Get(r.ctx, &tasksapi.GetRequest{ContainerID: r.id})
+				if err != nil || resp.Process.ExitStatus == unknownStatus {
+					return err
+				}
+				select {
+				case <-time.After(5 * time.Millisecond):
+				case <-r.ctx.Done():
+					return r.ctx.Err()
+				}
+			}
+		}, nil)
+	}
+	if err := errors.Join(err, os.Rename(program+".away", program)); err != nil {
+		return err
+	}
+	r.life()
+	return r.remove(r.id, unknownStatus)
+}
+
+// stored says whether there is storage that no record names.
+func (r *run) stored() error {
+	var errs []error
+	known := 0
+	if err := r.eachSnapshot(func(*snapshotsapi.Info) { known++ }); err != nil {
+		return err
+	}
+	dirs, err := os.ReadDir(filepath.Join(r.d.Root(), "io.containerd.snapshotter.v1.overlayfs", "snapshots"))
+	if err != nil || len(dirs) != known {
+		errs = append(errs, fmt.Errorf("%d snapshots have %d directories: %v", known, len(dirs), err))
+	}
+	d := digest.FromBytes([]byte("of " + r.id))
+	if _, err := os.Stat(filepath.Join(r.d.Root(), "io.containerd.content.v1.content", "blobs", d.Algorithm().String(), d.Encoded())); !os.IsNotExist(err) {
+		errs = append(errs, fmt.Errorf("the blob is there though it is deleted: %v", err))
+	}
+	return errors.Join(errs...)
+}
+
+// newest is the number of the last event.
+func (r *run) newest() (last uint64, err error) {
+	_, err = r.events(0, func(seq uint64, _ string) { last = seq })
+	return last, err
+}
+
+// events gives those of the namespace above a number, each as "TOPIC NAME EXEC".
+func (r *run) events(since uint64, fn func(seq uint64, what string)) (cut int, err error) {
+	return r.again("replay", func() error {
+		s, err := managerapi.NewEventsClient(r.conn).Replay(r.ctx, &managerapi.ReplayRequest{SinceSeq: since, Filters: []string{"namespace==" + r.ns}})
+		for err == nil {
+			var e *managerapi.ReplayResponse
+			if e, err = s.Recv(); err == nil {
+				since = max(since, e.Seq)
+				if e.Lost {
+					return errors.New("events are lost")
+				}
+				if e.Topic != "" {
+					fn(e.Seq, e.Topic+" "+subject(e))
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	}, nil)
+}
+
+// subject is what an event is about.
+func subject(e *managerapi.ReplayResponse) string {
+	v, err := typeurl.UnmarshalAny(e.Event)
+	if err != nil {
+		return err.Error()
+	}
+	switch v := v.(type) {
+	case *events.TaskExecAdded:
+		return v.ContainerID + " " + v.ExecID
+	case *events.TaskExecStarted:
+		return v.ContainerID + " " + v.ExecID
+	case *events.TaskExit:
+		return v.ContainerID + " " + strings.TrimPrefix(v.ID, v.ContainerID)
+	case interface{ GetContainerID() string }:
+		return v.GetContainerID() + " "
+	case interface{ GetKey() string }:
+		return v.GetKey() + " "
+	case interface{ GetDigest() string }:
+		return v.GetDigest() + " "
+	case interface{ GetID() string }:
+		return v.GetID() + " "
+	}
+	return ""
+}
+
+// told holds the events of this run against what was done: each once.
+func (r *run) told(since uint64) error {
+	var wrong []string
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) { // the last one comes when it comes
+		got := map[string]int{}
+		if _, err := r.events(since, func(_ uint64, what string) { got[what]++ }); err != nil {
+			return err
+		}
+		wrong = nil
+		for what, n := range r.want {
+			if got[what] != n {
+				wrong = append(wrong, fmt.Sprintf("%s: told %d times", what, got[what]))
+			}
+		}
+		for what, n := range got {
+			if n > r.want[what] && strings.Contains(what, r.id) && r.want[what] == 0 {
+				wrong = append(wrong, fmt.Sprintf("%s: told %d times, though it did not happen", what, n))
+			}
+		}
+		slices.Sort(wrong)
+		if len(wrong) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.New(strings.Join(wrong, "; "))
+		}
+	}
+}
