@@ -975,7 +975,7 @@ type LogsRequest struct {
 	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`              // go on with what is written, until the process's streams have ended
 	Tail          *uint64                `protobuf:"varint,4,opt,name=tail,proto3,oneof" json:"tail,omitempty"`            // only the last so many entries of what there is; not set: all
 	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`                 // only entries that are not older; not for a file sink, which has no times
-	After         *LogPosition           `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`                 // go on behind this, whatever tail says
+	After         []*LogPosition         `protobuf:"bytes,6,rep,name=after,proto3" json:"after,omitempty"`                 // go on behind these, whatever tail says
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1045,7 +1045,7 @@ func (x *LogsRequest) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *LogsRequest) GetAfter() *LogPosition {
+func (x *LogsRequest) GetAfter() []*LogPosition {
 	if x != nil {
 		return x.After
 	}
@@ -1058,6 +1058,7 @@ type LogPosition struct {
 	Dev           uint64                 `protobuf:"varint,1,opt,name=dev,proto3" json:"dev,omitempty"` // of the file
 	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
 	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // bytes
+	Sink          string                 `protobuf:"bytes,4,opt,name=sink,proto3" json:"sink,omitempty"`      // the log, as it was named: the streams of a process may go into two
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1113,10 +1114,17 @@ func (x *LogPosition) GetOffset() uint64 {
 	return 0
 }
 
+func (x *LogPosition) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
 type LogsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*LogEntry            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`   // at least one
-	Position      *LogPosition           `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"` // behind the last of them
+	Position      []*LogPosition         `protobuf:"bytes,2,rep,name=position,proto3" json:"position,omitempty"` // behind the last of them, in each log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1158,7 +1166,7 @@ func (x *LogsResponse) GetEntries() []*LogEntry {
 	return nil
 }
 
-func (x *LogsResponse) GetPosition() *LogPosition {
+func (x *LogsResponse) GetPosition() []*LogPosition {
 	if x != nil {
 		return x.Position
 	}
@@ -1411,15 +1419,16 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x17\n" +
 	"\x04tail\x18\x04 \x01(\x04H\x00R\x04tail\x88\x01\x01\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x123\n" +
-	"\x05after\x18\x06 \x01(\v2\x1d.managerd.shim.v1.LogPositionR\x05afterB\a\n" +
-	"\x05_tail\"I\n" +
+	"\x05after\x18\x06 \x03(\v2\x1d.managerd.shim.v1.LogPositionR\x05afterB\a\n" +
+	"\x05_tail\"]\n" +
 	"\vLogPosition\x12\x10\n" +
 	"\x03dev\x18\x01 \x01(\x04R\x03dev\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x16\n" +
-	"\x06offset\x18\x03 \x01(\x04R\x06offset\"\x7f\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04sink\x18\x04 \x01(\tR\x04sink\"\x7f\n" +
 	"\fLogsResponse\x124\n" +
 	"\aentries\x18\x01 \x03(\v2\x1a.managerd.shim.v1.LogEntryR\aentries\x129\n" +
-	"\bposition\x18\x02 \x01(\v2\x1d.managerd.shim.v1.LogPositionR\bposition\"\x80\x01\n" +
+	"\bposition\x18\x02 \x03(\v2\x1d.managerd.shim.v1.LogPositionR\bposition\"\x80\x01\n" +
 	"\bLogEntry\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x12\n" +

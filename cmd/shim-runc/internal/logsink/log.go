@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,6 +17,7 @@ import (
 type Config struct {
 	Target
 	Base string // path of our own files, to which "-sink", "-stdout" and "-stderr" are added
+	Lazy bool   // nothing is opened or made before there is output
 }
 
 // Log is an open log. Close releases it; its Streams are to be closed first.
@@ -33,10 +35,15 @@ type Log struct {
 	live    int        // streams that may still write
 	closed  bool
 	changed chan struct{} // closed when there is more to read; nil when nobody waits
+
+	losses [2]struct{ entries, bytes atomic.Int64 } // as rec has them, for whoever must not wait for mu
 }
 
 // identity is a file, whatever its name.
 type identity struct{ dev, ino uint64 }
+
+// FileOf says which file f is, as a Position at its beginning; zero when it cannot be told.
+func FileOf(f *os.File) Position { return (&part{file: f}).position() }
 
 // keepGens is how many files a reader that follows the log may be behind.
 const keepGens = 1100
@@ -57,17 +64,22 @@ func Open(cfg Config) (*Log, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("cannot open log %s: %w", cfg.Path, err)
 	}
+	if cfg.Lazy || l.resumed {
+		// Whoever goes on must not wait for a file system that does not answer; and what is in the way may go away: it is
+		// tried again with each write.
+		for i := range names {
+			l.tellLossLocked(i)
+		}
+		if l.rec.file != (identity{}) {
+			l.gens = []identity{l.rec.file}
+		}
+		return l, nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err = l.openLocked()
-	if l.resumed && !errdefs.IsFailedPrecondition(err) {
-		return l, nil // what is in the way may go away: it is tried again with each write
-	}
-	if err != nil {
+	if err := l.openLocked(); err != nil {
 		l.closeLocked()
-		if !l.resumed {
-			l.Remove()
-		}
+		l.Remove()
 		return nil, fmt.Errorf("cannot open log %s: %w", cfg.Path, err)
 	}
 	return l, nil
@@ -296,6 +308,7 @@ func (l *Log) write(s *Stream, f *frames) (used int, err error) {
 		for whole < upto && f.list[whole].end-start <= n {
 			if f.list[whole].note {
 				l.rec.streams[s.index].lost = lost{}
+				l.tellLossLocked(s.index)
 			}
 			l.rec.streams[s.index].done += int64(f.list[whole].raw)
 			whole++
@@ -331,8 +344,15 @@ func (l *Log) drop(s *Stream, list []frame, bytes int64) {
 		}
 	}
 	p.lost.bytes += bytes
+	l.tellLossLocked(s.index)
 	// Without a record a successor would write these, instead of counting them: no harm.
 	_ = l.commitLocked()
+}
+
+func (l *Log) tellLossLocked(index int) {
+	of := l.rec.streams[index].lost
+	l.losses[index].entries.Store(of.entries)
+	l.losses[index].bytes.Store(of.bytes)
 }
 
 func (l *Log) progressOf(s *Stream) progress {

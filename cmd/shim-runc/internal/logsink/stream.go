@@ -87,6 +87,11 @@ func (s *Stream) Take(fifo int) (int64, error) {
 	if err := s.open(); err != nil {
 		return s.discard(fifo, err)
 	}
+	if s.log.cfg.Newest > 0 {
+		if err := s.skip(fifo); err != nil {
+			return 0, err
+		}
+	}
 	for {
 		at := s.taken
 		n, err := unix.Splice(fifo, nil, int(s.spool.Fd()), &at, spooled, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
@@ -102,6 +107,39 @@ func (s *Stream) Take(fifo int) (int64, error) {
 		}
 	}
 }
+
+// skip throws away what is in a FIFO beyond the newest that is kept, and counts it: to write it would cost the process its
+// time, and it would be gone a moment later.
+func (s *Stream) skip(fifo int) error {
+	n, err := unix.IoctlGetInt(fifo, unix.TIOCINQ)
+	over := int64(n) - s.log.cfg.Newest
+	if err != nil || over <= 0 {
+		return nil
+	}
+	if size, err := unix.FcntlInt(uintptr(fifo), unix.F_GETPIPE_SZ, 0); err == nil && size < skipSize {
+		_, _ = unix.FcntlInt(uintptr(fifo), unix.F_SETPIPE_SZ, skipSize) // refused over the user's limit, see pipe(7)
+	}
+	if err := s.Put(true); err != nil { // what was begun ends here
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = null.Close() }()
+	gone, err := unix.Splice(fifo, nil, int(null.Fd()), nil, int(over), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	if gone > 0 {
+		s.reason = "more came at once than is kept"
+		s.log.drop(s, nil, gone)
+	}
+	return nil
+}
+
+// skipSize is what the kernel is to buffer of a process that prints faster than it is kept, in bytes.
+const skipSize = 1 << 20
 
 // discard takes bytes for which there is no room in the spool, and counts them, if the log drops.
 func (s *Stream) discard(fifo int, reason error) (int64, error) {
@@ -192,6 +230,18 @@ func (s *Stream) punch() {
 
 // Lost says that something was dropped of which the log does not tell yet: Put tries again to.
 func (s *Stream) Lost() bool { return s.log.progressOf(s).lost != lost{} }
+
+// Loss is what was dropped.
+type Loss struct{ Entries, Bytes int64 }
+
+// Loss is what was dropped of which the log does not tell yet. Unlike all else it may be asked at any time, and never waits.
+func (s *Stream) Loss() Loss {
+	of := &s.log.losses[s.index]
+	return Loss{of.entries.Load(), of.bytes.Load()}
+}
+
+// Log is the log that the stream goes into.
+func (s *Stream) Log() *Log { return s.log }
 
 // Left is how many bytes were taken that are not in the log: of a line without an end, unless Put has failed.
 func (s *Stream) Left() int64 { return s.taken - s.log.progressOf(s).done }

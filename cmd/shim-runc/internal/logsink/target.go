@@ -50,6 +50,7 @@ type Target struct {
 	MaxSize int64  // bytes in one file; 0: it grows without end, and is not rotated
 	MaxFile int    // files in all, with the one that is written; at least 1
 	Drop    bool   // when there is no room output is dropped and counted, instead of blocking the writer
+	Newest  int64  // of output that comes faster only so many bytes are kept, the rest is counted; 0: all are
 }
 
 // defaultFiles is how many files a log with a max-size has, unless it says.

@@ -172,7 +172,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	}
 	p.io.open.Started()
 	if err != nil {
-		p.io.open.Close()
+		s.closeStreams(p)
 		s.launch(p, false)
 		s.keepOrLog(p)
 		return nil, err
@@ -438,9 +438,7 @@ func (s *Service) deleteExec(r *task.DeleteRequest) (*task.DeleteResponse, error
 	if p, err = s.find(r.ID, r.ExecID, shimapi.ReqDelete); err != nil { // a Start or another Delete was first
 		return nil, err
 	}
-	if open := s.streamsOf(p); open != nil {
-		open.Close()
-	}
+	s.closeStreams(p)
 	resp := s.forget(p)
 	s.drop(p)
 	return resp, nil
@@ -480,15 +478,7 @@ func (s *Service) removeContainer(p *process) error {
 		return err
 	}
 	s.stopOOM()
-	p.io.open.Close()
-	s.mu.Lock()
-	execs := s.execsLocked()
-	s.mu.Unlock()
-	for _, e := range execs {
-		if open := s.streamsOf(e); open != nil {
-			open.Close()
-		}
-	}
+	s.closeStreams(s.all()...)
 	if err := mount.Unmount(filepath.Join(s.cfg.Bundle, shimapi.RootfsDir)); err != nil {
 		return err
 	}

@@ -51,6 +51,9 @@ func (s *Service) describeLocked(p *process) *shim.Process {
 	if !p.exitedAt.IsZero() {
 		d.ExitedAt = timestamppb.New(p.exitedAt)
 	}
+	if p.io.open != nil {
+		d.Outputs = outputs(p.io.open)
+	}
 	return d
 }
 
