@@ -45,8 +45,17 @@ func (s *Streams) Outputs() []Output {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Output
+	var terminals Output // what is said of its logger; its stream is the one that we copy
 	for _, o := range s.outs {
-		all = append(all, o.state())
+		st := o.state()
+		if h, ok := o.(*handed); ok && h.handle == "" {
+			terminals = st
+			continue
+		}
+		if terminals.Sink != "" {
+			st.Sink, st.Logger = terminals.Sink, terminals.Logger
+		}
+		all = append(all, st)
 	}
 	return all
 }
