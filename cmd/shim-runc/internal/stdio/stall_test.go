@@ -2,6 +2,9 @@ package stdio
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/test/hungfs"
 )
 
 // TestStalledTerminal: a client that stops reading a terminal's output stops that, is told of, and gets all of it when it
@@ -49,5 +54,57 @@ func TestStalledTerminal(t *testing.T) {
 	}
 	if err := <-written; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHungWrite: a write into a sink that does not return holds up neither the end of a process nor Close, which says so;
+// when it answers after all, everything is there and nothing of ours is left.
+func TestHungWrite(t *testing.T) {
+	for _, scheme := range []string{"file", "json-file"} {
+		for _, closes := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, closes %v", scheme, closes), func(t *testing.T) {
+				fs := hungfs.Mount(t)
+				path := filepath.Join(fs.Dir, "log")
+				dir := t.TempDir()
+				fs.Hang(true)
+				s, cmd := run(t, Config{Dir: dir, Stdout: scheme + "://" + path, Stderr: scheme + "://" + path}, "seq 1 20000")
+				until(t, "a write hangs", func() bool { return fs.Held() > 0 })
+				begin := time.Now()
+				_ = cmd.Wait()
+				s.Drain(100 * time.Millisecond)
+				until(t, "it is said", func() bool { return s.Outputs()[0].Waiting == "a call into it does not return" })
+				ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+				defer cancel()
+				if _, err := s.ReopenLogs(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), path) {
+					t.Errorf("reopen: %v", err)
+				}
+				if closes {
+					err := s.Close()
+					if took := time.Since(begin); took > 20*time.Second {
+						t.Errorf("it took %v", took)
+					}
+					if err == nil || !strings.Contains(err.Error(), scheme+" (a call into it does not return)") {
+						t.Errorf("close: %v", err)
+					}
+					if left, _ := os.ReadDir(dir); len(left) != 0 {
+						t.Errorf("left behind: %v", left)
+					}
+					fs.Hang(false) // the end of the package looks for what is left
+					return
+				}
+				fs.Hang(false)
+				s.Drain(30 * time.Second)
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				got := mustRead(t, path)
+				if scheme == "json-file" {
+					got = logText(t, path, "stdout")
+				}
+				if got != numbers(20000) {
+					t.Errorf("%d bytes of %d", len(got), len(numbers(20000)))
+				}
+			})
+		}
 	}
 }
