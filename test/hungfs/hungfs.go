@@ -3,8 +3,11 @@
 package hungfs
 
 import (
+	"bufio"
 	"context"
-	"sync"
+	"fmt"
+	"os"
+	"os/exec"
 	"syscall"
 	"testing"
 
@@ -12,82 +15,76 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// FS is one that is mounted. Its files are in memory.
+// verb is the first argument of a test binary that is to be the file system.
+const verb = "test-hungfs"
+
+// FS is one that is mounted. Its files are in the memory of a process of its own.
 type FS struct {
 	Dir string // where
-
-	mu   sync.Mutex
-	wake sync.Cond // of mu
-	hung bool
-	held int // writes that wait
+	cmd *exec.Cmd
 }
 
-// Mount mounts one for a test, whose end lets it answer and unmounts it.
+// Run is the file system, and does not return, if that is what this process is: a TestMain begins with it.
+func Run() {
+	if len(os.Args) != 3 || os.Args[1] != verb {
+		return
+	}
+	server, err := fs.Mount(os.Args[2], &dir{}, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, Name: "hungfs"}})
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println("ready")
+	server.Wait()
+	os.Exit(0)
+}
+
+// Mount mounts one for a test, whose end unmounts it: who waits for it then gets an error.
 func Mount(t testing.TB) *FS {
 	t.Helper()
 	f := &FS{Dir: t.TempDir()}
-	f.wake.L = &f.mu
-	server, err := fs.Mount(f.Dir, &dir{fs: f}, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, Name: "hungfs"}})
+	f.cmd = exec.Command("/proc/self/exe", verb, f.Dir)
+	f.cmd.Stderr = os.Stderr
+	out, err := f.cmd.StdoutPipe()
+	if err == nil {
+		err = f.cmd.Start()
+	}
 	if err != nil {
-		t.Fatalf("cannot mount a file system of this process (fuse): %v", err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		f.Hang(false)
-		if err := server.Unmount(); err != nil {
-			_ = syscall.Unmount(f.Dir, syscall.MNT_DETACH|syscall.MNT_FORCE)
-			t.Errorf("unmount: %v", err)
+		_ = f.cmd.Process.Kill() // the kernel then ends what waits for it
+		_ = f.cmd.Wait()
+		if err := syscall.Unmount(f.Dir, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", f.Dir, err)
 		}
-		server.Wait()
 	})
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("cannot mount a file system (fuse): %v", err)
+	}
 	return f
 }
 
-// Hang stops it from answering writes, or lets it answer again.
-func (f *FS) Hang(hung bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.hung = hung
-	f.wake.Broadcast()
-}
-
-// Held is how many writes wait for an answer.
-func (f *FS) Held() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.held
-}
-
-func (f *FS) wait() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.held++
-	for f.hung {
-		f.wake.Wait()
+// Hang stops it from answering, or lets it answer again.
+func (f *FS) Hang(t testing.TB, hung bool) {
+	t.Helper()
+	sig := syscall.SIGCONT
+	if hung {
+		sig = syscall.SIGSTOP
 	}
-	f.held--
+	if err := f.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
 }
 
-type dir struct {
-	fs.Inode
-	fs *FS
-}
+type dir struct{ fs.Inode }
 
 var _ = fs.NodeCreater((*dir)(nil))
 
 // Create makes a file.
-func (d *dir) Create(ctx context.Context, name string, _, _ uint32, _ *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	child := d.NewInode(ctx, &file{fs: d.fs}, fs.StableAttr{Mode: syscall.S_IFREG})
-	d.AddChild(name, child, true)
+func (d *dir) Create(ctx context.Context, name string, _, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	f := &fs.MemRegularFile{Attr: fuse.Attr{Mode: syscall.S_IFREG | mode&0o777}}
+	child := d.NewInode(ctx, f, fs.StableAttr{Mode: syscall.S_IFREG})
+	out.Attr = f.Attr
 	return child, nil, 0, 0
-}
-
-type file struct {
-	fs.MemRegularFile
-	fs *FS
-}
-
-// Write waits while the file system hangs.
-func (f *file) Write(ctx context.Context, h fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
-	f.fs.wait()
-	return f.MemRegularFile.Write(ctx, h, data, off)
 }

@@ -66,12 +66,10 @@ func TestHungWrite(t *testing.T) {
 				fs := hungfs.Mount(t)
 				path := filepath.Join(fs.Dir, "log")
 				dir := t.TempDir()
-				fs.Hang(true)
-				s, cmd := run(t, Config{Dir: dir, Stdout: scheme + "://" + path, Stderr: scheme + "://" + path}, "seq 1 20000")
-				until(t, "a write hangs", func() bool { return fs.Held() > 0 })
+				s, cmd := run(t, Config{Dir: dir, Stdout: scheme + "://" + path, Stderr: scheme + "://" + path}, "sleep 0.2; seq 1 20000")
+				fs.Hang(t, true)
 				begin := time.Now()
 				_ = cmd.Wait()
-				s.Drain(100 * time.Millisecond)
 				until(t, "it is said", func() bool { return s.Outputs()[0].Waiting == "a call into it does not return" })
 				ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 				defer cancel()
@@ -89,10 +87,10 @@ func TestHungWrite(t *testing.T) {
 					if left, _ := os.ReadDir(dir); len(left) != 0 {
 						t.Errorf("left behind: %v", left)
 					}
-					fs.Hang(false) // the end of the package looks for what is left
+					fs.Hang(t, false) // the end of the package looks for what is left
 					return
 				}
-				fs.Hang(false)
+				fs.Hang(t, false)
 				s.Drain(30 * time.Second)
 				if err := s.Close(); err != nil {
 					t.Error(err)

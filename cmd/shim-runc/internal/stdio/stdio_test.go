@@ -18,10 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/logger/loggertest"
+	"github.com/managerd/managerd/test/hungfs"
 )
 
 func TestMain(m *testing.M) {
 	loggertest.Run()
+	hungfs.Run()
 	goleak.VerifyTestMain(m)
 }
 
