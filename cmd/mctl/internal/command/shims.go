@@ -37,7 +37,7 @@ type keepers struct {
 func (c *cli) shimCommand() *cobra.Command {
 	k := &keepers{cli: c}
 	g := group("shim", "Look at the processes that keep containers, with or without managerd", []string{"shims"},
-		k.ls(), k.inspect(), k.timings(), k.blackbox(), k.stacks(), k.taskState(), k.ps(), k.metrics(), k.events(), k.exits(), k.kill(), k.wait(), k.delete(), k.adopt(), k.upgrade())
+		k.ls(), k.inspect(), k.timings(), k.blackbox(), k.stacks(), k.taskState(), k.ps(), k.metrics(), k.logs(), k.reopenLogs(), k.events(), k.exits(), k.kill(), k.wait(), k.delete(), k.adopt(), k.upgrade())
 	g.Long = `Speaks to the shims themselves, which it finds below managerd's state directory: managerd may be stopped, dead or stuck. A shim
 that does not answer is shown as such; blackbox, events and exits read files, and work with it stopped or dead.`
 	g.PersistentFlags().StringVar(&k.state, "state", env(defaultState, "MANAGERD_STATE"), "managerd's state `directory`")
