@@ -23,6 +23,7 @@ import (
 	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/test/hungfs"
 )
 
 var (
@@ -35,6 +36,7 @@ var tempPrefix = fmt.Sprintf("shim-service-test-%d-", os.Getpid())
 
 func TestMain(m *testing.M) {
 	loggertest.Run()
+	hungfs.Run()
 	os.Exit(testMain(m))
 }
 
