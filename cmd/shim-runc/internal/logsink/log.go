@@ -28,11 +28,13 @@ type Log struct {
 	file    *os.File   // nil: to be opened
 	state   *os.File   // nil: as above
 	rec     record
+	surplus surplus    // of a raw log
 	torn    bool       // the file may be longer than recorded, by an entry that we did not write whole
 	resumed bool       // an earlier process's record was read
 	gens    []identity // the files that were opened, oldest first; the last one is file
 	dropped int        // how many were taken off the front of gens
 	live    int        // streams that may still write
+	opened  [2]bool    // streams that there are
 	closed  bool
 	changed chan struct{} // closed when there is more to read; nil when nobody waits
 
@@ -41,9 +43,6 @@ type Log struct {
 
 // identity is a file, whatever its name.
 type identity struct{ dev, ino uint64 }
-
-// FileOf says which file f is, as a Position at its beginning; zero when it cannot be told.
-func FileOf(f *os.File) Position { return (&part{file: f}).position() }
 
 // keepGens is how many files a reader that follows the log may be behind.
 const keepGens = 1100
@@ -158,7 +157,11 @@ func (l *Log) openLocked() (err error) {
 		return err
 	}
 	// O_NONBLOCK: to open what turns out to be a FIFO must not wait.
-	f, err := os.OpenFile(l.cfg.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o640)
+	mode := os.FileMode(0o640)
+	if l.cfg.Format == Raw {
+		mode = 0o644
+	}
+	f, err := os.OpenFile(l.cfg.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return err
 	}
@@ -174,11 +177,19 @@ func (l *Log) openLocked() (err error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("not a regular file: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := lock(f); err != nil {
-		return err
+	if l.cfg.Format != Raw {
+		if err := lock(f); err != nil {
+			return err
+		}
 	}
 	id := identity{uint64(st.Dev), st.Ino}
-	if l.resumed && id == l.rec.file {
+	if l.cfg.Format == Raw {
+		l.surplus = surplus{}
+		if more := st.Size - l.rec.length; l.resumed && id == l.rec.file && more > 0 {
+			l.surplus = surplus{at: l.rec.length, length: more}
+		}
+		l.rec.length, l.torn = st.Size, false
+	} else if l.resumed && id == l.rec.file {
 		l.rec.length = min(l.rec.length, st.Size)
 		l.torn = st.Size > l.rec.length
 	} else {
@@ -347,6 +358,19 @@ func (l *Log) drop(s *Stream, list []frame, bytes int64) {
 	l.tellLossLocked(s.index)
 	// Without a record a successor would write these, instead of counting them: no harm.
 	_ = l.commitLocked()
+}
+
+// only is the stream that goes into the log, if it is one.
+func (l *Log) only() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch l.opened {
+	case [2]bool{true, false}:
+		return names[0]
+	case [2]bool{false, true}:
+		return names[1]
+	}
+	return ""
 }
 
 func (l *Log) tellLossLocked(index int) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // ReadOptions says what of a log is read.
@@ -38,6 +40,12 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn Reader) error {
 		}
 	}()
 	r := &reading{ctx: ctx, path: l.cfg.Path, format: l.cfg.Format, since: o.Since, fn: fn}
+	if l.cfg.Format == Raw {
+		if !o.Since.IsZero() {
+			return fmt.Errorf("cannot read log %s from a time on: its lines have no times: %w", l.cfg.Path, errdefs.ErrInvalidArgument)
+		}
+		r.stream = l.only()
+	}
 	if err := r.skip(parts, o); err != nil {
 		return err
 	}
@@ -60,7 +68,6 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn Reader) error {
 type part struct {
 	file    *os.File
 	at, end int64
-	whole   bool     // of raw: its last line is one even without an end
 	id      identity // once it was asked for
 }
 

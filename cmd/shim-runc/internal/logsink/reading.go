@@ -26,7 +26,7 @@ type reading struct {
 	ctx    context.Context
 	path   string
 	format Format
-	stream string // of raw: what the lines are of
+	stream string // of raw: what the lines are of; empty: of both
 	since  time.Time
 	fn     Reader
 }
@@ -71,7 +71,7 @@ func (p *part) position() Position {
 	return Position{p.id.dev, p.id.ino, p.at}
 }
 
-// entries hands on what is in a part, and moves it on. Of raw, a last line that has no end stays, unless the part is whole.
+// entries hands on what is in a part, and moves it on.
 func (r *reading) entries(p *part) error {
 	var list []Entry
 	bytesOf := 0
@@ -89,9 +89,6 @@ func (r *reading) entries(p *part) error {
 	in := bufio.NewReaderSize(io.NewSectionReader(p.file, p.at, p.end-p.at), int(min(longest, max(p.end-p.at, 16))))
 	for {
 		line, err := in.ReadSlice('\n')
-		if r.format == raw && errors.Is(err, io.EOF) && !p.whole {
-			return flush()
-		}
 		p.at += int64(len(line))
 		if len(line) > 0 {
 			e := r.parse(line)
@@ -116,7 +113,7 @@ func (r *reading) entries(p *part) error {
 }
 
 func (r *reading) parse(line []byte) Entry {
-	if r.format == raw {
+	if r.format == Raw {
 		return Entry{Stream: r.stream, Line: bytes.Clone(line), Partial: line[len(line)-1] != '\n'}
 	}
 	return parse(r.format, bytes.TrimSuffix(line, []byte("\n")))

@@ -49,6 +49,7 @@ func (l *Log) Stream(name string) (*Stream, error) {
 		return nil, err
 	}
 	l.live++
+	l.opened[s.index] = true
 	return s, nil
 }
 
@@ -112,12 +113,15 @@ func (s *Stream) Take(fifo int) (int64, error) {
 // time, and it would be gone a moment later.
 func (s *Stream) skip(fifo int) error {
 	n, err := unix.IoctlGetInt(fifo, unix.TIOCINQ)
+	if size, serr := unix.FcntlInt(uintptr(fifo), unix.F_GETPIPE_SZ, 0); err == nil && serr == nil && size < skipSize && n >= size/2 {
+		_, _ = unix.FcntlInt(uintptr(fifo), unix.F_SETPIPE_SZ, skipSize) // refused over the user's limit, see pipe(7)
+	}
 	over := int64(n) - s.log.cfg.Newest
+	if over > 7*s.log.cfg.Newest { // of a flood less is kept
+		over = int64(n) - s.log.cfg.Newest/4
+	}
 	if err != nil || over <= 0 {
 		return nil
-	}
-	if size, err := unix.FcntlInt(uintptr(fifo), unix.F_GETPIPE_SZ, 0); err == nil && size < skipSize {
-		_, _ = unix.FcntlInt(uintptr(fifo), unix.F_SETPIPE_SZ, skipSize) // refused over the user's limit, see pipe(7)
 	}
 	if err := s.Put(true); err != nil { // what was begun ends here
 		return err
@@ -183,6 +187,9 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // says that there was no room (or another reason why the log cannot be written now); Put is to be called again after a
 // while. A log that drops has no such errors.
 func (s *Stream) Put(last bool) error {
+	if s.log.cfg.Format == Raw {
+		return s.putRaw()
+	}
 	work := scratches.Get().(*scratch)
 	defer scratches.Put(work)
 	for {
@@ -212,6 +219,26 @@ func (s *Stream) Put(last bool) error {
 			if len(f.list[used:]) == 1 && f.list[used].note { // nothing but the note, which waits
 				return nil
 			}
+		}
+		s.punch()
+	}
+}
+
+// putRaw is Put for a log without entries: everything that was taken, as it is.
+func (s *Stream) putRaw() error {
+	work := scratches.Get().(*scratch)
+	defer scratches.Put(work)
+	for {
+		done := s.log.progressOf(s).done
+		n := int(min(s.taken-done, int64(len(work.raw))))
+		if n == 0 {
+			return nil
+		}
+		if _, err := s.spool.ReadAt(work.raw[:n], done); err != nil {
+			return fmt.Errorf("cannot read the spool: %w", err)
+		}
+		if err := s.log.append(s, work.raw[:n]); err != nil {
+			return err
 		}
 		s.punch()
 	}

@@ -141,6 +141,13 @@ func (f *fixture) spawn(verb string, extra ...*os.File) {
 // succeed kills the shim and starts its successor, for which nobody has kept anything.
 func (f *fixture) succeed() {
 	f.t.Helper()
+	f.die()
+	f.adopt()
+}
+
+// die kills the shim.
+func (f *fixture) die() {
+	f.t.Helper()
 	_ = f.cmd.Process.Kill()
 	<-f.done
 	<-f.log
@@ -148,6 +155,11 @@ func (f *fixture) succeed() {
 	if err := os.Remove(f.socket()); err != nil {
 		f.t.Fatal(err)
 	}
+}
+
+// adopt starts the successor of a shim that is dead.
+func (f *fixture) adopt() {
+	f.t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		f.t.Fatal(err)

@@ -102,7 +102,7 @@ func (s *Service) ReopenLogs(ctx context.Context, _ *shim.ReopenLogsRequest) (*s
 	slices.Sort(resp.Paths)
 	if err := errors.Join(all...); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+			err = fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable) // not the deadline of the caller
 		}
 		return nil, shimapi.ToWire(err)
 	}

@@ -34,7 +34,6 @@ type pipe struct {
 var (
 	errFinished = errors.New("finished")
 	errStopped  = errors.New("stopped")
-	errReopen   = errors.New("the file is to be opened anew")
 )
 
 var past = time.Unix(1, 0)
@@ -105,9 +104,6 @@ func (p *pipe) splice() error {
 	for refused := firstWait; ; {
 		if p.stopped.Load() {
 			return errStopped
-		}
-		if p.named.asked() {
-			return errReopen
 		}
 		full := false
 		err := src.Read(func(uintptr) bool {
@@ -184,9 +180,6 @@ func (p *pipe) plain() error {
 	for {
 		if p.finished.Load() && unreadFile(p.src) == 0 {
 			return errFinished
-		}
-		if p.named.asked() {
-			return errReopen
 		}
 		n, err := p.alone.read(p.src, buf)
 		if n > 0 {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -146,8 +147,22 @@ func (s *Streams) reopenClient(held *os.File, k sink, problems *[]error) *target
 	if held != nil {
 		return &target{sink: k, file: held}
 	}
-	if k.kind == sinkFile {
-		return &target{sink: k, named: newNamed(k.uri, k.stream, k.url.Path)}
+	if k.kind == sinkFile || k.kind == sinkFIFO {
+		path := k.uri
+		if k.url != nil {
+			path = k.url.Path
+		}
+		if _, err := os.Stat(s.logBase(k) + "-sink"); err == nil || s.logs[k.uri] != nil {
+			t := &target{sink: k}
+			err := s.openLog(t, func() (logsink.Target, error) { return rawTarget(path), nil })
+			if err == nil {
+				return t
+			}
+			*problems = append(*problems, err)
+		}
+		if k.kind == sinkFile {
+			return &target{sink: k, named: newNamed(k.uri, k.stream, path)}
+		}
 	}
 	t, err := s.openTarget(k)
 	if err == nil {

@@ -150,6 +150,10 @@ func (o *logged) run() {
 			if !o.put(false) {
 				return
 			}
+			// What comes fast piles up, so that most of it is thrown away unseen: that costs the process least.
+			if o.sink.kind == sinkRing && n >= flood && !o.pause(breath) {
+				return
+			}
 		case err == nil || errors.Is(err, syscall.EIO): // a terminal whose last other end was closed
 			if o.put(true) {
 				close(o.eof)
@@ -173,6 +177,12 @@ func (o *logged) run() {
 		}
 	}
 }
+
+// flood is how many bytes at once are much for a ring, and breath how long it then waits for more.
+const (
+	flood  = 8 << 10
+	breath = 2 * time.Millisecond
+)
 
 // fullWait is how often it is looked whether there is room again.
 const fullWait = 250 * time.Millisecond

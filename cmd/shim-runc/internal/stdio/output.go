@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 )
 
 // output copies what a process writes.
@@ -44,8 +42,6 @@ func newOutput(src, dst *os.File, n *named, k sink, kind, client string, closed 
 // prepare finds out how to write to a file that was opened.
 func (o *output) prepare() {
 	o.grows = false
-	at := logsink.FileOf(o.dst)
-	o.named.at.Store(&at)
 	if fi, err := o.dst.Stat(); err == nil {
 		o.grows = fi.Mode().IsRegular() && !o.terminal && appending(o.dst, false) == nil
 	}
@@ -106,9 +102,6 @@ func (o *output) run() {
 		if o.dst != nil {
 			_ = o.dst.Close()
 		}
-		if o.named != nil {
-			close(o.named.over)
-		}
 		if o.terminal {
 			o.closed(o.client)
 			return
@@ -117,17 +110,13 @@ func (o *output) run() {
 		o.closed(o.kind, o.client)
 	}()
 	err := o.copy()
-	for errors.Is(err, errReopen) {
-		o.reopenFile()
-		err = o.copy()
-	}
 	if err == nil {
 		close(o.eof)
 		o.linger()
 	}
 }
 
-// copy copies to the end, or until the file is to be opened anew.
+// copy copies to the end.
 func (o *output) copy() error {
 	if o.dst == nil {
 		if err := o.openFile(); err != nil {

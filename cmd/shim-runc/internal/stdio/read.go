@@ -98,11 +98,8 @@ func (s *Streams) sources() ([]logSource, error) {
 		case *logged:
 			l = logSource{o.sink.uri, o.to.Log().Read}
 		case *output:
-			if o.named == nil || o.sink.kind != sinkFile {
-				elsewhere = append(elsewhere, kept(o.sink))
-				continue
-			}
-			l = logSource{o.sink.uri, s.fileReader(o)}
+			elsewhere = append(elsewhere, kept(o.sink))
+			continue
 		case *handed:
 			elsewhere = append(elsewhere, kept(o.sink))
 			continue
@@ -128,34 +125,7 @@ func kept(k sink) error {
 	case sinkNull:
 		return fmt.Errorf("%s is thrown away", k.stream)
 	}
-	return fmt.Errorf("%s goes to the client's FIFO %s", k.stream, k.uri)
-}
-
-// fileReader reads a file to which one stream is appended, or both.
-func (s *Streams) fileReader(o *output) func(context.Context, logsink.ReadOptions, logsink.Reader) error {
-	name, into := o.sink.stream, []*named{o.named}
-	for _, other := range s.outs {
-		if other, ok := other.(*output); ok && other != o && other.named != nil && other.sink.uri == o.sink.uri {
-			name, into = "", append(into, other.named)
-		}
-	}
-	writer := func() (file logsink.Position, over bool) {
-		over = true
-		for _, n := range into {
-			select {
-			case <-n.over:
-			default:
-				over = false
-			}
-		}
-		if at := o.named.at.Load(); at != nil {
-			file = *at
-		}
-		return file, over
-	}
-	return func(ctx context.Context, opts logsink.ReadOptions, fn logsink.Reader) error {
-		return logsink.ReadFile(ctx, o.named.path, name, opts, writer, fn)
-	}
+	return fmt.Errorf("%s goes to the client, at %s", k.stream, k.uri)
 }
 
 // ReopenLogs begins new files at the paths of the logs whose files somebody has moved away or removed, and says which logs

@@ -62,9 +62,10 @@ func (s *Streams) sinkOf(stream string) sink {
 
 // client is the client's side of a stream: a path, and what is there.
 type client struct {
-	path string
-	fifo bool
-	make bool // a file that is made if it is not there
+	path   string
+	fifo   bool
+	make   bool // a file that is made if it is not there
+	device bool // neither a FIFO nor a regular file
 }
 
 // resolve says what a stream that the client named is; nothing is opened.
@@ -101,6 +102,7 @@ func resolve(uri, stream string) (client, error) {
 		if c.fifo = fi.Mode()&fs.ModeNamedPipe != 0; c.fifo {
 			c.make = false
 		}
+		c.device = !c.fifo && !fi.Mode().IsRegular()
 		if fi.IsDir() {
 			return fail(fmt.Errorf("a directory: %w", errdefs.ErrInvalidArgument))
 		}
@@ -113,25 +115,17 @@ func resolve(uri, stream string) (client, error) {
 	return c, nil
 }
 
-// openClient opens the client's side of a stream.
-func openClient(uri, stream string) (f *os.File, c client, err error) {
-	if c, err = resolve(uri, stream); err != nil {
-		return nil, c, err
-	}
-	switch {
-	case c.fifo:
+// openClient opens a FIFO of the client, or a device.
+func openClient(c client, k sink) (f *os.File, err error) {
+	if c.fifo {
 		f, err = openRaw(c.path, unix.O_RDWR|unix.O_NONBLOCK)
-	case c.make:
-		if err = os.MkdirAll(filepath.Dir(c.path), 0o755); err == nil {
-			f, err = openNamed(c.path)
-		}
-	default:
-		f, err = os.OpenFile(c.path, os.O_WRONLY|os.O_APPEND, 0)
+	} else {
+		f, err = openNamed(c.path)
 	}
 	if err != nil {
-		return nil, c, fmt.Errorf("cannot open %s %q: %w", stream, uri, err)
+		return nil, fmt.Errorf("cannot open %s %q: %w", k.stream, k.uri, err)
 	}
-	return f, c, nil
+	return f, nil
 }
 
 // quiet gives f without Go's poller, which would wake up whenever somebody else reads or writes. It closes f.

@@ -167,7 +167,7 @@ func (s *Streams) openInputLocked() error {
 	src := s.inputSrc
 	if src == nil {
 		var err error
-		if src, _, err = openClient(s.cfg.Stdin, "stdin"); err != nil {
+		if src, err = s.openStdin(); err != nil {
 			return err
 		}
 	}
@@ -178,6 +178,14 @@ func (s *Streams) openInputLocked() error {
 	}
 	s.spawn(s.in.run)
 	return nil
+}
+
+func (s *Streams) openStdin() (*os.File, error) {
+	c, err := resolve(s.cfg.Stdin, "stdin")
+	if err != nil {
+		return nil, err
+	}
+	return openClient(c, sink{stream: "stdin", uri: s.cfg.Stdin})
 }
 
 func (s *Streams) spawn(run func()) {

@@ -33,29 +33,43 @@ func (s *Streams) openTarget(k sink) (*target, error) {
 		}
 		return t, nil
 	case sinkFIFO, sinkFile:
-		f, c, err := openClient(k.uri, k.stream)
+		c, err := resolve(k.uri, k.stream)
 		if err != nil {
 			return nil, err
 		}
-		if t.file = f; !c.fifo {
-			t.named = newNamed(k.uri, k.stream, c.path)
+		if c.fifo || c.device {
+			if t.file, err = openClient(c, k); err != nil {
+				return nil, err
+			}
+			if c.device {
+				t.named = newNamed(k.uri, k.stream, c.path)
+			}
+			return t, nil
 		}
-		return t, nil
+		t.kind = sinkFile
+		return t, s.openLog(t, func() (logsink.Target, error) { return rawTarget(c.path), nil })
+	case sinkRing:
+		return t, s.openLog(t, func() (logsink.Target, error) { return s.ring(), nil })
 	}
+	return t, s.openLog(t, func() (logsink.Target, error) { return logsink.Parse(k.url) })
+}
+
+func rawTarget(path string) logsink.Target {
+	return logsink.Target{Format: logsink.Raw, Path: path, MaxFile: 1}
+}
+
+// openLog opens the log that t is for, or goes on with the one of another process or of the other stream.
+func (s *Streams) openLog(t *target, parse func() (logsink.Target, error)) error {
+	k := t.sink
+	fail := func(err error) error { return fmt.Errorf("cannot use %s %q: %w", k.stream, k.uri, err) }
 	log := s.logs[k.uri]
 	if log == nil {
-		cfg := logsink.Config{Base: s.path("log-" + k.stream)}
-		var err error
-		if k.kind == sinkRing {
-			cfg.Target, cfg.Lazy = s.ring(), true
-		} else {
-			cfg.Target, err = logsink.Parse(k.url)
-		}
+		into, err := parse()
 		if err == nil {
-			log, err = logsink.Open(cfg)
+			log, err = logsink.Open(logsink.Config{Target: into, Base: s.logBase(k), Lazy: k.kind == sinkRing})
 		}
 		if err != nil {
-			return nil, fmt.Errorf("cannot use %s %q: %w", k.stream, k.uri, err)
+			return fail(err)
 		}
 		if s.logs == nil {
 			s.logs = map[string]*logsink.Log{}
@@ -64,11 +78,14 @@ func (s *Streams) openTarget(k sink) (*target, error) {
 	}
 	to, err := log.Stream(k.stream)
 	if err != nil {
-		return nil, fmt.Errorf("cannot use %s %q: %w", k.stream, k.uri, err)
+		return fail(err)
 	}
 	t.log = to
-	return t, nil
+	return nil
 }
+
+// logBase is where a log keeps what a successor needs.
+func (s *Streams) logBase(k sink) string { return s.path("log-" + k.stream) }
 
 // ring is the log of a process for which nobody named one.
 func (s *Streams) ring() logsink.Target {
