@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -156,4 +157,42 @@ goes into the files that were there before.`,
 			})
 		},
 	}
+}
+
+// output is how one stream of a process is.
+type output struct {
+	Stream       string     `json:"stream"`
+	Sink         string     `json:"sink"`
+	Bytes        uint64     `json:"bytes"`             // that the shim has moved
+	Waiting      string     `json:"waiting,omitempty"` // why nothing is written now
+	Since        *time.Time `json:"waiting_since,omitempty"`
+	LostBytes    uint64     `json:"lost_bytes,omitempty"` // of which the log does not tell yet
+	LostEntries  uint64     `json:"lost_entries,omitempty"`
+	LoggerPID    uint32     `json:"logger_pid,omitempty"`
+	LoggerStarts uint32     `json:"logger_restarts,omitempty"`
+	LoggerError  string     `json:"logger_error,omitempty"`
+}
+
+func outputs(of []*shim.Output) (all []output) {
+	for _, o := range of {
+		row := output{
+			o.Stream, o.Sink, o.Bytes, o.Waiting, nil, o.LostBytes, o.LostEntries, o.LoggerPid, o.LoggerRestarts, o.LoggerError,
+		}
+		if o.WaitingSince != nil {
+			row.Since = new(o.WaitingSince.AsTime())
+		}
+		all = append(all, row)
+	}
+	return all
+}
+
+// waiting says what the streams of a process wait for.
+func waiting(of []output) string {
+	var all []string
+	for _, o := range of {
+		if o.Waiting != "" {
+			all = append(all, o.Stream+": "+o.Waiting)
+		}
+	}
+	return strings.Join(all, ", ")
 }

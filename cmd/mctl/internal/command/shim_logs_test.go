@@ -92,6 +92,9 @@ func TestLogs(t *testing.T) {
 	if out := w.shim("logs", "-o", "json", "cri", "--tail", "1"); !strings.HasSuffix(out, `"stream":"stdout","line":"four\n"}`+"\n") {
 		t.Errorf("json: %s", out)
 	}
+	if out := w.shim("inspect", "-o", "json", "cri"); !strings.Contains(out, `"sink": "cri"`) {
+		t.Errorf("inspect: %s", out)
+	}
 	w.shimFails([]string{"its lines have no times"}, "logs", "--since", "1m", "file")
 	w.shimFails([]string{"x of container ring"}, "logs", "ring", "x")
 	w.fails(2, []string{"neither a time"}, "logs", "--since", "yesterday", "ring")

@@ -154,6 +154,7 @@ type processRow struct {
 	Stdin       string     `json:"stdin,omitempty"`
 	Stdout      string     `json:"stdout,omitempty"`
 	Stderr      string     `json:"stderr,omitempty"`
+	Outputs     []output   `json:"outputs,omitempty"`
 }
 
 var processTable = table.Table[processRow]{Wide: true, Columns: []table.Column[processRow]{
@@ -180,6 +181,7 @@ var processTable = table.Table[processRow]{Wide: true, Columns: []table.Column[p
 		}
 		return orDash(r.Stdout)
 	}},
+	{Title: "WAITS", Cell: func(r processRow) string { return orDash(waiting(r.Outputs)) }},
 }}
 
 // description is a DescribeResponse as people and scripts read it.
@@ -230,6 +232,7 @@ func (k *keepers) inspect() *cobra.Command {
 						ExecID: p.ExecId, PID: p.Pid, State: p.State, ExitUnknown: p.ExitUnknown,
 						Terminal: p.Terminal, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr,
 					}
+					row.Outputs = outputs(p.Outputs)
 					if p.ExitedAt != nil {
 						row.ExitStatus, row.ExitedAt = &p.ExitStatus, new(p.ExitedAt.AsTime())
 					}

@@ -106,3 +106,32 @@ func TestHungWrite(t *testing.T) {
 		}
 	}
 }
+
+// TestReopenFile: the output of a process whose shim, of an older version, kept no log of its file goes on into that.
+func TestReopenFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "log")
+	fifo := filepath.Join(dir, ".init.stdout")
+	if err := errors.Join(unix.Mkfifo(fifo, 0o600), os.WriteFile(path, []byte("before\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	container, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := container.WriteString("after\n"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Reopen(Config{Dir: dir, Stdout: "file://" + path}, map[string]*os.File{}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = container.Close()
+	s.Drain(10 * time.Second)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := mustRead(t, path); got != "before\nafter\n" {
+		t.Errorf("%q", got)
+	}
+}
