@@ -233,6 +233,7 @@ type Process struct {
 	Stderr        string                 `protobuf:"bytes,10,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	ExitUnknown   string                 `protobuf:"bytes,11,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
 	OomKilled     bool                   `protobuf:"varint,12,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`      // it ended by SIGKILL, and the kernel had killed for want of memory in its time
+	Outputs       []*Output              `protobuf:"bytes,20,rep,name=outputs,proto3" json:"outputs,omitempty"`                            // where its output goes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -351,6 +352,130 @@ func (x *Process) GetOomKilled() bool {
 	return false
 }
 
+func (x *Process) GetOutputs() []*Output {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
+// Output is one stream of a process, stdout (a terminal's, too) or stderr.
+type Output struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Stream         string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	Sink           string                 `protobuf:"bytes,2,opt,name=sink,proto3" json:"sink,omitempty"`       // fifo, file, json-file, cri, binary, null, or ring: nobody asked for a sink
+	Bytes          uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`    // that this program has moved; a logger of its own takes them itself
+	Waiting        string                 `protobuf:"bytes,4,opt,name=waiting,proto3" json:"waiting,omitempty"` // why nothing is written now; empty: it is
+	WaitingSince   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=waiting_since,json=waitingSince,proto3" json:"waiting_since,omitempty"`
+	LostBytes      uint64                 `protobuf:"varint,6,opt,name=lost_bytes,json=lostBytes,proto3" json:"lost_bytes,omitempty"` // dropped for want of room, of which the log does not tell yet
+	LostEntries    uint64                 `protobuf:"varint,7,opt,name=lost_entries,json=lostEntries,proto3" json:"lost_entries,omitempty"`
+	LoggerPid      uint32                 `protobuf:"varint,8,opt,name=logger_pid,json=loggerPid,proto3" json:"logger_pid,omitempty"`                // of a binary sink; 0 when it does not run
+	LoggerRestarts uint32                 `protobuf:"varint,9,opt,name=logger_restarts,json=loggerRestarts,proto3" json:"logger_restarts,omitempty"` // of this shim
+	LoggerError    string                 `protobuf:"bytes,10,opt,name=logger_error,json=loggerError,proto3" json:"logger_error,omitempty"`          // how it ended last
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Output) Reset() {
+	*x = Output{}
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Output) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Output) ProtoMessage() {}
+
+func (x *Output) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Output.ProtoReflect.Descriptor instead.
+func (*Output) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Output) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *Output) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *Output) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Output) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
+func (x *Output) GetWaitingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WaitingSince
+	}
+	return nil
+}
+
+func (x *Output) GetLostBytes() uint64 {
+	if x != nil {
+		return x.LostBytes
+	}
+	return 0
+}
+
+func (x *Output) GetLostEntries() uint64 {
+	if x != nil {
+		return x.LostEntries
+	}
+	return 0
+}
+
+func (x *Output) GetLoggerPid() uint32 {
+	if x != nil {
+		return x.LoggerPid
+	}
+	return 0
+}
+
+func (x *Output) GetLoggerRestarts() uint32 {
+	if x != nil {
+		return x.LoggerRestarts
+	}
+	return 0
+}
+
+func (x *Output) GetLoggerError() string {
+	if x != nil {
+		return x.LoggerError
+	}
+	return ""
+}
+
 type EventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Since         uint64                 `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"` // 0: everything the ledger has
@@ -360,7 +485,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +497,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +510,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EventsRequest) GetSince() uint64 {
@@ -407,7 +532,7 @@ type EventRecord struct {
 
 func (x *EventRecord) Reset() {
 	*x = EventRecord{}
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -419,7 +544,7 @@ func (x *EventRecord) String() string {
 func (*EventRecord) ProtoMessage() {}
 
 func (x *EventRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -432,7 +557,7 @@ func (x *EventRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRecord.ProtoReflect.Descriptor instead.
 func (*EventRecord) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EventRecord) GetSeq() uint64 {
@@ -472,7 +597,7 @@ type ParkRequest struct {
 
 func (x *ParkRequest) Reset() {
 	*x = ParkRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +609,7 @@ func (x *ParkRequest) String() string {
 func (*ParkRequest) ProtoMessage() {}
 
 func (x *ParkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +622,7 @@ func (x *ParkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkRequest.ProtoReflect.Descriptor instead.
 func (*ParkRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ParkRequest) GetSocket() string {
@@ -515,7 +640,7 @@ type ParkResponse struct {
 
 func (x *ParkResponse) Reset() {
 	*x = ParkResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +652,7 @@ func (x *ParkResponse) String() string {
 func (*ParkResponse) ProtoMessage() {}
 
 func (x *ParkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +665,7 @@ func (x *ParkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkResponse.ProtoReflect.Descriptor instead.
 func (*ParkResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
 }
 
 type UpgradeRequest struct {
@@ -553,7 +678,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +690,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +703,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -608,7 +733,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +745,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +758,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpgradeResponse) GetVersion() string {
@@ -680,7 +805,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +817,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +830,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExitsRequest) GetSince() uint64 {
@@ -730,7 +855,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +867,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +880,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Exit) GetSeq() uint64 {
@@ -816,7 +941,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +953,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,12 +966,365 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExitsResponse) GetExits() []*Exit {
 	if x != nil {
 		return x.Exits
+	}
+	return nil
+}
+
+type LogsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                       // of the container
+	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"` // empty for the init process
+	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`              // go on with what is written, until the process's streams have ended
+	Tail          *uint64                `protobuf:"varint,4,opt,name=tail,proto3,oneof" json:"tail,omitempty"`            // only the last so many entries of what there is; not set: all
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`                 // only entries that are not older; not for a file sink, which has no times
+	After         []*LogPosition         `protobuf:"bytes,6,rep,name=after,proto3" json:"after,omitempty"`                 // go on behind these, whatever tail says
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogsRequest) Reset() {
+	*x = LogsRequest{}
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogsRequest) ProtoMessage() {}
+
+func (x *LogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
+func (*LogsRequest) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *LogsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LogsRequest) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+func (x *LogsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *LogsRequest) GetTail() uint64 {
+	if x != nil && x.Tail != nil {
+		return *x.Tail
+	}
+	return 0
+}
+
+func (x *LogsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *LogsRequest) GetAfter() []*LogPosition {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+// LogPosition is a place in a log, which holds across rotation and a change of the shim.
+type LogPosition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dev           uint64                 `protobuf:"varint,1,opt,name=dev,proto3" json:"dev,omitempty"` // of the file
+	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // bytes
+	Sink          string                 `protobuf:"bytes,4,opt,name=sink,proto3" json:"sink,omitempty"`      // the log, as it was named: the streams of a process may go into two
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogPosition) Reset() {
+	*x = LogPosition{}
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogPosition) ProtoMessage() {}
+
+func (x *LogPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
+func (*LogPosition) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LogPosition) GetDev() uint64 {
+	if x != nil {
+		return x.Dev
+	}
+	return 0
+}
+
+func (x *LogPosition) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *LogPosition) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *LogPosition) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+type LogsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*LogEntry            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`   // at least one
+	Position      []*LogPosition         `protobuf:"bytes,2,rep,name=position,proto3" json:"position,omitempty"` // behind the last of them, in each log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogsResponse) Reset() {
+	*x = LogsResponse{}
+	mi := &file_shim_v1_shim_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogsResponse) ProtoMessage() {}
+
+func (x *LogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
+func (*LogsResponse) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LogsResponse) GetEntries() []*LogEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *LogsResponse) GetPosition() []*LogPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+type LogEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`        // not set where the log has none
+	Stream        string                 `protobuf:"bytes,2,opt,name=stream,proto3" json:"stream,omitempty"`    // stdout or stderr; empty where the log does not say
+	Line          []byte                 `protobuf:"bytes,3,opt,name=line,proto3" json:"line,omitempty"`        // with its newline, if it has one
+	Partial       bool                   `protobuf:"varint,4,opt,name=partial,proto3" json:"partial,omitempty"` // the line goes on in the next entry of its stream
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogEntry) Reset() {
+	*x = LogEntry{}
+	mi := &file_shim_v1_shim_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogEntry) ProtoMessage() {}
+
+func (x *LogEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
+func (*LogEntry) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LogEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *LogEntry) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *LogEntry) GetLine() []byte {
+	if x != nil {
+		return x.Line
+	}
+	return nil
+}
+
+func (x *LogEntry) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+type ReopenLogsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReopenLogsRequest) Reset() {
+	*x = ReopenLogsRequest{}
+	mi := &file_shim_v1_shim_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReopenLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReopenLogsRequest) ProtoMessage() {}
+
+func (x *ReopenLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReopenLogsRequest.ProtoReflect.Descriptor instead.
+func (*ReopenLogsRequest) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{17}
+}
+
+type ReopenLogsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Paths         []string               `protobuf:"bytes,1,rep,name=paths,proto3" json:"paths,omitempty"` // of the logs that are written
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReopenLogsResponse) Reset() {
+	*x = ReopenLogsResponse{}
+	mi := &file_shim_v1_shim_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReopenLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReopenLogsResponse) ProtoMessage() {}
+
+func (x *ReopenLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReopenLogsResponse.ProtoReflect.Descriptor instead.
+func (*ReopenLogsResponse) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReopenLogsResponse) GetPaths() []string {
+	if x != nil {
+		return x.Paths
 	}
 	return nil
 }
@@ -879,7 +1357,7 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\bupgrades\x182 \x01(\x04R\bupgrades\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xeb\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x9f\x03\n" +
 	"\aProcess\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
@@ -895,7 +1373,22 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	" \x01(\tR\x06stderr\x12!\n" +
 	"\fexit_unknown\x18\v \x01(\tR\vexitUnknown\x12\x1d\n" +
 	"\n" +
-	"oom_killed\x18\f \x01(\bR\toomKilled\"%\n" +
+	"oom_killed\x18\f \x01(\bR\toomKilled\x122\n" +
+	"\aoutputs\x18\x14 \x03(\v2\x18.managerd.shim.v1.OutputR\aoutputs\"\xd2\x02\n" +
+	"\x06Output\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x12\n" +
+	"\x04sink\x18\x02 \x01(\tR\x04sink\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\awaiting\x18\x04 \x01(\tR\awaiting\x12?\n" +
+	"\rwaiting_since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\fwaitingSince\x12\x1d\n" +
+	"\n" +
+	"lost_bytes\x18\x06 \x01(\x04R\tlostBytes\x12!\n" +
+	"\flost_entries\x18\a \x01(\x04R\vlostEntries\x12\x1d\n" +
+	"\n" +
+	"logger_pid\x18\b \x01(\rR\tloggerPid\x12'\n" +
+	"\x0flogger_restarts\x18\t \x01(\rR\x0eloggerRestarts\x12!\n" +
+	"\flogger_error\x18\n" +
+	" \x01(\tR\vloggerError\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9b\x01\n" +
 	"\vEventRecord\x12\x10\n" +
@@ -928,13 +1421,40 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12!\n" +
 	"\fexit_unknown\x18\a \x01(\tR\vexitUnknown\"=\n" +
 	"\rExitsResponse\x12,\n" +
-	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits2\x86\x03\n" +
+	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits\"\xd7\x01\n" +
+	"\vLogsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x17\n" +
+	"\x04tail\x18\x04 \x01(\x04H\x00R\x04tail\x88\x01\x01\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x123\n" +
+	"\x05after\x18\x06 \x03(\v2\x1d.managerd.shim.v1.LogPositionR\x05afterB\a\n" +
+	"\x05_tail\"]\n" +
+	"\vLogPosition\x12\x10\n" +
+	"\x03dev\x18\x01 \x01(\x04R\x03dev\x12\x10\n" +
+	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04sink\x18\x04 \x01(\tR\x04sink\"\x7f\n" +
+	"\fLogsResponse\x124\n" +
+	"\aentries\x18\x01 \x03(\v2\x1a.managerd.shim.v1.LogEntryR\aentries\x129\n" +
+	"\bposition\x18\x02 \x03(\v2\x1d.managerd.shim.v1.LogPositionR\bposition\"\x80\x01\n" +
+	"\bLogEntry\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x12\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line\x12\x18\n" +
+	"\apartial\x18\x04 \x01(\bR\apartial\"\x13\n" +
+	"\x11ReopenLogsRequest\"*\n" +
+	"\x12ReopenLogsResponse\x12\x14\n" +
+	"\x05paths\x18\x01 \x03(\tR\x05paths2\xa8\x04\n" +
 	"\x04Shim\x12Q\n" +
 	"\bDescribe\x12!.managerd.shim.v1.DescribeRequest\x1a\".managerd.shim.v1.DescribeResponse\x12J\n" +
 	"\x06Events\x12\x1f.managerd.shim.v1.EventsRequest\x1a\x1d.managerd.shim.v1.EventRecord0\x01\x12H\n" +
 	"\x05Exits\x12\x1e.managerd.shim.v1.ExitsRequest\x1a\x1f.managerd.shim.v1.ExitsResponse\x12E\n" +
 	"\x04Park\x12\x1d.managerd.shim.v1.ParkRequest\x1a\x1e.managerd.shim.v1.ParkResponse\x12N\n" +
-	"\aUpgrade\x12 .managerd.shim.v1.UpgradeRequest\x1a!.managerd.shim.v1.UpgradeResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
+	"\aUpgrade\x12 .managerd.shim.v1.UpgradeRequest\x1a!.managerd.shim.v1.UpgradeResponse\x12G\n" +
+	"\x04Logs\x12\x1d.managerd.shim.v1.LogsRequest\x1a\x1e.managerd.shim.v1.LogsResponse0\x01\x12W\n" +
+	"\n" +
+	"ReopenLogs\x12#.managerd.shim.v1.ReopenLogsRequest\x1a$.managerd.shim.v1.ReopenLogsResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
 
 var (
 	file_shim_v1_shim_proto_rawDescOnce sync.Once
@@ -948,48 +1468,66 @@ func file_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_shim_v1_shim_proto_rawDescData
 }
 
-var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_shim_v1_shim_proto_goTypes = []any{
 	(*DescribeRequest)(nil),       // 0: managerd.shim.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 1: managerd.shim.v1.DescribeResponse
 	(*Process)(nil),               // 2: managerd.shim.v1.Process
-	(*EventsRequest)(nil),         // 3: managerd.shim.v1.EventsRequest
-	(*EventRecord)(nil),           // 4: managerd.shim.v1.EventRecord
-	(*ParkRequest)(nil),           // 5: managerd.shim.v1.ParkRequest
-	(*ParkResponse)(nil),          // 6: managerd.shim.v1.ParkResponse
-	(*UpgradeRequest)(nil),        // 7: managerd.shim.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),       // 8: managerd.shim.v1.UpgradeResponse
-	(*ExitsRequest)(nil),          // 9: managerd.shim.v1.ExitsRequest
-	(*Exit)(nil),                  // 10: managerd.shim.v1.Exit
-	(*ExitsResponse)(nil),         // 11: managerd.shim.v1.ExitsResponse
-	nil,                           // 12: managerd.shim.v1.DescribeResponse.TimingsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 14: google.protobuf.Any
+	(*Output)(nil),                // 3: managerd.shim.v1.Output
+	(*EventsRequest)(nil),         // 4: managerd.shim.v1.EventsRequest
+	(*EventRecord)(nil),           // 5: managerd.shim.v1.EventRecord
+	(*ParkRequest)(nil),           // 6: managerd.shim.v1.ParkRequest
+	(*ParkResponse)(nil),          // 7: managerd.shim.v1.ParkResponse
+	(*UpgradeRequest)(nil),        // 8: managerd.shim.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),       // 9: managerd.shim.v1.UpgradeResponse
+	(*ExitsRequest)(nil),          // 10: managerd.shim.v1.ExitsRequest
+	(*Exit)(nil),                  // 11: managerd.shim.v1.Exit
+	(*ExitsResponse)(nil),         // 12: managerd.shim.v1.ExitsResponse
+	(*LogsRequest)(nil),           // 13: managerd.shim.v1.LogsRequest
+	(*LogPosition)(nil),           // 14: managerd.shim.v1.LogPosition
+	(*LogsResponse)(nil),          // 15: managerd.shim.v1.LogsResponse
+	(*LogEntry)(nil),              // 16: managerd.shim.v1.LogEntry
+	(*ReopenLogsRequest)(nil),     // 17: managerd.shim.v1.ReopenLogsRequest
+	(*ReopenLogsResponse)(nil),    // 18: managerd.shim.v1.ReopenLogsResponse
+	nil,                           // 19: managerd.shim.v1.DescribeResponse.TimingsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 21: google.protobuf.Any
 }
 var file_shim_v1_shim_proto_depIdxs = []int32{
-	13, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
+	20, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
-	12, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
-	13, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
-	13, // 4: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
-	14, // 5: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
-	13, // 6: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	10, // 7: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
-	0,  // 8: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
-	3,  // 9: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
-	9,  // 10: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
-	5,  // 11: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
-	7,  // 12: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
-	1,  // 13: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
-	4,  // 14: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
-	11, // 15: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
-	6,  // 16: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
-	8,  // 17: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	19, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
+	20, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
+	3,  // 4: managerd.shim.v1.Process.outputs:type_name -> managerd.shim.v1.Output
+	20, // 5: managerd.shim.v1.Output.waiting_since:type_name -> google.protobuf.Timestamp
+	20, // 6: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
+	21, // 7: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
+	20, // 8: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	11, // 9: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
+	20, // 10: managerd.shim.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	14, // 11: managerd.shim.v1.LogsRequest.after:type_name -> managerd.shim.v1.LogPosition
+	16, // 12: managerd.shim.v1.LogsResponse.entries:type_name -> managerd.shim.v1.LogEntry
+	14, // 13: managerd.shim.v1.LogsResponse.position:type_name -> managerd.shim.v1.LogPosition
+	20, // 14: managerd.shim.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	0,  // 15: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
+	4,  // 16: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
+	10, // 17: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
+	6,  // 18: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
+	8,  // 19: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
+	13, // 20: managerd.shim.v1.Shim.Logs:input_type -> managerd.shim.v1.LogsRequest
+	17, // 21: managerd.shim.v1.Shim.ReopenLogs:input_type -> managerd.shim.v1.ReopenLogsRequest
+	1,  // 22: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
+	5,  // 23: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
+	12, // 24: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
+	7,  // 25: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
+	9,  // 26: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
+	15, // 27: managerd.shim.v1.Shim.Logs:output_type -> managerd.shim.v1.LogsResponse
+	18, // 28: managerd.shim.v1.Shim.ReopenLogs:output_type -> managerd.shim.v1.ReopenLogsResponse
+	22, // [22:29] is the sub-list for method output_type
+	15, // [15:22] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_shim_v1_shim_proto_init() }
@@ -997,13 +1535,14 @@ func file_shim_v1_shim_proto_init() {
 	if File_shim_v1_shim_proto != nil {
 		return
 	}
+	file_shim_v1_shim_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_v1_shim_proto_rawDesc), len(file_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -13,6 +13,8 @@ type ShimService interface {
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	Park(context.Context, *ParkRequest) (*ParkResponse, error)
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
+	Logs(context.Context, *LogsRequest, Shim_LogsServer) error
+	ReopenLogs(context.Context, *ReopenLogsRequest) (*ReopenLogsResponse, error)
 }
 
 type Shim_EventsServer interface {
@@ -25,6 +27,19 @@ type shimEventsServer struct {
 }
 
 func (x *shimEventsServer) Send(m *EventRecord) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+type Shim_LogsServer interface {
+	Send(*LogsResponse) error
+	ttrpc.StreamServer
+}
+
+type shimLogsServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *shimLogsServer) Send(m *LogsResponse) error {
 	return x.StreamServer.SendMsg(m)
 }
 
@@ -59,6 +74,13 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				}
 				return svc.Upgrade(ctx, &req)
 			},
+			"ReopenLogs": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ReopenLogsRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ReopenLogs(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"Events": {
@@ -68,6 +90,17 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 						return nil, err
 					}
 					return nil, svc.Events(ctx, m, &shimEventsServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
+			"Logs": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(LogsRequest)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Logs(ctx, m, &shimLogsServer{stream})
 				},
 				StreamingClient: false,
 				StreamingServer: true,
@@ -82,6 +115,8 @@ type ShimClient interface {
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	Park(context.Context, *ParkRequest) (*ParkResponse, error)
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
+	Logs(context.Context, *LogsRequest) (Shim_LogsClient, error)
+	ReopenLogs(context.Context, *ReopenLogsRequest) (*ReopenLogsResponse, error)
 }
 
 type shimClient struct {
@@ -150,6 +185,43 @@ func (c *shimClient) Park(ctx context.Context, req *ParkRequest) (*ParkResponse,
 func (c *shimClient) Upgrade(ctx context.Context, req *UpgradeRequest) (*UpgradeResponse, error) {
 	var resp UpgradeResponse
 	if err := c.client.Call(ctx, "managerd.shim.v1.Shim", "Upgrade", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *shimClient) Logs(ctx context.Context, req *LogsRequest) (Shim_LogsClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "managerd.shim.v1.Shim", "Logs", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &shimLogsClient{stream}
+	return x, nil
+}
+
+type Shim_LogsClient interface {
+	Recv() (*LogsResponse, error)
+	ttrpc.ClientStream
+}
+
+type shimLogsClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *shimLogsClient) Recv() (*LogsResponse, error) {
+	m := new(LogsResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (c *shimClient) ReopenLogs(ctx context.Context, req *ReopenLogsRequest) (*ReopenLogsResponse, error) {
+	var resp ReopenLogsResponse
+	if err := c.client.Call(ctx, "managerd.shim.v1.Shim", "ReopenLogs", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -26,7 +26,7 @@ Exit status:
 
 Environment:
   MANAGERD_ADDRESS, MANAGERD_NAMESPACE (or CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE) stand for --address and --namespace,
-  CONTAINERD_SNAPSHOTTER for --snapshotter, MANAGERD_STATE for the --state of shim and fsck.
+  CONTAINERD_SNAPSHOTTER for --snapshotter, MANAGERD_STATE for the --state of shim, logs and fsck.
 `
 
 func (c *cli) root() *cobra.Command {
@@ -36,7 +36,7 @@ func (c *cli) root() *cobra.Command {
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"run", "Run containers:", []*cobra.Command{c.runCommand(), c.containersCommand(), c.tasksCommand()}},
+		{"run", "Run containers:", []*cobra.Command{c.runCommand(), c.containersCommand(), c.tasksCommand(), c.logsCommand()}},
 		{"store", "Images and storage:", []*cobra.Command{c.imagesCommand(), c.snapshotsCommand(), c.contentCommand(), c.leasesCommand()}},
 		{"daemon", "The daemon:", []*cobra.Command{c.namespacesCommand(), c.eventsCommand(), c.pluginsCommand(), c.shimCommand(), c.fsckCommand(), c.versionCommand()}},
 	} {

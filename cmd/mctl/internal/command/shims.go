@@ -37,7 +37,7 @@ type keepers struct {
 func (c *cli) shimCommand() *cobra.Command {
 	k := &keepers{cli: c}
 	g := group("shim", "Look at the processes that keep containers, with or without managerd", []string{"shims"},
-		k.ls(), k.inspect(), k.timings(), k.blackbox(), k.stacks(), k.taskState(), k.ps(), k.metrics(), k.events(), k.exits(), k.kill(), k.wait(), k.delete(), k.adopt(), k.upgrade())
+		k.ls(), k.inspect(), k.timings(), k.blackbox(), k.stacks(), k.taskState(), k.ps(), k.metrics(), k.logs(), k.reopenLogs(), k.events(), k.exits(), k.kill(), k.wait(), k.delete(), k.adopt(), k.upgrade())
 	g.Long = `Speaks to the shims themselves, which it finds below managerd's state directory: managerd may be stopped, dead or stuck. A shim
 that does not answer is shown as such; blackbox, events and exits read files, and work with it stopped or dead.`
 	g.PersistentFlags().StringVar(&k.state, "state", env(defaultState, "MANAGERD_STATE"), "managerd's state `directory`")
@@ -154,6 +154,7 @@ type processRow struct {
 	Stdin       string     `json:"stdin,omitempty"`
 	Stdout      string     `json:"stdout,omitempty"`
 	Stderr      string     `json:"stderr,omitempty"`
+	Outputs     []output   `json:"outputs,omitempty"`
 }
 
 var processTable = table.Table[processRow]{Wide: true, Columns: []table.Column[processRow]{
@@ -180,6 +181,7 @@ var processTable = table.Table[processRow]{Wide: true, Columns: []table.Column[p
 		}
 		return orDash(r.Stdout)
 	}},
+	{Title: "WAITS", Cell: func(r processRow) string { return orDash(waiting(r.Outputs)) }},
 }}
 
 // description is a DescribeResponse as people and scripts read it.
@@ -230,6 +232,7 @@ func (k *keepers) inspect() *cobra.Command {
 						ExecID: p.ExecId, PID: p.Pid, State: p.State, ExitUnknown: p.ExitUnknown,
 						Terminal: p.Terminal, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr,
 					}
+					row.Outputs = outputs(p.Outputs)
 					if p.ExitedAt != nil {
 						row.ExitStatus, row.ExitedAt = &p.ExitStatus, new(p.ExitedAt.AsTime())
 					}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -16,6 +17,7 @@ import (
 type Config struct {
 	Target
 	Base string // path of our own files, to which "-sink", "-stdout" and "-stderr" are added
+	Lazy bool   // nothing is opened or made before there is output
 }
 
 // Log is an open log. Close releases it; its Streams are to be closed first.
@@ -26,13 +28,17 @@ type Log struct {
 	file    *os.File   // nil: to be opened
 	state   *os.File   // nil: as above
 	rec     record
+	surplus surplus    // of a raw log
 	torn    bool       // the file may be longer than recorded, by an entry that we did not write whole
 	resumed bool       // an earlier process's record was read
 	gens    []identity // the files that were opened, oldest first; the last one is file
 	dropped int        // how many were taken off the front of gens
 	live    int        // streams that may still write
+	opened  [2]bool    // streams that there are
 	closed  bool
 	changed chan struct{} // closed when there is more to read; nil when nobody waits
+
+	losses [2]struct{ entries, bytes atomic.Int64 } // as rec has them, for whoever must not wait for mu
 }
 
 // identity is a file, whatever its name.
@@ -57,17 +63,22 @@ func Open(cfg Config) (*Log, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("cannot open log %s: %w", cfg.Path, err)
 	}
+	if cfg.Lazy || l.resumed {
+		// Whoever goes on must not wait for a file system that does not answer; and what is in the way may go away: it is
+		// tried again with each write.
+		for i := range names {
+			l.tellLossLocked(i)
+		}
+		if l.rec.file != (identity{}) {
+			l.gens = []identity{l.rec.file}
+		}
+		return l, nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err = l.openLocked()
-	if l.resumed && !errdefs.IsFailedPrecondition(err) {
-		return l, nil // what is in the way may go away: it is tried again with each write
-	}
-	if err != nil {
+	if err := l.openLocked(); err != nil {
 		l.closeLocked()
-		if !l.resumed {
-			l.Remove()
-		}
+		l.Remove()
 		return nil, fmt.Errorf("cannot open log %s: %w", cfg.Path, err)
 	}
 	return l, nil
@@ -146,7 +157,11 @@ func (l *Log) openLocked() (err error) {
 		return err
 	}
 	// O_NONBLOCK: to open what turns out to be a FIFO must not wait.
-	f, err := os.OpenFile(l.cfg.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o640)
+	mode := os.FileMode(0o640)
+	if l.cfg.Format == Raw {
+		mode = 0o644
+	}
+	f, err := os.OpenFile(l.cfg.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return err
 	}
@@ -162,11 +177,19 @@ func (l *Log) openLocked() (err error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("not a regular file: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := lock(f); err != nil {
-		return err
+	if l.cfg.Format != Raw {
+		if err := lock(f); err != nil {
+			return err
+		}
 	}
 	id := identity{uint64(st.Dev), st.Ino}
-	if l.resumed && id == l.rec.file {
+	if l.cfg.Format == Raw {
+		l.surplus = surplus{}
+		if more := st.Size - l.rec.length; l.resumed && id == l.rec.file && more > 0 {
+			l.surplus = surplus{at: l.rec.length, length: more}
+		}
+		l.rec.length, l.torn = st.Size, false
+	} else if l.resumed && id == l.rec.file {
 		l.rec.length = min(l.rec.length, st.Size)
 		l.torn = st.Size > l.rec.length
 	} else {
@@ -296,6 +319,7 @@ func (l *Log) write(s *Stream, f *frames) (used int, err error) {
 		for whole < upto && f.list[whole].end-start <= n {
 			if f.list[whole].note {
 				l.rec.streams[s.index].lost = lost{}
+				l.tellLossLocked(s.index)
 			}
 			l.rec.streams[s.index].done += int64(f.list[whole].raw)
 			whole++
@@ -331,8 +355,28 @@ func (l *Log) drop(s *Stream, list []frame, bytes int64) {
 		}
 	}
 	p.lost.bytes += bytes
+	l.tellLossLocked(s.index)
 	// Without a record a successor would write these, instead of counting them: no harm.
 	_ = l.commitLocked()
+}
+
+// only is the stream that goes into the log, if it is one.
+func (l *Log) only() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch l.opened {
+	case [2]bool{true, false}:
+		return names[0]
+	case [2]bool{false, true}:
+		return names[1]
+	}
+	return ""
+}
+
+func (l *Log) tellLossLocked(index int) {
+	of := l.rec.streams[index].lost
+	l.losses[index].entries.Store(of.entries)
+	l.losses[index].bytes.Store(of.bytes)
 }
 
 func (l *Log) progressOf(s *Stream) progress {

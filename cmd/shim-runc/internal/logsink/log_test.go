@@ -97,10 +97,10 @@ func copyAll(fifo, base, uri string) error {
 func text(t testing.TB, l *Log) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := l.Read(context.Background(), ReadOptions{Tail: -1}, func(e Entry) error {
+	if err := l.Read(context.Background(), ReadOptions{Tail: -1}, each(func(e Entry) error {
 		b.Write(e.Line)
 		return nil
-	}); err != nil {
+	})); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -210,14 +210,14 @@ func TestRotation(t *testing.T) {
 	followed := make(chan error, 1)
 	seen := make(chan int, 1000)
 	go func() {
-		followed <- l.Read(context.Background(), ReadOptions{Follow: true, Tail: -1}, func(e Entry) error {
+		followed <- l.Read(context.Background(), ReadOptions{Follow: true, Tail: -1}, each(func(e Entry) error {
 			if string(e.Line) != fmt.Sprintf("line %d\n", next) {
 				return fmt.Errorf("%q instead of line %d", e.Line, next)
 			}
 			next++
 			seen <- next
 			return nil
-		})
+		}))
 	}()
 	for i := range 1000 {
 		say(t, s, fmt.Sprintf("line %d\n", i))
@@ -240,10 +240,10 @@ func TestRotation(t *testing.T) {
 		t.Errorf("it ends %q", got[max(0, len(got)-40):])
 	}
 	var tail []string
-	if err := l.Read(context.Background(), ReadOptions{Tail: 150}, func(e Entry) error {
+	if err := l.Read(context.Background(), ReadOptions{Tail: 150}, each(func(e Entry) error {
 		tail = append(tail, string(e.Line))
 		return nil
-	}); err != nil || len(tail) != 150 || tail[0] != "line 850\n" {
+	})); err != nil || len(tail) != 150 || tail[0] != "line 850\n" {
 		t.Errorf("%d entries, %v", len(tail), err)
 	}
 }
@@ -335,16 +335,28 @@ func TestSuccessors(t *testing.T) {
 	}
 	defer l.Close()
 	next := 0
-	if err := l.Read(context.Background(), ReadOptions{Tail: -1}, func(e Entry) error {
+	if err := l.Read(context.Background(), ReadOptions{Tail: -1}, each(func(e Entry) error {
 		if string(e.Line) != fmt.Sprintf("%d\n", next) {
 			return fmt.Errorf("%q instead of %d", e.Line, next)
 		}
 		next++
 		return nil
-	}); err != nil || next != lines {
+	})); err != nil || next != lines {
 		t.Errorf("%d lines of %d, after %d kills: %v", next, lines, kills, err)
 	}
 	t.Logf("%d kills", kills)
+}
+
+// each calls fn with every entry of a batch.
+func each(fn func(Entry) error) Reader {
+	return func(entries []Entry, _ Position) error {
+		for _, e := range entries {
+			if err := fn(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // small mounts a file system with room for little, and fills it.

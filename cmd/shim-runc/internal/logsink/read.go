@@ -1,14 +1,13 @@
 package logsink
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // ReadOptions says what of a log is read.
@@ -16,11 +15,21 @@ type ReadOptions struct {
 	Follow bool      // wait for more, until the streams have ended
 	Tail   int       // only the last so many entries of what is there already; negative: all
 	Since  time.Time // only entries that are not older
+	After  *Position // only what is behind it, whatever Tail says; of a file that is not there any more: all
 }
+
+// Position is a place in a log: a file, whatever its name, and how many bytes of it.
+type Position struct {
+	Dev, Ino uint64
+	Offset   int64
+}
+
+// Reader is called with entries in the order of the log, at least one, and with where they end.
+type Reader func(entries []Entry, end Position) error
 
 // Read calls fn with the entries of the log, oldest first, those in the rotated files too. It ends with the log, or what is there of it,
 // with ctx, or with fn's error. A reader that is slower than the rotation misses entries.
-func (l *Log) Read(ctx context.Context, o ReadOptions, fn func(Entry) error) error {
+func (l *Log) Read(ctx context.Context, o ReadOptions, fn Reader) error {
 	parts, gen, err := l.parts()
 	if err != nil {
 		return fmt.Errorf("cannot read log %s: %w", l.cfg.Path, err)
@@ -30,22 +39,18 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn func(Entry) error) err
 			_ = p.file.Close()
 		}
 	}()
-	emit := func(e Entry) error {
-		if !o.Since.IsZero() && e.Time.Before(o.Since) {
-			return nil
+	r := &reading{ctx: ctx, path: l.cfg.Path, format: l.cfg.Format, since: o.Since, fn: fn}
+	if l.cfg.Format == Raw {
+		if !o.Since.IsZero() {
+			return fmt.Errorf("cannot read log %s from a time on: its lines have no times: %w", l.cfg.Path, errdefs.ErrInvalidArgument)
 		}
-		return fn(e)
+		r.stream = l.only()
 	}
-	if o.Tail >= 0 {
-		left := o.Tail
-		for i := len(parts) - 1; i >= 0; i-- {
-			if parts[i].at, left, err = tail(parts[i], left); err != nil {
-				return fmt.Errorf("cannot read log %s: %w", l.cfg.Path, err)
-			}
-		}
+	if err := r.skip(parts, o); err != nil {
+		return err
 	}
 	for _, p := range parts {
-		if err := l.entries(ctx, p, emit); err != nil {
+		if err := r.entries(p); err != nil {
 			return err
 		}
 	}
@@ -56,13 +61,14 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn func(Entry) error) err
 	if gen >= 0 {
 		last = parts[len(parts)-1]
 	}
-	return l.follow(ctx, last, gen, emit)
+	return l.follow(r, last, gen)
 }
 
 // part is a stretch of a file that is to be read.
 type part struct {
 	file    *os.File
 	at, end int64
+	id      identity // once it was asked for
 }
 
 // parts opens all files of the log, oldest first, up to what is recorded. gen is the number of the last one, -1 if there is none.
@@ -86,13 +92,34 @@ func (l *Log) parts() (parts []*part, gen int, err error) {
 		p.end = fi.Size()
 	}
 	if l.file == nil {
-		return parts, -1, nil
+		return l.untouchedLocked(parts)
 	}
 	f, err := l.againLocked()
 	if err != nil {
 		return parts, -1, err
 	}
 	return append(parts, &part{file: f, end: l.rec.length}), l.genLocked(), nil
+}
+
+// untouchedLocked is parts for a log that another process has left, and that nothing was written to since.
+func (l *Log) untouchedLocked(parts []*part) ([]*part, int, error) {
+	if !l.resumed || len(l.gens) == 0 {
+		return parts, -1, nil
+	}
+	f, err := os.Open(l.cfg.Path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return parts, -1, err
+	}
+	if err == nil {
+		if id, _, err := stat(l.cfg.Path); err == nil && id == l.rec.file {
+			return append(parts, &part{file: f, end: l.rec.length}), l.genLocked(), nil
+		}
+		_ = f.Close()
+	}
+	if len(parts) == 0 { // somebody took it away
+		return parts, -1, nil
+	}
+	return parts, l.genLocked(), nil
 }
 
 func (l *Log) genLocked() int { return l.dropped + len(l.gens) - 1 }
@@ -103,7 +130,7 @@ func (l *Log) againLocked() (*os.File, error) {
 }
 
 // follow reads on behind p, which was read to its end and is file number gen.
-func (l *Log) follow(ctx context.Context, p *part, gen int, emit func(Entry) error) error {
+func (l *Log) follow(r *reading, p *part, gen int) error {
 	mine := false // p is ours to close
 	defer func() {
 		if mine {
@@ -116,7 +143,7 @@ func (l *Log) follow(ctx context.Context, p *part, gen int, emit func(Entry) err
 		var next *part
 		var err error
 		switch {
-		case p != nil && gen == now && l.file != nil:
+		case p != nil && gen == now && (l.file != nil || l.resumed):
 			p.end = max(l.rec.length, p.at)
 		case p != nil && p.at < sizeOf(p.file):
 			p.end = sizeOf(p.file) // nobody writes to it any more
@@ -143,14 +170,14 @@ func (l *Log) follow(ctx context.Context, p *part, gen int, emit func(Entry) err
 		case more != nil:
 			select {
 			case <-more:
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-r.ctx.Done():
+				return r.ctx.Err()
 			}
 			continue
 		case idle:
 			return nil
 		}
-		if err := l.entries(ctx, p, emit); err != nil {
+		if err := r.entries(p); err != nil {
 			return err
 		}
 	}
@@ -179,58 +206,4 @@ func sizeOf(f *os.File) int64 {
 		return 0
 	}
 	return fi.Size()
-}
-
-// longest is how long a line of a log is at most: one that is longer is not ours, and is given in pieces.
-const longest = 128 << 10
-
-// entries calls emit with what is in a part, and moves it on.
-func (l *Log) entries(ctx context.Context, p *part, emit func(Entry) error) error {
-	r := bufio.NewReaderSize(io.NewSectionReader(p.file, p.at, p.end-p.at), int(min(longest, max(p.end-p.at, 16))))
-	for {
-		line, err := r.ReadSlice('\n')
-		p.at += int64(len(line))
-		if len(line) > 0 {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err := emit(parse(l.cfg.Format, bytes.TrimSuffix(line, []byte("\n")))); err != nil {
-				return err
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			p.at = p.end // a file that was cut has less
-			return nil
-		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
-			return fmt.Errorf("cannot read log %s: %w", l.cfg.Path, err)
-		}
-	}
-}
-
-// tail says where the last n entries of a part begin, and how many of the n are not in it.
-func tail(p *part, n int) (at int64, left int, err error) {
-	if n <= 0 {
-		return p.end, 0, nil
-	}
-	buf := make([]byte, 64<<10)
-	for at := p.end; at > p.at; {
-		size := min(int64(len(buf)), at-p.at)
-		if _, err := p.file.ReadAt(buf[:size], at-size); err != nil && !errors.Is(err, io.EOF) {
-			return 0, 0, err
-		}
-		for i := size - 1; i >= 0; i-- {
-			if buf[i] != '\n' || at-size+i == p.end-1 { // the last newline ends the last entry, and begins none
-				continue
-			}
-			if n--; n == 0 {
-				return at - size + i + 1, 0, nil
-			}
-		}
-		at -= size
-	}
-	if p.end > p.at {
-		n-- // the first entry of the file has no newline before it
-	}
-	return p.at, n, nil
 }

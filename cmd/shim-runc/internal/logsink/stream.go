@@ -49,6 +49,7 @@ func (l *Log) Stream(name string) (*Stream, error) {
 		return nil, err
 	}
 	l.live++
+	l.opened[s.index] = true
 	return s, nil
 }
 
@@ -87,6 +88,11 @@ func (s *Stream) Take(fifo int) (int64, error) {
 	if err := s.open(); err != nil {
 		return s.discard(fifo, err)
 	}
+	if s.log.cfg.Newest > 0 {
+		if err := s.skip(fifo); err != nil {
+			return 0, err
+		}
+	}
 	for {
 		at := s.taken
 		n, err := unix.Splice(fifo, nil, int(s.spool.Fd()), &at, spooled, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
@@ -102,6 +108,42 @@ func (s *Stream) Take(fifo int) (int64, error) {
 		}
 	}
 }
+
+// skip throws away what is in a FIFO beyond the newest that is kept, and counts it: to write it would cost the process its
+// time, and it would be gone a moment later.
+func (s *Stream) skip(fifo int) error {
+	n, err := unix.IoctlGetInt(fifo, unix.TIOCINQ)
+	if size, serr := unix.FcntlInt(uintptr(fifo), unix.F_GETPIPE_SZ, 0); err == nil && serr == nil && size < skipSize && n >= size/2 {
+		_, _ = unix.FcntlInt(uintptr(fifo), unix.F_SETPIPE_SZ, skipSize) // refused over the user's limit, see pipe(7)
+	}
+	over := int64(n) - s.log.cfg.Newest
+	if over > 7*s.log.cfg.Newest { // of a flood less is kept
+		over = int64(n) - s.log.cfg.Newest/4
+	}
+	if err != nil || over <= 0 {
+		return nil
+	}
+	if err := s.Put(true); err != nil { // what was begun ends here
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = null.Close() }()
+	gone, err := unix.Splice(fifo, nil, int(null.Fd()), nil, int(over), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	if gone > 0 {
+		s.reason = "more came at once than is kept"
+		s.log.drop(s, nil, gone)
+	}
+	return nil
+}
+
+// skipSize is what the kernel is to buffer of a process that prints faster than it is kept, in bytes.
+const skipSize = 1 << 20
 
 // discard takes bytes for which there is no room in the spool, and counts them, if the log drops.
 func (s *Stream) discard(fifo int, reason error) (int64, error) {
@@ -145,6 +187,9 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // says that there was no room (or another reason why the log cannot be written now); Put is to be called again after a
 // while. A log that drops has no such errors.
 func (s *Stream) Put(last bool) error {
+	if s.log.cfg.Format == Raw {
+		return s.putRaw()
+	}
 	work := scratches.Get().(*scratch)
 	defer scratches.Put(work)
 	for {
@@ -179,6 +224,26 @@ func (s *Stream) Put(last bool) error {
 	}
 }
 
+// putRaw is Put for a log without entries: everything that was taken, as it is.
+func (s *Stream) putRaw() error {
+	work := scratches.Get().(*scratch)
+	defer scratches.Put(work)
+	for {
+		done := s.log.progressOf(s).done
+		n := int(min(s.taken-done, int64(len(work.raw))))
+		if n == 0 {
+			return nil
+		}
+		if _, err := s.spool.ReadAt(work.raw[:n], done); err != nil {
+			return fmt.Errorf("cannot read the spool: %w", err)
+		}
+		if err := s.log.append(s, work.raw[:n]); err != nil {
+			return err
+		}
+		s.punch()
+	}
+}
+
 // punch gives the room of what is in the log back. Where that cannot be done the spool grows, and is right all the same.
 func (s *Stream) punch() {
 	done := s.log.progressOf(s).done &^ 4095
@@ -192,6 +257,18 @@ func (s *Stream) punch() {
 
 // Lost says that something was dropped of which the log does not tell yet: Put tries again to.
 func (s *Stream) Lost() bool { return s.log.progressOf(s).lost != lost{} }
+
+// Loss is what was dropped.
+type Loss struct{ Entries, Bytes int64 }
+
+// Loss is what was dropped of which the log does not tell yet. Unlike all else it may be asked at any time, and never waits.
+func (s *Stream) Loss() Loss {
+	of := &s.log.losses[s.index]
+	return Loss{of.entries.Load(), of.bytes.Load()}
+}
+
+// Log is the log that the stream goes into.
+func (s *Stream) Log() *Log { return s.log }
 
 // Left is how many bytes were taken that are not in the log: of a line without an end, unless Put has failed.
 func (s *Stream) Left() int64 { return s.taken - s.log.progressOf(s).done }

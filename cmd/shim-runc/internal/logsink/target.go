@@ -14,6 +14,8 @@
 //   - After each write to the log one small record, in one pwrite(2), says which file it is, how long it is, and how much of
 //     each spool is in it. What a log has beyond that length was written by somebody who did not live to say so: the
 //     successor cuts it off, and frames the same bytes of the spool again.
+//     A log of raw output has no entries that could be cut off, and others may append to it too: there the successor looks
+//     whether what it has beyond that length is what comes next in a spool, and takes it as written then.
 //   - A file is rotated only when all of it is recorded. A successor that finds another file than the recorded one, or
 //     none, was left in the middle of that, and begins where the new file ends.
 //
@@ -43,6 +45,9 @@ const (
 	CRI  Format = "cri"       // RFC3339Nano stdout F text
 )
 
+// Raw is output as it is. It has no URI of this package: whoever opens such a log names the file.
+const Raw Format = "file"
+
 // Target is what a log URI says.
 type Target struct {
 	Format  Format
@@ -50,6 +55,7 @@ type Target struct {
 	MaxSize int64  // bytes in one file; 0: it grows without end, and is not rotated
 	MaxFile int    // files in all, with the one that is written; at least 1
 	Drop    bool   // when there is no room output is dropped and counted, instead of blocking the writer
+	Newest  int64  // of output that comes faster only so many bytes are kept, the rest is counted; 0: all are
 }
 
 // defaultFiles is how many files a log with a max-size has, unless it says.

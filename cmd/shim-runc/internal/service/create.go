@@ -2,6 +2,7 @@ package service
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,12 +21,17 @@ import (
 
 	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logger"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/stdio"
 	ledgerpb "github.com/managerd/managerd/protos/ledger"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/mount"
 )
+
+// ringSize is how many bytes of log are kept at least of a process for which nobody named a sink, once it has written so
+// much; at most it is twice that.
+const ringSize = 64 << 10
 
 // streams are a process's stdio as the client named it, and as it is open (nil before).
 type streams struct {
@@ -92,7 +98,7 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	if err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
-	undo.add(func() error { p.io.open.Close(); return nil })
+	undo.add(func() error { return p.io.open.Close() })
 	failpoint.Hit("shim.create.streams")
 	e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
 	if err != nil {
@@ -200,7 +206,8 @@ func (s *Service) streamConfig(p *process, opts *options.Options) stdio.Config {
 	return stdio.Config{
 		Dir: filepath.Join(s.cfg.Bundle, shimapi.StdioDir), ExecID: p.execID,
 		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, Terminal: p.io.terminal,
-		UID: int(opts.GetIoUid()), GID: int(opts.GetIoGid()),
+		UID: int(opts.GetIoUid()), GID: int(opts.GetIoGid()), Ring: ringSize, ID: cmp.Or(p.execID, s.cfg.ID),
+		Loggers:  &logger.Host{Reaper: s.cfg.Reaper, Namespace: s.cfg.Namespace, Log: s.cfg.Log.With("process", p.label(s.cfg.ID))},
 		OnClosed: func(kinds ...string) { s.unpark(p, kinds...) },
 	}
 }

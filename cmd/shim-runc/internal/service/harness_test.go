@@ -19,9 +19,11 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logger/loggertest"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/test/hungfs"
 )
 
 var (
@@ -32,7 +34,11 @@ var (
 // tempPrefix begins the name of every directory of this very run: another may be under way beside it.
 var tempPrefix = fmt.Sprintf("shim-service-test-%d-", os.Getpid())
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+func TestMain(m *testing.M) {
+	loggertest.Run()
+	hungfs.Run()
+	os.Exit(testMain(m))
+}
 
 func testMain(m *testing.M) int {
 	dir, err := os.MkdirTemp("", tempPrefix)
@@ -82,8 +88,20 @@ func serve(t testing.TB, id string, spec any) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{t: t, id: id, dir: filepath.Join(dir, "b"), done: make(chan struct{}), log: make(chan string, 1)}
+	f := &fixture{t: t, id: id, dir: filepath.Join(dir, "b")}
 	shimbin.Bundle(t, f.dir, spec)
+	f.spawn(shimapi.VerbServe)
+	t.Cleanup(func() {
+		f.end()
+		_ = os.RemoveAll(dir)
+	})
+	return f
+}
+
+// spawn starts the shim's program and connects to it.
+func (f *fixture) spawn(verb string, extra ...*os.File) {
+	t := f.t
+	t.Helper()
 	l, err := shimapi.Listen(f.socket())
 	if err != nil {
 		t.Fatal(err)
@@ -96,9 +114,9 @@ func serve(t testing.TB, id string, spec any) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.cmd = exec.Command(binary, "-namespace", "test", "-id", id, "-bundle", f.dir, "-debug", shimapi.VerbServe)
+	f.cmd = exec.Command(binary, "-namespace", "test", "-id", f.id, "-bundle", f.dir, "-debug", verb)
 	f.cmd.Dir = f.dir
-	f.cmd.ExtraFiles = []*os.File{fd}
+	f.cmd.ExtraFiles = append([]*os.File{fd}, extra...)
 	f.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	var stderr strings.Builder
 	f.cmd.Stderr = &stderr
@@ -107,21 +125,50 @@ func serve(t testing.TB, id string, spec any) *fixture {
 	}
 	_ = fd.Close()
 	_ = l.Close()
+	cmd, done, text := f.cmd, make(chan struct{}), make(chan string, 1)
+	f.done, f.log = done, text
 	go func() {
-		_ = f.cmd.Wait()
-		close(f.done)
+		_ = cmd.Wait()
+		close(done)
 		data, _ := io.ReadAll(log) // the shim was the last writer
 		_ = log.Close()
-		f.log <- string(data) + stderr.String()
+		text <- string(data) + stderr.String()
 	}()
 	if f.Client, err = shimapi.Dial(ctx, shimapi.BootstrapParams{Version: 3, Address: f.socket()}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		f.end()
-		_ = os.RemoveAll(dir)
-	})
-	return f
+}
+
+// succeed kills the shim and starts its successor, for which nobody has kept anything.
+func (f *fixture) succeed() {
+	f.t.Helper()
+	f.die()
+	f.adopt()
+}
+
+// die kills the shim.
+func (f *fixture) die() {
+	f.t.Helper()
+	_ = f.cmd.Process.Kill()
+	<-f.done
+	<-f.log
+	_ = f.Close()
+	if err := os.Remove(f.socket()); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// adopt starts the successor of a shim that is dead.
+func (f *fixture) adopt() {
+	f.t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	_ = unix.Close(pair[1])
+	handover := os.NewFile(uintptr(pair[0]), "handover")
+	f.spawn(shimapi.VerbAdopt, handover)
+	_ = handover.Close()
 }
 
 func (f *fixture) socket() string { return filepath.Join(filepath.Dir(f.dir), "s") }

@@ -180,7 +180,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	failpoint.Hit("shim.startexec.forked")
 	p.io.open.Started()
 	if err != nil {
-		p.io.open.Close()
+		s.closeStreams(p)
 		s.unpark(p, parkedKinds...)
 		s.launch(p, false)
 		s.keepOrLog(p)
@@ -452,9 +452,7 @@ func (s *Service) deleteExec(r *task.DeleteRequest) (*task.DeleteResponse, error
 	if p, err = s.find(r.ID, r.ExecID, shimapi.ReqDelete); err != nil { // a Start or another Delete was first
 		return nil, err
 	}
-	if open := s.streamsOf(p); open != nil {
-		open.Close()
-	}
+	s.closeStreams(p)
 	failpoint.Hit("shim.deleteexec.closed")
 	resp := s.forget(p)
 	failpoint.Hit("shim.deleteexec.forgotten")
@@ -497,15 +495,7 @@ func (s *Service) removeContainer(p *process) error {
 	}
 	failpoint.Hit("shim.delete.destroyed")
 	s.stopOOM()
-	p.io.open.Close()
-	s.mu.Lock()
-	execs := s.execsLocked()
-	s.mu.Unlock()
-	for _, e := range execs {
-		if open := s.streamsOf(e); open != nil {
-			open.Close()
-		}
-	}
+	s.closeStreams(s.all()...)
 	if err := mount.Unmount(filepath.Join(s.cfg.Bundle, shimapi.RootfsDir)); err != nil {
 		return err
 	}

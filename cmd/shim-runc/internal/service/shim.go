@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/stdio"
 	ledgerpb "github.com/managerd/managerd/protos/ledger"
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
@@ -33,13 +34,22 @@ func (s *Service) Describe(context.Context, *shim.DescribeRequest) (*shim.Descri
 	s.oomMu.Lock()
 	resp.OomKills = s.oomTold
 	s.oomMu.Unlock()
+	var open []*stdio.Streams
+	describe := func(p *process) {
+		resp.Processes, open = append(resp.Processes, s.describeLocked(p)), append(open, p.io.open)
+	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.init != nil {
-		resp.Processes = append(resp.Processes, s.describeLocked(s.init))
+		describe(s.init)
 	}
 	for _, e := range s.execs {
-		resp.Processes = append(resp.Processes, s.describeLocked(e))
+		describe(e)
+	}
+	s.mu.Unlock()
+	for i, o := range open {
+		if o != nil {
+			resp.Processes[i].Outputs = outputs(o)
+		}
 	}
 	return resp, nil
 }

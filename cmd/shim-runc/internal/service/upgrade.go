@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -27,13 +28,13 @@ func Parks(service, method string) bool {
 	case shimapi.TaskServiceV2, shimapi.TaskServiceV3:
 		return method == "Wait"
 	case shimService:
-		return method == "Events" || method == "Upgrade"
+		return method == "Events" || method == "Upgrade" || method == "Logs"
 	}
 	return false
 }
 
-// Again makes the payload with which a parked call is asked of the successor: events go on after the newest that the
-// client has, and an upgrade is known to have been made.
+// Again makes the payload with which a parked call is asked of the successor: events and logs go on after the newest that
+// the client has, and an upgrade is known to have been made.
 func Again(service, method string, payload, sent []byte) ([]byte, error) {
 	switch {
 	case service != shimService:
@@ -46,6 +47,14 @@ func Again(service, method string, payload, sent []byte) ([]byte, error) {
 			return nil, err
 		}
 		return proto.Marshal(&shim.EventsRequest{Since: last.Seq})
+	case method == "Logs" && sent != nil:
+		var last shim.LogsResponse
+		var asked shim.LogsRequest
+		if err := errors.Join(proto.Unmarshal(sent, &last), proto.Unmarshal(payload, &asked)); err != nil {
+			return nil, err
+		}
+		asked.After = last.Position
+		return proto.Marshal(&asked)
 	}
 	return payload, nil
 }

@@ -3,7 +3,6 @@ package stdio
 import (
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -27,6 +26,8 @@ type pipe struct {
 	once     sync.Once
 	stop     chan struct{} // closed with stopped
 	alone    holding       // while plain has bytes
+	stall    stall
+	named    *named // dst is a file that is opened by its path; nil: it is a FIFO or a terminal
 }
 
 // Why a copy ended before its end of file.
@@ -44,7 +45,9 @@ func (p *pipe) halt() {
 		close(p.stop)
 		// Wake it. A file that has no deadlines never waits either.
 		_ = p.src.SetReadDeadline(past)
-		_ = p.dst.SetWriteDeadline(past)
+		if p.named == nil {
+			_ = p.dst.SetWriteDeadline(past)
+		}
 	})
 }
 
@@ -56,10 +59,10 @@ func (p *pipe) finish() {
 
 // woken says what to do after a wait for src has failed: nil to go on.
 func (p *pipe) woken(err error) error {
-	if !errors.Is(err, os.ErrDeadlineExceeded) || !p.finished.Load() {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
-	// From now on an empty src is the end, and nothing waits for it. stopped is looked at after the deadline was taken
+	// From now on, when finished, an empty src is the end, and nothing waits for it. stopped is looked at after the deadline was taken
 	// back: halt sets it before it sets the deadline, so that one of the two is always seen.
 	_ = p.src.SetReadDeadline(time.Time{})
 	if p.stopped.Load() {
@@ -89,7 +92,7 @@ func (p *pipe) splice() error {
 	try := func() { // one attempt; n and serr are its result
 		for {
 			if p.grows {
-				n, serr = enlarge(srcFD, dstFD, p.most)
+				p.stall.during(func() { n, serr = enlarge(srcFD, dstFD, p.most) })
 			} else {
 				n, serr = unix.Splice(srcFD, nil, dstFD, nil, p.most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 			}
@@ -118,6 +121,7 @@ func (p *pipe) splice() error {
 			continue
 		}
 		if full {
+			p.stall.waits(unreadClient)
 			err = dst.Write(func(uintptr) bool {
 				try()
 				return !errors.Is(serr, unix.EAGAIN) || unread(srcFD) == 0
@@ -133,6 +137,7 @@ func (p *pipe) splice() error {
 		case errors.Is(serr, unix.EIO): // a terminal whose last other end was closed
 			return nil
 		case refuses(serr):
+			p.stall.waits(serr.Error())
 			if err := p.pause(&refused); err != nil {
 				return err
 			}
@@ -142,10 +147,14 @@ func (p *pipe) splice() error {
 			return nil
 		default:
 			p.moved.Add(n)
+			p.stall.goes()
 			refused = firstWait
 		}
 	}
 }
+
+// unreadClient is what is in the way of a stream whose FIFO is full.
+const unreadClient = "the client does not read"
 
 // enlarge moves what is in a pipe to the end of a file. splice(2) takes no O_APPEND file: a lock keeps others of us, who may
 // write to the same file, from finding the same end.
@@ -217,16 +226,30 @@ func (p *pipe) pause(wait *time.Duration) error {
 	}
 }
 
+// cause is the system's word for an error.
+func cause(err error) string {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	return err.Error()
+}
+
 // write hands all of b on.
 func (p *pipe) write(b []byte) error {
 	for wait := firstWait; ; {
-		n, err := p.dst.Write(b)
+		var n int
+		var err error
+		p.stall.during(func() { n, err = p.dst.Write(b) })
 		b = b[n:]
 		switch {
 		case len(b) == 0:
+			p.stall.goes()
 			return nil
 		case err != nil && !refuses(err):
 			return err
+		case err != nil:
+			p.stall.waits(cause(err))
 		}
 		if err := p.pause(&wait); err != nil {
 			return err
@@ -249,148 +272,6 @@ func unreadFile(f *os.File) int {
 		_ = c.Control(func(fd uintptr) { n = unread(int(fd)) })
 	}
 	return n
-}
-
-// output copies what a process writes.
-type output struct {
-	pipe
-	terminal bool   // src is a terminal's master, which is not ours to close
-	kind     string // of the handle that src is; empty for a terminal
-	client   string // of the handle that dst is
-	closed   func(kinds ...string)
-	eof      chan struct{} // closed when src was at its end and everything is in dst
-	queue    bool          // dst is a FIFO, out of which a client takes; a file has what it was given
-}
-
-func newOutput(src, dst *os.File, kind, client string, closed func(...string)) *output {
-	o := &output{
-		pipe: pipe{src: src, dst: dst, most: pipeSize, stop: make(chan struct{}), alone: newHolding()}, eof: make(chan struct{}),
-		terminal: kind == "", kind: kind, client: client, closed: closed,
-	}
-	if o.terminal {
-		o.most = terminalSize
-	} else {
-		grow(dst)
-	}
-	if fi, err := dst.Stat(); err == nil {
-		o.queue = fi.Mode()&fs.ModeNamedPipe != 0
-		o.grows = fi.Mode().IsRegular() && !o.terminal && appending(dst, false) == nil
-	}
-	return o
-}
-
-// terminalSize is the most bytes that the kernel gives of a terminal at once; it makes room for as many as are asked for.
-const terminalSize = 4096
-
-// appending sets or clears O_APPEND.
-func appending(f *os.File, on bool) error {
-	c, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ferr error
-	err = c.Control(func(fd uintptr) {
-		var flags int
-		if flags, ferr = unix.FcntlInt(fd, unix.F_GETFL, 0); ferr != nil {
-			return
-		}
-		if flags &^= unix.O_APPEND; on {
-			flags |= unix.O_APPEND
-		}
-		_, ferr = unix.FcntlInt(fd, unix.F_SETFL, flags)
-	})
-	return errors.Join(err, ferr)
-}
-
-func (o *output) holds() holding { return o.alone }
-
-func (o *output) handles(add func(string, *os.File)) {
-	if !o.terminal {
-		add(o.kind, o.src)
-	}
-	if o.queue {
-		add(o.client, o.dst)
-	}
-}
-
-// untaken is how much of what was handed on the client has not read.
-func (o *output) untaken() int {
-	if !o.queue { // of a file, FIONREAD says how far its end is from where we stand in it
-		return 0
-	}
-	return unreadFile(o.dst)
-}
-
-func (o *output) run() {
-	defer func() {
-		_ = o.dst.Close()
-		if o.terminal {
-			o.closed(o.client)
-			return
-		}
-		_ = o.src.Close()
-		o.closed(o.kind, o.client)
-	}()
-	err := o.splice()
-	if errors.Is(err, unix.EINVAL) {
-		if o.grows {
-			_ = appending(o.dst, true)
-		}
-		err = o.plain()
-	}
-	if err == nil {
-		close(o.eof)
-		o.linger()
-	}
-}
-
-// linger keeps the client's FIFO open while there is something unread in it: closing the last descriptor of a FIFO
-// throws its contents away, and a client may come to open it a moment after a short process has ended. Nobody tells us
-// that a pipe has run empty, so it looks, ever less often.
-func (o *output) linger() {
-	for wait := time.Millisecond; o.untaken() > 0; wait = min(wait+wait/4+1, 100*time.Millisecond) {
-		select {
-		case <-o.stop:
-			return
-		case <-time.After(wait):
-		}
-	}
-}
-
-// fresh is how long a client that has not read anything yet is waited for: there may be none.
-const fresh = 250 * time.Millisecond
-
-// drain is Streams.Drain for one stream, until deadline at the latest.
-func (o *output) drain(patience time.Duration, deadline time.Time) {
-	var moved, taken int64 = -1, -1 // into dst, and by the client out of it, when last looked
-	eof, since := o.eof, time.Now()
-	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
-		unread := int64(o.untaken())
-		m, now := o.moved.Load(), time.Now()
-		// With a descendant that holds the stream, empty is the end, and what was read is in dst: splice leaves nothing in
-		// between.
-		ended := eof == nil || wait > time.Millisecond && unreadFile(o.src) == 0 && m == moved
-		bound := patience
-		if ended && m == unread {
-			bound = min(bound, fresh)
-		}
-		switch {
-		case ended && unread == 0, now.After(deadline):
-			return
-		case m != moved || m-unread != taken:
-			since = now
-		case now.Sub(since) > bound:
-			return
-		}
-		moved, taken = m, m-unread
-		select {
-		case <-eof:
-			eof = nil // now it is the client's turn: no more of ours comes
-		case <-o.stop:
-			return
-		case <-time.After(wait):
-		}
-	}
 }
 
 // input copies what the client writes.

@@ -5,11 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -55,10 +54,8 @@ func (s *Streams) Handles() map[string]*os.File {
 	for _, o := range s.outs {
 		o.handles(add)
 	}
-	if s.client != nil && s.client.file != nil {
-		if fi, err := s.client.file.Stat(); err == nil && fi.Mode()&fs.ModeNamedPipe != 0 {
-			add(ClientStdout, s.client.file)
-		}
+	if s.client != nil && s.client.named == nil {
+		add(ClientStdout, s.client.file)
 	}
 	return out
 }
@@ -88,19 +85,28 @@ func Reopen(cfg Config, held map[string]*os.File, input bool) (*Streams, error) 
 		if master == nil {
 			return s, fmt.Errorf("nobody has kept the terminal: %w", fs.ErrNotExist)
 		}
-		s.client = s.reopenClient(take(ClientStdout), cfg.Stdout, "stdout", &problems)
+		k := s.sinkOf("stdout")
+		if k.kind == sinkBinary {
+			if err := s.handTerminal(&k, false); err != nil {
+				problems = append(problems, err)
+			}
+		}
+		s.client = s.reopenClient(take(ClientStdout), k, &problems)
 		s.setMasterLocked(master)
 	} else {
 		for _, o := range s.outputs() {
-			if o.uri == "" {
+			if o.sink.none() {
 				continue
 			}
-			src, err := s.reopenFIFO(take(o.kind), o.name, unix.O_RDONLY)
+			src, err := s.reopenFIFO(take(o.handle), o.sink.stream, unix.O_RDONLY)
+			if err == nil && o.sink.kind == sinkBinary {
+				src, err = quiet(src)
+			}
 			if err != nil {
 				problems = append(problems, err)
 				continue
 			}
-			s.startOutput(o, src, s.reopenClient(take(o.client), o.uri, o.name, &problems))
+			s.startOutput(o, src, s.reopenClient(take(o.client), o.sink, &problems))
 		}
 		if cfg.Stdin != "" {
 			var err error
@@ -109,6 +115,9 @@ func Reopen(cfg Config, held map[string]*os.File, input bool) (*Streams, error) 
 				problems = append(problems, err)
 			}
 		}
+	}
+	if err := s.startLoggers(true); err != nil {
+		problems = append(problems, err)
 	}
 	if input && (s.inputDst != nil || s.master != nil) {
 		if err := s.openInputLocked(); err != nil {
@@ -120,7 +129,7 @@ func Reopen(cfg Config, held map[string]*os.File, input bool) (*Streams, error) 
 
 // reopenFIFO gives our end of a container-side FIFO.
 func (s *Streams) reopenFIFO(held *os.File, stream string, flags int) (*os.File, error) {
-	path := filepath.Join(s.cfg.Dir, shimapi.StdioName(s.cfg.ExecID, stream))
+	path := s.path(stream)
 	s.paths = append(s.paths, path)
 	if held != nil {
 		return held, nil
@@ -133,21 +142,36 @@ func (s *Streams) reopenFIFO(held *os.File, stream string, flags int) (*os.File,
 }
 
 // reopenClient gives where an output goes. A client that is gone has nobody who would read it, and the process must not be
-// held up by that: then it is /dev/null.
-func (s *Streams) reopenClient(held *os.File, uri, stream string, problems *[]error) *target {
+// held up by that: then it is /dev/null. A file is opened by whoever writes to it, and so is a log: it may not answer.
+func (s *Streams) reopenClient(held *os.File, k sink, problems *[]error) *target {
 	if held != nil {
-		return &target{file: held}
+		return &target{sink: k, file: held}
 	}
-	if uri != "" {
-		t, err := s.openTarget(uri, stream)
-		if err == nil {
-			return t
+	if k.kind == sinkFile || k.kind == sinkFIFO {
+		path := k.uri
+		if k.url != nil {
+			path = k.url.Path
 		}
-		*problems = append(*problems, err)
+		if _, err := os.Stat(s.logBase(k) + "-sink"); err == nil || s.logs[k.uri] != nil {
+			t := &target{sink: k}
+			err := s.openLog(t, func() (logsink.Target, error) { return rawTarget(path), nil })
+			if err == nil {
+				return t
+			}
+			*problems = append(*problems, err)
+		}
+		if k.kind == sinkFile {
+			return &target{sink: k, named: newNamed(k.uri, k.stream, path)}
+		}
 	}
-	f, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-	if err != nil {
+	t, err := s.openTarget(k)
+	if err == nil {
+		return t
+	}
+	*problems = append(*problems, err)
+	k.kind = sinkNull
+	if t, err = s.openTarget(k); err != nil {
 		panic(fmt.Sprintf("stdio: no %s: %v", os.DevNull, err)) // out of descriptors: the next successor may have more luck
 	}
-	return &target{file: f}
+	return t
 }

@@ -16,16 +16,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logger"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 	"github.com/managerd/managerd/shimapi"
 )
@@ -33,14 +32,18 @@ import (
 // pipeSize is what we ask the kernel to buffer per FIFO, in bytes; it may grant less (pipe(7)).
 const pipeSize = 1 << 20
 
-// Config names a process's streams as the client asked for them: a path of a FIFO, "fifo://PATH", "file://PATH" (output
-// only, appended), a log URI of package logsink (output only), or empty for /dev/null.
+// Config names a process's streams as the client asked for them: a path of a FIFO, "fifo://PATH", or, for output only,
+// "file://PATH" (appended), a log URI of package logsink, "binary://PROGRAM" (package logger), or "null://". Input that is
+// empty is /dev/null; output is too, or it is kept in a ring.
 type Config struct {
 	Dir                   string // where the container-side FIFOs are made
 	ExecID                string // empty for the init process
 	Stdin, Stdout, Stderr string
 	Terminal              bool
-	UID, GID              int // owner of the container-side FIFOs
+	UID, GID              int    // owner of the container-side FIFOs
+	Ring                  int64  // bytes that are kept of the output when neither Stdout nor Stderr is named; 0: none
+	ID                    string // what a logger is told: the container's, or the exec's
+	Loggers               *logger.Host
 	// OnClosed, if set, is told of handles (see Handles) that are closed for good while the others go on. It must not wait.
 	OnClosed func(kinds ...string)
 }
@@ -60,11 +63,12 @@ type Streams struct {
 	in         *input
 	outs       []stream
 	logs       map[string]*logsink.Log // by their URI: both streams may go into one
-	master     *os.File                // terminal
-	client     *target                 // terminal: where output goes, until SetConsole
-	inputDst   *os.File                // no terminal: where input goes, until OpenInput
-	inputSrc   *os.File                // the client's side of it, when it was taken over, until OpenInput
-	inputEnded bool                    // CloseStdin was called
+	loggers    map[string]*logger.Logger
+	master     *os.File // terminal
+	client     *target  // terminal: where output goes, until SetConsole
+	inputDst   *os.File // no terminal: where input goes, until OpenInput
+	inputSrc   *os.File // the client's side of it, when it was taken over, until OpenInput
+	inputEnded bool     // CloseStdin was called
 	closed     bool
 }
 
@@ -74,7 +78,7 @@ func Open(cfg Config) (_ *Streams, err error) {
 	s := &Streams{cfg: cfg}
 	defer func() {
 		if err != nil {
-			s.Close()
+			err = errors.Join(err, s.Close())
 		}
 	}()
 	if cfg.Stdin != "" {
@@ -88,19 +92,19 @@ func Open(cfg Config) (_ *Streams, err error) {
 		return s, s.openTerminal()
 	}
 	if cfg.Stdin != "" {
-		if s.inputDst, s.stdin, err = s.fifo("stdin", true); err != nil {
+		if s.inputDst, s.stdin, err = s.fifo(sink{stream: "stdin"}, true); err != nil {
 			return nil, err
 		}
 	}
 	for _, o := range s.outputs() {
-		if o.uri == "" {
+		if o.sink.none() {
 			continue
 		}
-		dst, err := s.openTarget(o.uri, o.name)
+		dst, err := s.openTarget(o.sink)
 		if err != nil {
 			return nil, err
 		}
-		ours, theirs, err := s.fifo(o.name, false)
+		ours, theirs, err := s.fifo(o.sink, false)
 		if err != nil {
 			dst.discard()
 			return nil, err
@@ -108,24 +112,27 @@ func Open(cfg Config) (_ *Streams, err error) {
 		*o.end = theirs
 		s.startOutput(o, ours, dst)
 	}
+	if err = s.startLoggers(false); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
 // outputStream is one of the two that a process without a terminal has.
 type outputStream struct {
-	name, uri    string
-	kind, client string    // of its handles
-	end          **os.File // the container's
+	sink
+	handle, client string    // kinds of its handles
+	end            **os.File // the container's
 }
 
 func (s *Streams) outputs() []outputStream {
 	return []outputStream{
-		{"stdout", s.cfg.Stdout, Stdout, ClientStdout, &s.stdout}, {"stderr", s.cfg.Stderr, Stderr, ClientStderr, &s.stderr},
+		{s.sinkOf("stdout"), Stdout, ClientStdout, &s.stdout}, {s.sinkOf("stderr"), Stderr, ClientStderr, &s.stderr},
 	}
 }
 
 func (s *Streams) startOutput(o outputStream, src *os.File, dst *target) {
-	out := dst.stream(src, o.kind, o.client, s.handlesClosed)
+	out := dst.stream(src, o.handle, o.client, s.handlesClosed)
 	s.outs = append(s.outs, out)
 	s.spawn(out.run)
 }
@@ -160,7 +167,7 @@ func (s *Streams) openInputLocked() error {
 	src := s.inputSrc
 	if src == nil {
 		var err error
-		if src, err = openClient(s.cfg.Stdin, "stdin"); err != nil {
+		if src, err = s.openStdin(); err != nil {
 			return err
 		}
 	}
@@ -173,6 +180,14 @@ func (s *Streams) openInputLocked() error {
 	return nil
 }
 
+func (s *Streams) openStdin() (*os.File, error) {
+	c, err := resolve(s.cfg.Stdin, "stdin")
+	if err != nil {
+		return nil, err
+	}
+	return openClient(c, sink{stream: "stdin", uri: s.cfg.Stdin})
+}
+
 func (s *Streams) spawn(run func()) {
 	s.copies.Add(1)
 	go func() {
@@ -182,8 +197,8 @@ func (s *Streams) spawn(run func()) {
 }
 
 // fifo makes the container-side FIFO of a stream and opens both ends, ours first.
-func (s *Streams) fifo(stream string, input bool) (ours, theirs *os.File, err error) {
-	path := filepath.Join(s.cfg.Dir, shimapi.StdioName(s.cfg.ExecID, stream))
+func (s *Streams) fifo(of sink, input bool) (ours, theirs *os.File, err error) {
+	path := s.path(of.stream)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, err
 	}
@@ -210,6 +225,9 @@ func (s *Streams) fifo(stream string, input bool) (ours, theirs *os.File, err er
 		if err == nil {
 			theirs, err = openRaw(path, unix.O_RDWR)
 		}
+		if err == nil && of.kind == sinkBinary {
+			ours, err = quiet(ours)
+		}
 	}
 	if theirs != nil {
 		s.files = append(s.files, theirs)
@@ -220,8 +238,15 @@ func (s *Streams) fifo(stream string, input bool) (ours, theirs *os.File, err er
 		}
 		return nil, nil, err
 	}
-	grow(ours)
+	if of.kind != sinkRing { // it grows when much comes
+		grow(ours)
+	}
 	return ours, theirs, nil
+}
+
+// path is where a stream's container-side FIFO is, or another file of ours.
+func (s *Streams) path(stream string) string {
+	return filepath.Join(s.cfg.Dir, shimapi.StdioName(s.cfg.ExecID, stream))
 }
 
 // openRaw opens without os.OpenFile's changes of O_NONBLOCK: what goes to a container must block.
@@ -238,71 +263,6 @@ func grow(f *os.File) {
 	if c, err := f.SyscallConn(); err == nil {
 		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
 	}
-}
-
-// client is the client's side of a stream: a path, and what is there.
-type client struct {
-	path string
-	fifo bool
-	make bool // a file that is made if it is not there
-}
-
-// resolve says what a stream that the client named is; nothing is opened.
-func resolve(uri, stream string) (client, error) {
-	fail := func(err error) (client, error) {
-		return client{}, fmt.Errorf("cannot use %s %q: %w", stream, uri, err)
-	}
-	c := client{path: uri}
-	if strings.Contains(uri, "://") {
-		u, err := url.Parse(uri)
-		if err != nil {
-			return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
-		}
-		c.path = u.Path
-		switch u.Scheme {
-		case "fifo":
-		case "file":
-			c.make = true
-		default:
-			return fail(fmt.Errorf("scheme %q is not supported, use a path, fifo://, file://, json-file:// or cri://: %w", u.Scheme, errdefs.ErrNotImplemented))
-		}
-	}
-	if !filepath.IsAbs(c.path) {
-		return fail(fmt.Errorf("not an absolute path: %w", errdefs.ErrInvalidArgument))
-	}
-	if !c.make {
-		fi, err := os.Stat(c.path)
-		if err != nil {
-			return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
-		}
-		c.fifo = fi.Mode()&fs.ModeNamedPipe != 0
-	}
-	if stream == "stdin" && !c.fifo {
-		return fail(fmt.Errorf("input can only come from a FIFO: %w", errdefs.ErrInvalidArgument))
-	}
-	return c, nil
-}
-
-// openClient opens the client's side of a stream.
-func openClient(uri, stream string) (f *os.File, err error) {
-	c, err := resolve(uri, stream)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case c.fifo:
-		f, err = openRaw(c.path, unix.O_RDWR|unix.O_NONBLOCK)
-	case c.make:
-		if err = os.MkdirAll(filepath.Dir(c.path), 0o755); err == nil {
-			f, err = os.OpenFile(c.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
-		}
-	default:
-		f, err = os.OpenFile(c.path, os.O_WRONLY|os.O_APPEND, 0)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot open %s %q: %w", stream, uri, err)
-	}
-	return f, nil
 }
 
 // Files gives the container's ends, nil for /dev/null. They stay ours: Started closes them.
@@ -342,40 +302,5 @@ func (s *Streams) Drain(patience time.Duration) {
 	deadline := time.Now().Add(drainMost)
 	for _, o := range outs {
 		o.drain(patience, deadline)
-	}
-}
-
-// Close stops copying and releases everything, the container-side FIFOs included. It may be called more than once.
-func (s *Streams) Close() {
-	s.Started()
-	s.mu.Lock()
-	s.closed = true
-	if s.in != nil {
-		s.in.halt()
-	}
-	for _, o := range s.outs {
-		o.halt()
-	}
-	held := []*os.File{s.inputDst, s.inputSrc, s.master}
-	if s.client != nil {
-		s.client.discard()
-	}
-	logs := s.logs
-	s.client, s.inputDst, s.inputSrc, s.master, s.logs = nil, nil, nil, nil, nil
-	paths := s.paths
-	s.paths = nil
-	s.mu.Unlock()
-	s.copies.Wait()
-	for _, f := range held {
-		if f != nil {
-			_ = f.Close()
-		}
-	}
-	for _, l := range logs {
-		l.Close()
-		l.Remove()
-	}
-	for _, p := range paths {
-		_ = os.Remove(p)
 	}
 }

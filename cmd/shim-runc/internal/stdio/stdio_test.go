@@ -16,9 +16,16 @@ import (
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logger/loggertest"
+	"github.com/managerd/managerd/test/hungfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	loggertest.Run()
+	hungfs.Run()
+	goleak.VerifyTestMain(m)
+}
 
 // mkfifos makes the client's side.
 func mkfifos(t testing.TB) (dir string, cfg Config) {
@@ -39,7 +46,7 @@ func run(t testing.TB, cfg Config, script string) (*Streams, *exec.Cmd) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(s.Close)
+	t.Cleanup(func() { _ = s.Close() })
 	cmd := exec.Command("/bin/sh", "-c", script)
 	in, out, errf := s.Files()
 	if in != nil {
@@ -199,7 +206,11 @@ func TestBadStreams(t *testing.T) {
 	}{
 		{Config{Stdout: "relative"}, errdefs.IsInvalidArgument},
 		{Config{Stdout: "/no/such/fifo"}, errdefs.IsInvalidArgument},
-		{Config{Stdout: "binary:///bin/logger"}, errdefs.IsNotImplemented},
+		{Config{Stdout: "syslog:///bin/logger"}, errdefs.IsNotImplemented},
+		{Config{Stdout: "binary://bin/logger"}, errdefs.IsInvalidArgument},
+		{Config{Stdout: "file://host/log"}, errdefs.IsInvalidArgument},
+		{Config{Stdout: "file:///etc"}, errdefs.IsInvalidArgument},
+		{Config{Stdout: "null:///x"}, errdefs.IsInvalidArgument},
 		{Config{Stdin: "file:///etc/passwd"}, errdefs.IsInvalidArgument},
 		{Config{Stdin: "/etc/passwd"}, errdefs.IsInvalidArgument},
 	} {

@@ -3,6 +3,7 @@ package stdio
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -11,18 +12,42 @@ import (
 
 // openTerminal opens where output goes; copying starts when there is a master.
 func (s *Streams) openTerminal() (err error) {
-	out := s.cfg.Stdout
-	if out == "" {
-		// Somebody has to read, or the process blocks on a full terminal.
-		f, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-		if err != nil {
+	k := s.sinkOf("stdout")
+	if k.kind == sinkBinary {
+		if err := s.handTerminal(&k, true); err != nil {
 			return err
 		}
-		s.client = &target{file: f}
-		return nil
 	}
-	s.client, err = s.openTarget(out, "stdout")
-	return err
+	// /dev/null too: somebody has to read, or the process blocks on a full terminal.
+	if s.client, err = s.openTarget(k); err != nil {
+		return err
+	}
+	return s.startLoggers(false) // who reads before anybody can write sees an end of file
+}
+
+// handTerminal hands a terminal's output to a logger, which is not started yet, and makes k the FIFO that it reads.
+func (s *Streams) handTerminal(k *sink, make bool) error {
+	path := s.path("stdout")
+	s.paths = append(s.paths, path)
+	if make {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			return &os.PathError{Op: "mkfifo", Path: path, Err: err}
+		}
+	}
+	src, err := openRaw(path, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err == nil {
+		src, err = quiet(src)
+	}
+	if err != nil {
+		return err
+	}
+	h := newHanded(src, *k, "", s.handlesClosed)
+	s.outs = append(s.outs, h)
+	k.uri, k.kind, k.url = path, sinkFIFO, nil
+	return nil
 }
 
 // SetConsole takes over the master of the process's terminal and starts to copy its output. The file must be in non-blocking mode.
