@@ -26,6 +26,166 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ExecSpec is what an ExecProcessRequest may have as its spec instead of an OCI process. A shim that does not know it refuses
+// it. Its type URL is its full name.
+type ExecSpec struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Process *anypb.Any             `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"` // the OCI process, as JSON
+	// How long the process may run from its start, in nanoseconds; then it is killed, and with it all that it has begotten. Its
+	// exit says so. 0: for ever; negative is refused.
+	TimeoutNano   int64 `protobuf:"varint,2,opt,name=timeout_nano,json=timeoutNano,proto3" json:"timeout_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecSpec) Reset() {
+	*x = ExecSpec{}
+	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecSpec) ProtoMessage() {}
+
+func (x *ExecSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecSpec.ProtoReflect.Descriptor instead.
+func (*ExecSpec) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ExecSpec) GetProcess() *anypb.Any {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ExecSpec) GetTimeoutNano() int64 {
+	if x != nil {
+		return x.TimeoutNano
+	}
+	return 0
+}
+
+type ProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // as of net/http/pprof: profile (of the CPU), heap, allocs, goroutine, threadcreate, block, mutex; or trace
+	DurationNano  int64                  `protobuf:"varint,2,opt,name=duration_nano,json=durationNano,proto3" json:"duration_nano,omitempty"` // for profile and trace: how long to record, at most ten minutes
+	Debug         int32                  `protobuf:"varint,3,opt,name=debug,proto3" json:"debug,omitempty"`                                   // 0: binary, 1 or 2: text (not for profile and trace)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileRequest) Reset() {
+	*x = ProfileRequest{}
+	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileRequest) ProtoMessage() {}
+
+func (x *ProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileRequest.ProtoReflect.Descriptor instead.
+func (*ProfileRequest) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ProfileRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProfileRequest) GetDurationNano() int64 {
+	if x != nil {
+		return x.DurationNano
+	}
+	return 0
+}
+
+func (x *ProfileRequest) GetDebug() int32 {
+	if x != nil {
+		return x.Debug
+	}
+	return 0
+}
+
+type ProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // the next part
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileResponse) Reset() {
+	*x = ProfileResponse{}
+	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileResponse) ProtoMessage() {}
+
+func (x *ProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileResponse.ProtoReflect.Descriptor instead.
+func (*ProfileResponse) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProfileResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -34,7 +194,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +206,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +219,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{0}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
 }
 
 type DescribeResponse struct {
@@ -78,14 +238,15 @@ type DescribeResponse struct {
 	Fds         uint32                 `protobuf:"varint,12,opt,name=fds,proto3" json:"fds,omitempty"`
 	// Duration in nanoseconds of each phase of the last create, start and exec, by phase name.
 	Timings       map[string]int64 `protobuf:"bytes,13,rep,name=timings,proto3" json:"timings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // how many of the container's processes the kernel has killed for want of memory, that were told of
+	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`       // how many of the container's processes the kernel has killed for want of memory, that were told of
+	TrimmedSeq    uint64           `protobuf:"varint,30,opt,name=trimmed_seq,json=trimmedSeq,proto3" json:"trimmed_seq,omitempty"` // up to this one, records of deleted execs have been dropped from the ledger; 0: none were
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -97,7 +258,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -110,7 +271,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{1}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DescribeResponse) GetVersion() string {
@@ -211,6 +372,13 @@ func (x *DescribeResponse) GetOomKills() uint64 {
 	return 0
 }
 
+func (x *DescribeResponse) GetTrimmedSeq() uint64 {
+	if x != nil {
+		return x.TrimmedSeq
+	}
+	return 0
+}
+
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -223,15 +391,17 @@ type Process struct {
 	Stdin         string                 `protobuf:"bytes,8,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Stdout        string                 `protobuf:"bytes,9,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr        string                 `protobuf:"bytes,10,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	ExitUnknown   string                 `protobuf:"bytes,11,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
-	OomKilled     bool                   `protobuf:"varint,12,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`      // it ended by SIGKILL, and the kernel had killed for want of memory in its time
+	ExitUnknown   string                 `protobuf:"bytes,11,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"`  // why the exit status is not known; empty: it is exact
+	OomKilled     bool                   `protobuf:"varint,12,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`       // it ended by SIGKILL, and the kernel had killed for want of memory in its time
+	TimeoutNano   int64                  `protobuf:"varint,30,opt,name=timeout_nano,json=timeoutNano,proto3" json:"timeout_nano,omitempty"` // how long it may run; 0: for ever
+	TimedOut      bool                   `protobuf:"varint,31,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`          // its time was over, and it was killed with all that it had begotten
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -243,7 +413,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -256,7 +426,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{2}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Process) GetContainerId() string {
@@ -343,6 +513,20 @@ func (x *Process) GetOomKilled() bool {
 	return false
 }
 
+func (x *Process) GetTimeoutNano() int64 {
+	if x != nil {
+		return x.TimeoutNano
+	}
+	return 0
+}
+
+func (x *Process) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
+}
+
 type EventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Since         uint64                 `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"` // 0: everything the ledger has
@@ -352,7 +536,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +548,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +561,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EventsRequest) GetSince() uint64 {
@@ -399,7 +583,7 @@ type EventRecord struct {
 
 func (x *EventRecord) Reset() {
 	*x = EventRecord{}
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +595,7 @@ func (x *EventRecord) String() string {
 func (*EventRecord) ProtoMessage() {}
 
 func (x *EventRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +608,7 @@ func (x *EventRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRecord.ProtoReflect.Descriptor instead.
 func (*EventRecord) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EventRecord) GetSeq() uint64 {
@@ -464,7 +648,7 @@ type ParkRequest struct {
 
 func (x *ParkRequest) Reset() {
 	*x = ParkRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +660,7 @@ func (x *ParkRequest) String() string {
 func (*ParkRequest) ProtoMessage() {}
 
 func (x *ParkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +673,7 @@ func (x *ParkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkRequest.ProtoReflect.Descriptor instead.
 func (*ParkRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ParkRequest) GetSocket() string {
@@ -507,7 +691,7 @@ type ParkResponse struct {
 
 func (x *ParkResponse) Reset() {
 	*x = ParkResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +703,7 @@ func (x *ParkResponse) String() string {
 func (*ParkResponse) ProtoMessage() {}
 
 func (x *ParkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +716,7 @@ func (x *ParkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkResponse.ProtoReflect.Descriptor instead.
 func (*ParkResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 type UpgradeRequest struct {
@@ -545,7 +729,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +741,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +754,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -600,7 +784,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +796,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +809,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpgradeResponse) GetVersion() string {
@@ -672,7 +856,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +868,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +881,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExitsRequest) GetSince() uint64 {
@@ -716,13 +900,15 @@ type Exit struct {
 	ExitStatus    uint32                 `protobuf:"varint,5,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
 	ExitUnknown   string                 `protobuf:"bytes,7,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
+	OomKilled     bool                   `protobuf:"varint,30,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`     // it ended by SIGKILL, and the kernel had killed for want of memory in its time
+	TimedOut      bool                   `protobuf:"varint,31,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`        // its time was over, and it was killed with all that it had begotten
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +920,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +933,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Exit) GetSeq() uint64 {
@@ -799,6 +985,20 @@ func (x *Exit) GetExitUnknown() string {
 	return ""
 }
 
+func (x *Exit) GetOomKilled() bool {
+	if x != nil {
+		return x.OomKilled
+	}
+	return false
+}
+
+func (x *Exit) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
+}
+
 type ExitsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Exits         []*Exit                `protobuf:"bytes,1,rep,name=exits,proto3" json:"exits,omitempty"`
@@ -808,7 +1008,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +1020,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +1033,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExitsResponse) GetExits() []*Exit {
@@ -847,8 +1047,17 @@ var File_shim_v1_shim_proto protoreflect.FileDescriptor
 
 const file_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
-	"\x12shim/v1/shim.proto\x12\x10managerd.shim.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xa7\x04\n" +
+	"\x12shim/v1/shim.proto\x12\x10managerd.shim.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n" +
+	"\bExecSpec\x12.\n" +
+	"\aprocess\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\aprocess\x12!\n" +
+	"\ftimeout_nano\x18\x02 \x01(\x03R\vtimeoutNano\"_\n" +
+	"\x0eProfileRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\rduration_nano\x18\x02 \x01(\x03R\fdurationNano\x12\x14\n" +
+	"\x05debug\x18\x03 \x01(\x05R\x05debug\"%\n" +
+	"\x0fProfileResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x11\n" +
+	"\x0fDescribeRequest\"\xc8\x04\n" +
 	"\x10DescribeResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -867,10 +1076,12 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"goroutines\x12\x10\n" +
 	"\x03fds\x18\f \x01(\rR\x03fds\x12I\n" +
 	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x12\x1b\n" +
-	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x1a:\n" +
+	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x12\x1f\n" +
+	"\vtrimmed_seq\x18\x1e \x01(\x04R\n" +
+	"trimmedSeq\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xeb\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xab\x03\n" +
 	"\aProcess\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
@@ -886,7 +1097,9 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	" \x01(\tR\x06stderr\x12!\n" +
 	"\fexit_unknown\x18\v \x01(\tR\vexitUnknown\x12\x1d\n" +
 	"\n" +
-	"oom_killed\x18\f \x01(\bR\toomKilled\"%\n" +
+	"oom_killed\x18\f \x01(\bR\toomKilled\x12!\n" +
+	"\ftimeout_nano\x18\x1e \x01(\x03R\vtimeoutNano\x12\x1b\n" +
+	"\ttimed_out\x18\x1f \x01(\bR\btimedOut\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9b\x01\n" +
 	"\vEventRecord\x12\x10\n" +
@@ -908,7 +1121,7 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
 	"pause_nano\x18\x05 \x01(\x03R\tpauseNano\"$\n" +
 	"\fExitsRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\x04R\x05since\"\xe3\x01\n" +
+	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9f\x02\n" +
 	"\x04Exit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -917,15 +1130,19 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\vexit_status\x18\x05 \x01(\rR\n" +
 	"exitStatus\x127\n" +
 	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12!\n" +
-	"\fexit_unknown\x18\a \x01(\tR\vexitUnknown\"=\n" +
+	"\fexit_unknown\x18\a \x01(\tR\vexitUnknown\x12\x1d\n" +
+	"\n" +
+	"oom_killed\x18\x1e \x01(\bR\toomKilled\x12\x1b\n" +
+	"\ttimed_out\x18\x1f \x01(\bR\btimedOut\"=\n" +
 	"\rExitsResponse\x12,\n" +
-	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits2\x86\x03\n" +
+	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits2\xd8\x03\n" +
 	"\x04Shim\x12Q\n" +
 	"\bDescribe\x12!.managerd.shim.v1.DescribeRequest\x1a\".managerd.shim.v1.DescribeResponse\x12J\n" +
 	"\x06Events\x12\x1f.managerd.shim.v1.EventsRequest\x1a\x1d.managerd.shim.v1.EventRecord0\x01\x12H\n" +
 	"\x05Exits\x12\x1e.managerd.shim.v1.ExitsRequest\x1a\x1f.managerd.shim.v1.ExitsResponse\x12E\n" +
 	"\x04Park\x12\x1d.managerd.shim.v1.ParkRequest\x1a\x1e.managerd.shim.v1.ParkResponse\x12N\n" +
-	"\aUpgrade\x12 .managerd.shim.v1.UpgradeRequest\x1a!.managerd.shim.v1.UpgradeResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
+	"\aUpgrade\x12 .managerd.shim.v1.UpgradeRequest\x1a!.managerd.shim.v1.UpgradeResponse\x12P\n" +
+	"\aProfile\x12 .managerd.shim.v1.ProfileRequest\x1a!.managerd.shim.v1.ProfileResponse0\x01B2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
 
 var (
 	file_shim_v1_shim_proto_rawDescOnce sync.Once
@@ -939,48 +1156,54 @@ func file_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_shim_v1_shim_proto_rawDescData
 }
 
-var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_shim_v1_shim_proto_goTypes = []any{
-	(*DescribeRequest)(nil),       // 0: managerd.shim.v1.DescribeRequest
-	(*DescribeResponse)(nil),      // 1: managerd.shim.v1.DescribeResponse
-	(*Process)(nil),               // 2: managerd.shim.v1.Process
-	(*EventsRequest)(nil),         // 3: managerd.shim.v1.EventsRequest
-	(*EventRecord)(nil),           // 4: managerd.shim.v1.EventRecord
-	(*ParkRequest)(nil),           // 5: managerd.shim.v1.ParkRequest
-	(*ParkResponse)(nil),          // 6: managerd.shim.v1.ParkResponse
-	(*UpgradeRequest)(nil),        // 7: managerd.shim.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),       // 8: managerd.shim.v1.UpgradeResponse
-	(*ExitsRequest)(nil),          // 9: managerd.shim.v1.ExitsRequest
-	(*Exit)(nil),                  // 10: managerd.shim.v1.Exit
-	(*ExitsResponse)(nil),         // 11: managerd.shim.v1.ExitsResponse
-	nil,                           // 12: managerd.shim.v1.DescribeResponse.TimingsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 14: google.protobuf.Any
+	(*ExecSpec)(nil),              // 0: managerd.shim.v1.ExecSpec
+	(*ProfileRequest)(nil),        // 1: managerd.shim.v1.ProfileRequest
+	(*ProfileResponse)(nil),       // 2: managerd.shim.v1.ProfileResponse
+	(*DescribeRequest)(nil),       // 3: managerd.shim.v1.DescribeRequest
+	(*DescribeResponse)(nil),      // 4: managerd.shim.v1.DescribeResponse
+	(*Process)(nil),               // 5: managerd.shim.v1.Process
+	(*EventsRequest)(nil),         // 6: managerd.shim.v1.EventsRequest
+	(*EventRecord)(nil),           // 7: managerd.shim.v1.EventRecord
+	(*ParkRequest)(nil),           // 8: managerd.shim.v1.ParkRequest
+	(*ParkResponse)(nil),          // 9: managerd.shim.v1.ParkResponse
+	(*UpgradeRequest)(nil),        // 10: managerd.shim.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),       // 11: managerd.shim.v1.UpgradeResponse
+	(*ExitsRequest)(nil),          // 12: managerd.shim.v1.ExitsRequest
+	(*Exit)(nil),                  // 13: managerd.shim.v1.Exit
+	(*ExitsResponse)(nil),         // 14: managerd.shim.v1.ExitsResponse
+	nil,                           // 15: managerd.shim.v1.DescribeResponse.TimingsEntry
+	(*anypb.Any)(nil),             // 16: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_shim_v1_shim_proto_depIdxs = []int32{
-	13, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
-	2,  // 1: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
-	12, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
-	13, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
-	13, // 4: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
-	14, // 5: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
-	13, // 6: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	10, // 7: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
-	0,  // 8: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
-	3,  // 9: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
-	9,  // 10: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
-	5,  // 11: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
-	7,  // 12: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
-	1,  // 13: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
-	4,  // 14: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
-	11, // 15: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
-	6,  // 16: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
-	8,  // 17: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	16, // 0: managerd.shim.v1.ExecSpec.process:type_name -> google.protobuf.Any
+	17, // 1: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
+	5,  // 2: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
+	15, // 3: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
+	17, // 4: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
+	17, // 5: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
+	16, // 6: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
+	17, // 7: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	13, // 8: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
+	3,  // 9: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
+	6,  // 10: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
+	12, // 11: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
+	8,  // 12: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
+	10, // 13: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
+	1,  // 14: managerd.shim.v1.Shim.Profile:input_type -> managerd.shim.v1.ProfileRequest
+	4,  // 15: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
+	7,  // 16: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
+	14, // 17: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
+	9,  // 18: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
+	11, // 19: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
+	2,  // 20: managerd.shim.v1.Shim.Profile:output_type -> managerd.shim.v1.ProfileResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_shim_v1_shim_proto_init() }
@@ -994,7 +1217,7 @@ func file_shim_v1_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_v1_shim_proto_rawDesc), len(file_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -13,6 +13,7 @@ type ShimService interface {
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	Park(context.Context, *ParkRequest) (*ParkResponse, error)
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
+	Profile(context.Context, *ProfileRequest, Shim_ProfileServer) error
 }
 
 type Shim_EventsServer interface {
@@ -25,6 +26,19 @@ type shimEventsServer struct {
 }
 
 func (x *shimEventsServer) Send(m *EventRecord) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+type Shim_ProfileServer interface {
+	Send(*ProfileResponse) error
+	ttrpc.StreamServer
+}
+
+type shimProfileServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *shimProfileServer) Send(m *ProfileResponse) error {
 	return x.StreamServer.SendMsg(m)
 }
 
@@ -72,6 +86,17 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				StreamingClient: false,
 				StreamingServer: true,
 			},
+			"Profile": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(ProfileRequest)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Profile(ctx, m, &shimProfileServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
 		},
 	})
 }
@@ -82,6 +107,7 @@ type ShimClient interface {
 	Exits(context.Context, *ExitsRequest) (*ExitsResponse, error)
 	Park(context.Context, *ParkRequest) (*ParkResponse, error)
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
+	Profile(context.Context, *ProfileRequest) (Shim_ProfileClient, error)
 }
 
 type shimClient struct {
@@ -153,4 +179,33 @@ func (c *shimClient) Upgrade(ctx context.Context, req *UpgradeRequest) (*Upgrade
 		return nil, err
 	}
 	return &resp, nil
+}
+
+func (c *shimClient) Profile(ctx context.Context, req *ProfileRequest) (Shim_ProfileClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "managerd.shim.v1.Shim", "Profile", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &shimProfileClient{stream}
+	return x, nil
+}
+
+type Shim_ProfileClient interface {
+	Recv() (*ProfileResponse, error)
+	ttrpc.ClientStream
+}
+
+type shimProfileClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *shimProfileClient) Recv() (*ProfileResponse, error) {
+	m := new(ProfileResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/direct"
@@ -19,6 +20,7 @@ import (
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/blackbox"
+	"github.com/managerd/managerd/shimapi/ledger"
 )
 
 // What a shim has written down, which is there whether it answers or not; and the start of a successor, which goes by that.
@@ -34,6 +36,10 @@ func (k *keepers) records(cmd *cobra.Command, id string, since uint64, f func(s 
 			return err
 		}
 		records, damage := s.Ledger()
+		if trimmed := ledger.TrimmedBy(records); since > 0 && since < trimmed {
+			return fmt.Errorf("the ledger of container %s has been compacted up to number %d, behind %d not everything is there; leave --since out to get what there is: %w",
+				s.ID, trimmed, since, errdefs.ErrOutOfRange)
+		}
 		for _, r := range records {
 			if r.Seq > since {
 				if err := f(s, r); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +31,13 @@ type Container struct {
 	released  atomic.Bool
 	launcher  string           // argv[0] of the process that forked init
 	poststart configs.HookList // libcontainer would run them at create
+
+	dirsOnce sync.Once
+	dirs     map[string]string // the container's cgroup, by its controller on v1
+
+	execs    sync.Mutex
+	execDirs map[string]string // cgroups of running execs, by their ids
+	left     []string          // those of ended ones, in which something may run on
 }
 
 // ID is the container's id.
@@ -135,8 +143,9 @@ func (c *Container) release(ctx context.Context) error {
 	}
 }
 
-// Exec starts another process in the container. Execs run side by side: each has a libcontainer value of its own.
-func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, io IO) (*reaper.Process, error) {
+// Exec starts another process in the container. Execs run side by side: each has a libcontainer value of its own. kill says
+// that KillExec must find all that it will have begotten.
+func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, io IO, kill bool) (*reaper.Process, error) {
 	begin := time.Now()
 	fail := func(err error) (*reaper.Process, error) {
 		return nil, fmt.Errorf("cannot exec %s in container %s: %w", execID, c.id, err)
@@ -152,8 +161,18 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 		return fail(err)
 	}
 	c.engine.clamp.process(p)
-	proc, err := c.engine.launch(ctx, lc, p, false, io)
+	dir, sub := c.execCgroup(execID, kill)
+	proc, err := c.engine.launch(ctx, lc, p, false, io, sub)
+	if dir != "" {
+		c.execs.Lock()
+		if c.execDirs == nil {
+			c.execDirs = map[string]string{}
+		}
+		c.execDirs[execID] = dir
+		c.execs.Unlock()
+	}
 	if err != nil {
+		c.ForgetExec(execID)
 		return fail(err)
 	}
 	c.engine.cfg.OnPhase("exec", time.Since(begin))

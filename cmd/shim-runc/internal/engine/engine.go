@@ -94,7 +94,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	e.cfg.OnPhase("create.config", time.Since(begin))
 
 	begin = time.Now()
-	proc, err := e.launch(ctx, c, spec.Process, true, io)
+	proc, err := e.launch(ctx, c, spec.Process, true, io, nil)
 	if err != nil {
 		gerr := e.cfg.Reaper.Guard(c.Destroy)
 		if gerr != nil {

@@ -68,6 +68,9 @@ func summary(r *ledgerpb.Record) string {
 		if e.Unknown != "" {
 			what += ", unknown: " + e.Unknown
 		}
+		if e.TimedOut {
+			what += ", its time was over"
+		}
 	}
 	return what
 }

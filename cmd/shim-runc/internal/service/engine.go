@@ -27,7 +27,10 @@ type Container interface {
 	Init() *reaper.Process
 	SharedPID() bool // processes can outlive init
 	Start(ctx context.Context) error
-	Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO) (*reaper.Process, error)
+	// Exec starts another process; with kill, KillExec is to find all that it will have begotten, as far as that can be had.
+	Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO, kill bool) (*reaper.Process, error)
+	KillExec(execID string, p *reaper.Process) error // and what it has begotten
+	ForgetExec(execID string)                        // which has ended
 	Pids() ([]int, error)
 	Pause() error
 	Resume() error

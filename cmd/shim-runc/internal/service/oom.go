@@ -36,6 +36,7 @@ func (s *Service) watchCgroup(cg *cgroups.Cgroup, err error) {
 // tellOOM emits one event for each process that the kernel has killed beyond those that were told of. containerd's event
 // has the container's id only; which kill it is, the ledger has.
 func (s *Service) tellOOM(kills uint64) {
+	defer s.compact()
 	s.oomMu.Lock()
 	defer s.oomMu.Unlock()
 	if kills > s.oomTold+oomBurst {

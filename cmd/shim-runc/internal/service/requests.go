@@ -106,9 +106,9 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	if r.Spec == nil {
 		return nil, fmt.Errorf("exec %s in container %s has no spec: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
 	}
-	var spec specs.Process
-	if err := json.Unmarshal(r.Spec.Value, &spec); err != nil {
-		return nil, fmt.Errorf("exec %s in container %s has a malformed spec: %w: %w", r.ExecID, r.ID, err, errdefs.ErrInvalidArgument)
+	spec, timeout, err := decodeExec(r.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("cannot exec %s in container %s: %w", r.ExecID, r.ID, err)
 	}
 	if len(spec.Args) == 0 {
 		return nil, fmt.Errorf("exec %s in container %s has no args: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
@@ -116,7 +116,7 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	early.Attach() // Start follows
 	spec.Terminal = r.Terminal
 	p := &process{
-		kind: shimapi.Exec, execID: r.ExecID, spec: &spec, exited: make(chan struct{}),
+		kind: shimapi.Exec, execID: r.ExecID, spec: spec, timeout: timeout, exited: make(chan struct{}),
 		state: shimapi.MustNext(shimapi.Exec, shimapi.Absent, shimapi.ReqCreate),
 		io:    streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
 	}
@@ -167,13 +167,15 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	if err == nil {
 		s.launch(p, true)
 		if err = s.keep(p); err == nil {
-			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
+			s.limit(p) // its time begins here
+			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files, p.timeout > 0)
 		}
 	}
 	p.io.open.Started()
 	if err != nil {
 		p.io.open.Close()
 		s.launch(p, false)
+		s.unlimit(p)
 		s.keepOrLog(p)
 		return nil, err
 	}
@@ -185,6 +187,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	p.state = shimapi.MustNext(shimapi.Exec, p.state, shimapi.ReqStart)
 	s.mu.Unlock()
 	s.keepOrLog(p)
+	s.watchDeadline(p)
 	s.park(p)
 	if err := s.recordProcess(p); err != nil {
 		s.cfg.Log.Error("cannot record exec", "exec", r.ExecID, "error", err)
@@ -234,7 +237,7 @@ func (s *Service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResp
 	return &task.WaitResponse{ExitStatus: uint32(p.status), ExitedAt: timestamppb.New(p.exitedAt)}, nil
 }
 
-// Kill signals a process, or with all every process of the container.
+// Kill signals a process, or with all every process of the container. SIGKILL to all of an exec ends what it has begotten too.
 func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
 	sig, err := signal(r.Signal)
 	if err != nil {
@@ -258,6 +261,12 @@ func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, 
 		return empty, c.Signal(sig, r.All)
 	case proc == nil:
 		return nil, fmt.Errorf("cannot kill exec %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
+	}
+	if r.All && sig == unix.SIGKILL {
+		if err := c.KillExec(r.ExecID, proc); err != nil {
+			return nil, fmt.Errorf("cannot kill exec %s: %w", p.label(r.ID), err)
+		}
+		return empty, nil
 	}
 	if sig != unix.SIGKILL {
 		c.Settle(proc)
@@ -325,6 +334,7 @@ func (s *Service) Resume(_ context.Context, r *task.ResumeRequest) (*emptypb.Emp
 	if err := s.through(p, shimapi.ReqResume, s.container.Resume); err != nil {
 		return nil, err
 	}
+	defer s.compact()
 	return empty, s.emit("/tasks/resumed", &events.TaskResumed{ContainerID: r.ID})
 }
 
@@ -443,6 +453,8 @@ func (s *Service) deleteExec(r *task.DeleteRequest) (*task.DeleteResponse, error
 	}
 	resp := s.forget(p)
 	s.drop(p)
+	s.trimmer.deleted()
+	s.compact()
 	return resp, nil
 }
 

@@ -53,7 +53,7 @@ func (c *Container) Start(ctx context.Context) error {
 }
 
 // Exec starts another process in the container. Execs run side by side.
-func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO) (*reaper.Process, error) {
+func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO, _ bool) (*reaper.Process, error) {
 	begin := time.Now()
 	fail := func(err error) (*reaper.Process, error) {
 		return nil, fmt.Errorf("cannot exec %s in container %s: %w", execID, c.id, err)
@@ -74,6 +74,12 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 	c.engine.cfg.OnPhase("exec", time.Since(begin))
 	return proc, nil
 }
+
+// KillExec kills a process of Exec and its descendants, as far as their parents live: such an exec is in the container's cgroup.
+func (c *Container) KillExec(_ string, p *reaper.Process) error { return engine.KillTree(p) }
+
+// ForgetExec is to be called when an exec has ended. Nothing is kept of it here.
+func (c *Container) ForgetExec(string) {}
 
 // Pids lists the processes of the container, in our pid namespace.
 func (c *Container) Pids() ([]int, error) {
