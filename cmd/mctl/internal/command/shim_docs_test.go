@@ -65,7 +65,7 @@ func TestOperationsWithoutManager(t *testing.T) {
 		}
 	}
 	pid := w.shims()["web"].PID
-	says(0, "ok", "goroutines", "RUNNING", "pids.current", "create", "/tasks/start", "Start", "goroutine 1 ")
+	says(0, "ok", "goroutines", "RUNNING", "pids.current", "create", "/tasks/start", "Start", "goroutine 1 ", "PID   USER", "goroutine profile: total")
 	resume := w.pause(pid)
 	says(1, "unresponsive (T)", "shim begins", "/tasks/start")
 	w.killShim(pid)

@@ -106,6 +106,8 @@ type exitRow struct {
 	Status   uint32    `json:"exit_status"`
 	ExitedAt time.Time `json:"exited_at"`
 	Unknown  string    `json:"exit_unknown,omitempty"` // why the status is not known
+	OOM      bool      `json:"oom_killed,omitempty"`   // for want of memory
+	TimedOut bool      `json:"timed_out,omitempty"`    // its time was over
 }
 
 var exitTable = table.Table[exitRow]{Wide: true, Columns: []table.Column[exitRow]{
@@ -117,10 +119,21 @@ var exitTable = table.Table[exitRow]{Wide: true, Columns: []table.Column[exitRow
 		if r.Unknown != "" {
 			return "unknown: " + r.Unknown
 		}
-		return strconv.Itoa(int(r.Status))
+		return marked(strconv.Itoa(int(r.Status)), r.OOM, r.TimedOut)
 	}},
 	{Title: "AT", Cell: func(r exitRow) string { return r.ExitedAt.Format(time.RFC3339Nano) }},
 }}
+
+// marked is an exit status, and why it came to that.
+func marked(status string, oom, timedOut bool) string {
+	switch {
+	case oom:
+		return status + " (out of memory)"
+	case timedOut:
+		return status + " (time was over)"
+	}
+	return status
+}
 
 func (k *keepers) exits() *cobra.Command {
 	var since uint64
@@ -130,7 +143,7 @@ func (k *keepers) exits() *cobra.Command {
 			var rows []exitRow
 			err := k.records(cmd, given[0], since, func(_ *direct.Shim, r *ledgerpb.Record) error {
 				if e := r.Exit; e != nil {
-					rows = append(rows, exitRow{r.Seq, e.ContainerId, e.ExecId, e.Pid, e.Status, time.Unix(0, e.ExitedUnixNano), e.Unknown})
+					rows = append(rows, exitRow{r.Seq, e.ContainerId, e.ExecId, e.Pid, e.Status, time.Unix(0, e.ExitedUnixNano), e.Unknown, e.OomKilled, e.TimedOut})
 				}
 				return nil
 			})
