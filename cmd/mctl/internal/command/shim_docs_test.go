@@ -50,7 +50,7 @@ func TestOperationsWithoutManager(t *testing.T) {
 				"MANAGERD_ADDRESS="+w.Socket())
 			out, errs, status := w.run(cmd, "")
 			if status != 0 || errs != "" {
-				t.Errorf("%s: status %d: %s%s", line, status, out, errs)
+				t.Errorf("%s: status %d: %s, %q", line, status, out, errs)
 			}
 			said += out
 		}

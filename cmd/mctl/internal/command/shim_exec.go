@@ -71,7 +71,7 @@ func (d *straight) get(ctx context.Context, exec string) (p *tasktypes.Process, 
 }
 
 func (d *straight) add(ctx context.Context, exec string, spec *anypb.Any, s *session.Streams) error {
-	return d.within(ctx, answering, func(ctx context.Context) error {
+	return d.within(ctx, asking, func(ctx context.Context) error {
 		_, err := d.c.Exec(ctx, &task.ExecProcessRequest{
 			ID: d.shim.ID, ExecID: exec, Spec: spec, Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Terminal: s.Terminal,
 		})

@@ -25,7 +25,7 @@ func TestShimExec(t *testing.T) {
 	if out, errs, status := do("hello", "exec", "-e", "KEY=x", "--cwd", "/bin", "one", "sh", "-c", `cat; echo " $OWN$KEY $PWD"; echo err >&2; exit 4`); out != "hello 1x /bin\n" || errs != "err\n" || status != 4 {
 		t.Errorf("%q, %q, status %d", out, errs, status)
 	}
-	if out, errs, status := do("", "exec", "-u", "nobody", "one", "id", "-u"); out != "65534\n" || errs != "" || status != 0 {
+	if out, errs, status := do("", "exec", "-u", "65534", "one", "id", "-u"); out != "65534\n" || errs != "" || status != 0 {
 		t.Errorf("%q, %q, status %d", out, errs, status)
 	}
 	if _, errs, status := do("", "exec", "--timeout", "300ms", "one", "sh", "-c", "sleep 1000 & sleep 1000"); status != 137 || !strings.Contains(errs, "its --timeout of 300ms was over") {

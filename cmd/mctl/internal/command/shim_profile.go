@@ -76,9 +76,10 @@ func (k *keepers) profile(cmd *cobra.Command, id, file string, r *shim.ProfileRe
 				whole.Write(part.Data)
 			}
 		}
-		if err = shimapi.FromWire(err); errdefs.IsNotImplemented(err) {
-			return fmt.Errorf("shim of container %s is not one of ours, or too old to be profiled: %w", s.ID, err)
-		} else if !errors.Is(err, io.EOF) {
+		if !errors.Is(err, io.EOF) {
+			if err = shimapi.FromWire(err); errdefs.IsNotImplemented(err) {
+				return fmt.Errorf("shim of container %s is not one of ours, or too old to be profiled: %w", s.ID, err)
+			}
 			return err
 		}
 		if file == "" {

@@ -20,7 +20,7 @@ const longestProfile = 10 * time.Minute
 
 // Profile streams a profile of this process.
 func (s *Service) Profile(ctx context.Context, r *shim.ProfileRequest, stream shim.Shim_ProfileServer) error {
-	return shimapi.ToWire(profile(ctx, r, parts(func(p []byte) error { return stream.Send(&shim.ProfileResponse{Data: p}) })))
+	return shimapi.ToWire(profile(ctx, r, &parts{func(p []byte) error { return stream.Send(&shim.ProfileResponse{Data: p}) }}))
 }
 
 func profile(ctx context.Context, r *shim.ProfileRequest, w io.Writer) error {
@@ -66,14 +66,15 @@ func record(ctx context.Context, what string, duration time.Duration, w io.Write
 	}
 }
 
-// parts sends what is written in messages that are not too large for the wire.
-type parts func([]byte) error
+// parts sends what is written in messages that are not too large for the wire. Package trace compares writers, which functions
+// cannot be.
+type parts struct{ send func([]byte) error }
 
-func (send parts) Write(p []byte) (n int, err error) {
+func (w *parts) Write(p []byte) (n int, err error) {
 	const most = 64 << 10
 	for n < len(p) && err == nil {
 		part := p[n:min(n+most, len(p))]
-		if err = send(part); err == nil {
+		if err = w.send(part); err == nil {
 			n += len(part)
 		}
 	}
