@@ -240,6 +240,8 @@ type DescribeResponse struct {
 	Timings       map[string]int64 `protobuf:"bytes,13,rep,name=timings,proto3" json:"timings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`       // how many of the container's processes the kernel has killed for want of memory, that were told of
 	TrimmedSeq    uint64           `protobuf:"varint,30,opt,name=trimmed_seq,json=trimmedSeq,proto3" json:"trimmed_seq,omitempty"` // up to this one, records of deleted execs have been dropped from the ledger; 0: none were
+	OomLevel      string           `protobuf:"bytes,31,opt,name=oom_level,json=oomLevel,proto3" json:"oom_level,omitempty"`        // where the limit is that was hit last: own, below, ancestor or machine; empty: it is not known
+	OomCgroup     string           `protobuf:"bytes,32,opt,name=oom_cgroup,json=oomCgroup,proto3" json:"oom_cgroup,omitempty"`     // the cgroup that has this limit, as a path from the root of its hierarchy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +379,20 @@ func (x *DescribeResponse) GetTrimmedSeq() uint64 {
 		return x.TrimmedSeq
 	}
 	return 0
+}
+
+func (x *DescribeResponse) GetOomLevel() string {
+	if x != nil {
+		return x.OomLevel
+	}
+	return ""
+}
+
+func (x *DescribeResponse) GetOomCgroup() string {
+	if x != nil {
+		return x.OomCgroup
+	}
+	return ""
 }
 
 type Process struct {
@@ -577,6 +593,9 @@ type EventRecord struct {
 	Timestamp     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
 	Topic         string                 `protobuf:"bytes,3,opt,name=topic,proto3" json:"topic,omitempty"` // containerd's topics: /tasks/exit, ...
 	Event         *anypb.Any             `protobuf:"bytes,4,opt,name=event,proto3" json:"event,omitempty"`
+	OomKills      uint64                 `protobuf:"varint,30,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // of an OOM event: which kill it tells of, by the kernel's count
+	OomLevel      string                 `protobuf:"bytes,31,opt,name=oom_level,json=oomLevel,proto3" json:"oom_level,omitempty"`  // and which limit was hit, as in DescribeResponse
+	OomCgroup     string                 `protobuf:"bytes,32,opt,name=oom_cgroup,json=oomCgroup,proto3" json:"oom_cgroup,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -637,6 +656,27 @@ func (x *EventRecord) GetEvent() *anypb.Any {
 		return x.Event
 	}
 	return nil
+}
+
+func (x *EventRecord) GetOomKills() uint64 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
+}
+
+func (x *EventRecord) GetOomLevel() string {
+	if x != nil {
+		return x.OomLevel
+	}
+	return ""
+}
+
+func (x *EventRecord) GetOomCgroup() string {
+	if x != nil {
+		return x.OomCgroup
+	}
+	return ""
 }
 
 type ParkRequest struct {
@@ -1057,7 +1097,7 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x05debug\x18\x03 \x01(\x05R\x05debug\"%\n" +
 	"\x0fProfileResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x11\n" +
-	"\x0fDescribeRequest\"\xc8\x04\n" +
+	"\x0fDescribeRequest\"\x84\x05\n" +
 	"\x10DescribeResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -1078,7 +1118,10 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x12\x1b\n" +
 	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x12\x1f\n" +
 	"\vtrimmed_seq\x18\x1e \x01(\x04R\n" +
-	"trimmedSeq\x1a:\n" +
+	"trimmedSeq\x12\x1b\n" +
+	"\toom_level\x18\x1f \x01(\tR\boomLevel\x12\x1d\n" +
+	"\n" +
+	"oom_cgroup\x18  \x01(\tR\toomCgroup\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xab\x03\n" +
@@ -1101,12 +1144,16 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\ftimeout_nano\x18\x1e \x01(\x03R\vtimeoutNano\x12\x1b\n" +
 	"\ttimed_out\x18\x1f \x01(\bR\btimedOut\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9b\x01\n" +
+	"\x05since\x18\x01 \x01(\x04R\x05since\"\xf4\x01\n" +
 	"\vEventRecord\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x128\n" +
 	"\ttimestamp\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\ttimestamp\x12\x14\n" +
 	"\x05topic\x18\x03 \x01(\tR\x05topic\x12*\n" +
-	"\x05event\x18\x04 \x01(\v2\x14.google.protobuf.AnyR\x05event\"%\n" +
+	"\x05event\x18\x04 \x01(\v2\x14.google.protobuf.AnyR\x05event\x12\x1b\n" +
+	"\toom_kills\x18\x1e \x01(\x04R\boomKills\x12\x1b\n" +
+	"\toom_level\x18\x1f \x01(\tR\boomLevel\x12\x1d\n" +
+	"\n" +
+	"oom_cgroup\x18  \x01(\tR\toomCgroup\"%\n" +
 	"\vParkRequest\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\"\x0e\n" +
 	"\fParkResponse\"@\n" +

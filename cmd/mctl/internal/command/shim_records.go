@@ -124,7 +124,7 @@ var exitTable = table.Table[exitRow]{Wide: true, Columns: []table.Column[exitRow
 	{Title: "AT", Cell: func(r exitRow) string { return r.ExitedAt.Format(time.RFC3339Nano) }},
 }}
 
-// marked is an exit status, and why it came to that.
+// marked is an exit status, or a state, and why it came to that.
 func marked(status string, oom, timedOut bool) string {
 	switch {
 	case oom:

@@ -79,7 +79,7 @@ var shimTable = table.Table[direct.Status]{Wide: true, Columns: []table.Column[d
 	{Title: "VERSION", Cell: func(s direct.Status) string { return orDash(s.Version) }},
 	{Title: "AGE", Cell: func(s direct.Status) string { return age(s.StartedAt) }},
 	{Title: "PSS", Cell: func(s direct.Status) string { return memory(s.PSS) }},
-	{Title: "STATE", Cell: func(s direct.Status) string { return orDash(s.State) }},
+	{Title: "STATE", Cell: func(s direct.Status) string { return marked(orDash(s.State), s.OOMKilled, false) }},
 }}
 
 func number(n uint32) string {
@@ -200,6 +200,8 @@ type description struct {
 	Goroutines  uint32       `json:"goroutines"`
 	FDs         uint32       `json:"fds"`
 	OOMKills    uint64       `json:"oom_kills"`
+	OOMLevel    string       `json:"oom_level,omitempty"`  // where the limit is that was hit last: own, below, ancestor, machine
+	OOMCgroup   string       `json:"oom_cgroup,omitempty"` // which has it
 	Trimmed     uint64       `json:"trimmed_seq"`
 	Processes   []processRow `json:"processes"`
 }
@@ -228,7 +230,7 @@ func (k *keepers) inspect() *cobra.Command {
 				}
 				d := description{
 					r.Namespace, r.Id, r.Pid, r.Version, r.Revision, r.StartedAt.AsTime(), r.Bundle, strings.TrimPrefix(p.Address, "unix://"),
-					r.Incarnation, r.LastSeq, r.Goroutines, r.Fds, r.OomKills, r.TrimmedSeq, []processRow{},
+					r.Incarnation, r.LastSeq, r.Goroutines, r.Fds, r.OomKills, r.OomLevel, r.OomCgroup, r.TrimmedSeq, []processRow{},
 				}
 				for _, p := range r.Processes {
 					row := processRow{
@@ -258,7 +260,7 @@ func (k *keepers) printDescription(d description) error {
 		{"namespace", d.Namespace}, {"container", d.ID}, {"pid", strconv.Itoa(int(d.PID))}, {"version", d.Version}, {"revision", d.Revision},
 		{"started", d.StartedAt.Format(time.RFC3339Nano)}, {"bundle", d.Bundle}, {"socket", d.Socket}, {"incarnation", d.Incarnation},
 		{"last_seq", strconv.FormatUint(d.LastSeq, 10)}, {"goroutines", strconv.Itoa(int(d.Goroutines))}, {"fds", strconv.Itoa(int(d.FDs))},
-		{"oom_kills", strconv.FormatUint(d.OOMKills, 10)}, {"trimmed_seq", strconv.FormatUint(d.Trimmed, 10)},
+		{"oom_kills", strings.TrimSpace(fmt.Sprint(d.OOMKills, " ", d.OOMLevel, " ", d.OOMCgroup))}, {"trimmed_seq", strconv.FormatUint(d.Trimmed, 10)},
 	}
 	if err := metricTable("SHIM", "VALUE").Print(k.out, table.Text, rows); err != nil {
 		return err

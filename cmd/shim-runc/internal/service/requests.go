@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
@@ -359,7 +360,10 @@ func (s *Service) Update(_ context.Context, r *task.UpdateTaskRequest) (*emptypb
 func (s *Service) Stats(_ context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
 	s.mu.Lock()
 	_, err := s.findLocked(r.ID, "", shimapi.ReqStats)
-	cg := s.cgroup
+	cg, pid := s.cgroup, 0
+	if err == nil && s.init.state != shimapi.Stopped {
+		pid = s.init.pid
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -370,6 +374,11 @@ func (s *Service) Stats(_ context.Context, r *task.StatsRequest) (*task.StatsRes
 	m, err := cg.Stats()
 	if err != nil {
 		return nil, err
+	}
+	if pid != 0 {
+		if err := cgroups.AddNetwork(m, pid); err != nil {
+			s.cfg.Log.Debug("no network counters", "error", err) // it may just have ended
+		}
 	}
 	any, err := typeurl.MarshalAny(m)
 	if err != nil {

@@ -92,6 +92,9 @@ type Service struct {
 
 	oomMu   sync.Mutex
 	oomTold uint64 // OOM kills that were told of
+	oomAt   time.Time
+	limits  *cgroups.Limits
+	oomLast struct{ level, cgroup string } // which limit was hit last
 }
 
 // New opens the bundle's ledger. Close releases it.

@@ -31,7 +31,7 @@ func (s *Service) Describe(context.Context, *shim.DescribeRequest) (*shim.Descri
 		Goroutines: uint32(runtime.NumGoroutine()), Fds: uint32(len(fds)), Timings: s.phases.copy(), TrimmedSeq: s.ledger.Trimmed(),
 	}
 	s.oomMu.Lock()
-	resp.OomKills = s.oomTold
+	resp.OomKills, resp.OomLevel, resp.OomCgroup = s.oomTold, s.oomLast.level, s.oomLast.cgroup
 	s.oomMu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,7 +69,8 @@ func (s *Service) Events(ctx context.Context, r *shim.EventsRequest, stream shim
 	err = s.Follow(ctx, r.Since, func(rec *ledgerpb.Record) error {
 		return stream.Send(&shim.EventRecord{
 			Seq: rec.Seq, Timestamp: timestamppb.New(time.Unix(0, rec.UnixNano)), Topic: rec.Event.Topic,
-			Event: &anypb.Any{TypeUrl: rec.Event.TypeUrl, Value: rec.Event.Value},
+			Event:    &anypb.Any{TypeUrl: rec.Event.TypeUrl, Value: rec.Event.Value},
+			OomKills: rec.Event.OomKills, OomLevel: rec.Event.OomLevel, OomCgroup: rec.Event.OomCgroup,
 		})
 	})
 	if errdefs.IsOutOfRange(err) {
