@@ -145,3 +145,29 @@ func TestShimProfiles(t *testing.T) {
 		t.Errorf("status %d: %s", status, fmt.Sprint(&first.errs))
 	}
 }
+
+// TestShimOOM: who was killed for want of memory bears the mark, and the counters tell.
+func TestShimOOM(t *testing.T) {
+	w := newWorld(t)
+	w.ok("run", "-d", "--memory-limit", "64MiB", "busybox", "one", "sleep", "1000")
+	w.exits(137, "tasks", "exec", "one", "tail", "/dev/zero")
+	if out := w.ok("tasks", "metrics", "one"); !strings.Contains(out, "memory.oom_kill") {
+		t.Errorf("metrics: %s", out)
+	}
+	if out := w.shim("exits", "one"); !strings.Contains(out, "137 (out of memory)") {
+		t.Errorf("exits: %s", out)
+	}
+	var d struct {
+		Kills uint64 `json:"oom_kills"`
+		Level string `json:"oom_level"`
+	}
+	w.decode(w.shim("inspect", "one", "-o", "json"), &d)
+	if d.Kills != 1 || d.Level != "own" {
+		t.Errorf("inspect: %+v", d)
+	}
+	w.ok("run", "-d", "--memory-limit", "64MiB", "busybox", "two", "tail", "/dev/zero")
+	w.exits(137, "tasks", "wait", "two")
+	if out := w.shim("ls"); !strings.Contains(out, "stopped (out of memory)") || strings.Count(out, "out of memory") != 1 {
+		t.Errorf("ls: %s", out)
+	}
+}
