@@ -249,7 +249,7 @@ func TestExecParallel(t *testing.T) {
 			defer wg.Done()
 			p, err := c.Exec(context.Background(), fmt.Sprint("e", i), &specs.Process{
 				Args: []string{"sh", "-c", fmt.Sprintf("exit %d", i)}, Env: []string{"PATH=/bin"}, Cwd: "/",
-			}, IO{}, false)
+			}, IO{})
 			if err != nil {
 				t.Error(err)
 				return

@@ -5,6 +5,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/external"
@@ -27,8 +28,7 @@ type Container interface {
 	Init() *reaper.Process
 	SharedPID() bool // processes can outlive init
 	Start(ctx context.Context) error
-	// Exec starts another process; with kill, KillExec is to find all that it will have begotten, as far as that can be had.
-	Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO, kill bool) (*reaper.Process, error)
+	Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO) (*reaper.Process, error)
 	KillExec(execID string, p *reaper.Process) error // and what it has begotten
 	ForgetExec(execID string)                        // which has ended
 	Pids() ([]int, error)
@@ -42,6 +42,19 @@ type Container interface {
 
 // builtinName is the name that clients send for "the usual runtime"; a path, and any other name, is a program to run.
 const builtinName = "runc"
+
+// Describe says what the runtime is that runtime options ask for: this program's own, with an empty path, or that which
+// BinaryName names.
+func Describe(ctx context.Context, options *anypb.Any) (external.About, error) {
+	opts, err := decodeOptions(options)
+	if err != nil {
+		return external.About{}, err
+	}
+	if opts.BinaryName == "" || opts.BinaryName == builtinName {
+		return external.About{Features: engine.Features()}, nil
+	}
+	return external.Describe(ctx, opts.BinaryName)
+}
 
 // NewEngine gives libcontainer in this process, or with the name or path of another runtime (the runtime option
 // BinaryName) that program.

@@ -169,7 +169,8 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 		s.launch(p, true)
 		if err = s.keep(p); err == nil {
 			s.limit(p) // its time begins here
-			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files, p.timeout > 0)
+			files.Tree = p.timeout > 0
+			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
 		}
 	}
 	p.io.open.Started()

@@ -53,7 +53,7 @@ func (c *Container) Start(ctx context.Context) error {
 }
 
 // Exec starts another process in the container. Execs run side by side.
-func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO, _ bool) (*reaper.Process, error) {
+func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO) (*reaper.Process, error) {
 	begin := time.Now()
 	fail := func(err error) (*reaper.Process, error) {
 		return nil, fmt.Errorf("cannot exec %s in container %s: %w", execID, c.id, err)
@@ -65,6 +65,7 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 		p.Cwd = "/"
 	}
 	p.Terminal = io.Console != nil
+	c.engine.clamp.Process(p)
 	proc, err := c.engine.launch(io, func(r *runc.Runc, s *streams) error {
 		return r.Exec(ctx, c.id, *p, &runc.ExecOpts{IO: s, PidFile: s.pidFile, ConsoleSocket: s.socket(), Detach: true})
 	})
