@@ -18,7 +18,7 @@ TESTTAGS = seccomp netgo osusergo
 # vmguest: the tests that run in the VM only, see test/vm.
 LINTTAGS = $(TESTTAGS) vmguest
 
-.PHONY: help build demo test race test-vm test-chaos bench lint protos install uninstall clean deps test-deps
+.PHONY: help build demo test race fuzz test-vm test-chaos bench lint protos install uninstall clean deps test-deps
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,14 @@ test: build test-deps ## unit, integration and end-to-end tests, with real conta
 
 race: build test-deps ## the same under the race detector
 	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -race -tags '$(TESTTAGS)' -timeout 40m $(TESTFLAGS) ./...
+
+fuzz: build ## every fuzz test for FUZZTIME (10s) each; FUZZPKG=./shimapi/... for some. make test runs their seeds
+	@for p in $$($(GO) list $(or $(FUZZPKG),./...)); do \
+		for f in $$(MANAGERD_BIN_DIR=$(BIN) $(GO) test -tags '$(TESTTAGS)' -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			echo "$$p $$f"; \
+			MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),10s) $$p || exit 1; \
+		done; \
+	done
 
 test-vm: build ## systemd and cgroup v2, for real, in a Debian VM (qemu without KVM, image cached); needs root
 	@contrib/deps.sh vm

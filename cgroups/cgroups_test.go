@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/cgroups/v3"
 	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	"github.com/containerd/cgroups/v3/cgroup2"
 	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -97,6 +98,89 @@ func TestStats(t *testing.T) {
 		}
 	default:
 		t.Errorf("stats are a %T", m)
+	}
+}
+
+func TestInterfaces(t *testing.T) {
+	const dev = `Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:    1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
+eth0:18446744073709551615 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
+short: 1 2
+`
+	got := interfaces([]byte(dev))
+	if len(got) != 2 || got[0].name != "lo" || got[0].n[15] != 16 || got[1].name != "eth0" || got[1].n[0] != 1<<64-1 {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestLimits: which cgroup's limit was hit, of one and of that which it is in.
+func TestLimits(t *testing.T) {
+	base, limit := filepath.Join(Root, "memory"), "memory.limit_in_bytes"
+	if cgroups.Mode() == cgroups.Unified {
+		base, limit = Root, "memory.max"
+	}
+	for _, c := range []struct {
+		name        string
+		outer, mine int64
+		level       Level
+		path        string
+	}{
+		{"own", 256 << 20, 32 << 20, LevelOwn, "/inner"},
+		{"ancestor", 32 << 20, 256 << 20, LevelAbove, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			name := fmt.Sprintf("/managerd-limits-test-%d-%s", os.Getpid(), c.name)
+			outer := filepath.Join(base, name)
+			inner := filepath.Join(outer, "inner")
+			mkdir := func(dir string, bytes int64) {
+				t.Helper()
+				if err := os.Mkdir(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					if err := os.Remove(dir); err != nil {
+						t.Error(err)
+					}
+				})
+				if err := os.WriteFile(filepath.Join(dir, limit), []byte(strconv.FormatInt(bytes, 10)), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mkdir(outer, c.outer)
+			if base == Root {
+				if err := os.WriteFile(filepath.Join(outer, "cgroup.subtree_control"), []byte("+memory"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mkdir(inner, c.mine)
+			cg := &Cgroup{path: inner, any: inner}
+			if base == Root {
+				cg.v2 = &cgroup2.Manager{}
+			} else {
+				var err error
+				if cg, err = loadV1(map[string]string{"memory": inner}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l := cg.Limits()
+			if level, path := l.Hit(); level != LevelMachine || path != "" {
+				t.Errorf("before: %q, %q", level, path)
+			}
+			cmd := exec.Command("/bin/sh", "-c", "echo $$ > "+inner+"/cgroup.procs && exec tail /dev/zero")
+			if out, err := cmd.CombinedOutput(); err == nil || len(out) > 0 {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if level, path := l.Hit(); level != c.level || path != name+c.path {
+				t.Errorf("%q, %q", level, path)
+			}
+			if level, _ := l.Hit(); level != LevelMachine {
+				t.Errorf("once more: %q", level)
+			}
+		})
+	}
+	if level, path := (*Cgroup)(nil).Limits().Hit(); level != LevelUnknown || path != "" {
+		t.Errorf("of none: %q, %q", level, path)
 	}
 }
 

@@ -48,10 +48,10 @@ func (r *Reaper) Adopt(pid int, ticks uint64, pidfd *os.File) (*Process, error) 
 		r.mu.Lock()
 		r.procs[pid] = p
 		r.mu.Unlock()
-		go r.wait(p, func() bool { return r.reap(p) })
+		go r.await(p, func() bool { return r.reap(p) })
 		return p, nil
 	}
-	go r.wait(p, p.ended)
+	go r.await(p, p.ended)
 	return p, nil
 }
 

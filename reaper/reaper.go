@@ -14,7 +14,9 @@ import (
 	"os/signal"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,8 +46,9 @@ type Exit struct {
 // Process is a registered child, or an adopted process.
 type Process struct {
 	pid   int
-	child bool   // ours: only then its exit is taken away by reaping it
-	ticks uint64 // of an adopted one
+	child bool                             // ours: only then its exit is taken away by reaping it
+	wait  func() (*os.ProcessState, error) // not nil: reaps it, see ForkWaited
+	ticks uint64                           // of an adopted one
 	pidfd *os.File
 	done  chan struct{}
 	exit  Exit
@@ -100,14 +103,19 @@ func (r *Reaper) Close() {
 
 // Fork runs fn, which starts a child and returns its pid, and registers that child before anything else can reap it.
 // fn may start and wait for other children meanwhile. An error of fn is returned as it is.
-func (r *Reaper) Fork(fn func() (pid int, err error)) (*Process, error) {
+func (r *Reaper) Fork(fn func() (pid int, err error)) (*Process, error) { return r.ForkWaited(fn, nil) }
+
+// ForkWaited is Fork for a child of which somebody else keeps an os.Process, with a pidfd of its own in it: that is closed
+// by the Wait that reaps the child, or else by the garbage collector, some time. wait is that Wait. It is called once, when
+// the child has ended, so that it does not block.
+func (r *Reaper) ForkWaited(fn func() (pid int, err error), wait func() (*os.ProcessState, error)) (*Process, error) {
 	r.guard.RLock()
 	defer r.release()
 	pid, err := fn()
 	if err != nil {
 		return nil, err
 	}
-	return r.register(pid)
+	return r.register(pid, wait)
 }
 
 // Guard runs fn, which starts children and waits for them itself, safe from the sweep.
@@ -148,21 +156,21 @@ func (r *Reaper) release() {
 }
 
 // register opens the pidfd and starts waiting. The caller holds the guard, so nobody else has reaped pid.
-func (r *Reaper) register(pid int) (*Process, error) {
+func (r *Reaper) register(pid int, wait func() (*os.ProcessState, error)) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open pidfd of process %d: %w", pid, err)
 	}
-	p := &Process{pid: pid, child: true, pidfd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
+	p := &Process{pid: pid, child: true, wait: wait, pidfd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
 	r.mu.Lock()
 	r.procs[pid] = p
 	r.mu.Unlock()
-	go r.wait(p, func() bool { return r.reap(p) })
+	go r.await(p, func() bool { return r.reap(p) })
 	return p, nil
 }
 
-// wait parks in the poller until p has ended, and reaps it unless the sweep was first.
-func (r *Reaper) wait(p *Process, ended func() bool) {
+// await parks in the poller until p has ended, and reaps it unless the sweep was first.
+func (r *Reaper) await(p *Process, ended func() bool) {
 	<-r.begun
 	conn, err := p.pidfd.SyscallConn()
 	if err == nil {
@@ -182,19 +190,31 @@ func (r *Reaper) reap(p *Process) bool {
 	if r.procs[p.pid] != p {
 		return true // the sweep reaped it, and stored the exit
 	}
-	var ws unix.WaitStatus
-	pid, err := wait4(p.pid, &ws)
+	pid, err := ended(unix.P_PID, p.pid)
 	if pid == 0 && err == nil {
 		return false
 	}
+	r.takeLocked(p)
+	return true
+}
+
+// takeLocked reaps a registered process that has ended, and sets its exit.
+func (r *Reaper) takeLocked(p *Process) {
 	delete(r.procs, p.pid)
-	if err != nil {
+	var ws unix.WaitStatus
+	if wait := p.wait; wait != nil {
+		p.wait = nil                          // what it keeps alive is much
+		if state, _ := wait(); state != nil { // the error is that the status is not 0
+			p.exit = exitOf(unix.WaitStatus(state.Sys().(syscall.WaitStatus)))
+			return
+		}
+	}
+	if _, err := wait4(p.pid, &ws); err != nil {
 		// ECHILD: somebody waited for it behind our back. Say so in the status rather than invent a success.
 		p.exit = unknown("somebody else waited for it")
-		return true
+		return
 	}
 	p.exit = exitOf(ws)
-	return true
 }
 
 // sweep reaps orphans, if no fork is under way; else the last one under way sweeps when it ends.
@@ -221,16 +241,31 @@ func (r *Reaper) sweep() {
 func (r *Reaper) sweepOne() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var ws unix.WaitStatus
-	pid, err := wait4(-1, &ws)
-	if err != nil || pid <= 0 {
+	pid, err := ended(unix.P_ALL, 0)
+	if err != nil || pid == 0 {
 		return false
 	}
 	if p := r.procs[pid]; p != nil {
-		delete(r.procs, pid)
-		p.exit = exitOf(ws) // its pidfd is readable now: wait finds it gone from procs
+		r.takeLocked(p) // its pidfd is readable now: await finds it gone from procs
+		return true
 	}
-	return true
+	var ws unix.WaitStatus
+	_, err = wait4(pid, &ws)
+	return err == nil
+}
+
+// ended gives a child that has ended and is not reaped, of those that waitid(2) is asked for; 0 for none.
+func ended(idType, id int) (pid int, err error) {
+	for {
+		var info unix.Siginfo
+		err := unix.Waitid(idType, id, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		// si_pid is the first word of the union, which is aligned like a pointer.
+		const union = (3*4 + unsafe.Sizeof(uintptr(0)) - 1) / unsafe.Sizeof(uintptr(0)) * unsafe.Sizeof(uintptr(0))
+		return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), union))), err
+	}
 }
 
 func wait4(pid int, ws *unix.WaitStatus) (int, error) {

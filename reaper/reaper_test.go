@@ -6,6 +6,7 @@ import (
 	"math/rand"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,6 +86,54 @@ func TestForkError(t *testing.T) {
 	}
 }
 
+// startWaited forks a shell of which an os.Process is kept, until the reaper calls its Wait.
+func startWaited(script string) (*Process, error) {
+	var proc *os.Process
+	return shared.ForkWaited(func() (pid int, err error) {
+		if proc, err = os.StartProcess("/bin/sh", []string{"sh", "-c", script}, &os.ProcAttr{Files: []*os.File{nil, nil, nil}}); err != nil {
+			return 0, err
+		}
+		return proc.Pid, nil
+	}, func() (*os.ProcessState, error) { return proc.Wait() })
+}
+
+// TestForkWaited: whoever reaps, exits are right, and no descriptor waits for the garbage collector.
+func TestForkWaited(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	var before int
+	for i := range 100 {
+		if i == 1 { // the first one opens Go's poller
+			before = descriptors(t)
+		}
+		p, err := startWaited("exit " + strconv.Itoa(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := p.Exit(); e.Status != i || e.Unknown != "" {
+			t.Errorf("%+v, want status %d", e, i)
+		}
+	}
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+	p, err := startWaited("kill -9 $$")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := p.Exit(); e.Status != 137 || !e.Signaled {
+		t.Errorf("%+v", e)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
 // TestStress is the reason for the fork guard: short processes with random codes, others that the caller waits for
 // itself, and double-forking daemons whose orphans fall to us, all at once. Every code is right, no zombie is left.
 func TestStress(t *testing.T) {
@@ -99,7 +148,11 @@ func TestStress(t *testing.T) {
 				code := rnd.Intn(256)
 				switch rnd.Intn(3) {
 				case 0: // ours to wait for
-					p, err := start("exit " + strconv.Itoa(code))
+					begin := start
+					if rnd.Intn(2) == 0 {
+						begin = startWaited
+					}
+					p, err := begin("exit " + strconv.Itoa(code))
 					if err != nil {
 						t.Error(err)
 						return

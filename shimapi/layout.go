@@ -17,6 +17,10 @@ const (
 	AddressFile   = "address"        // its socket address, as containerd 1.x shims leave it
 	OptionsFile   = "options.json"   // runtime options of the task, as containerd 1.x shims leave them
 
+	// CursorFile is the daemon's: the sequence number of the last event that it has handed on, 8 bytes, little endian. The
+	// shim may drop from its ledger what is up to it.
+	CursorFile = "events.cursor"
+
 	LedgerFile   = "ledger"   // exits and events (package shimapi/ledger)
 	StdioDir     = "stdio"    // container-side FIFOs, named by StdioName
 	TableDir     = "table"    // the shim's process table: one shimstate.Process per file, named by TableName

@@ -28,7 +28,7 @@ import (
 const Dir = "io.containerd.runtime.v2.task"
 
 const (
-	cursorFile = "events.cursor"    // sequence number of the last event that was handed on, 8 bytes, little endian; then the bundle's random name
+	cursorFile = shimapi.CursorFile // and behind the number the bundle's random name
 	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
 	recordFile = "container"        // what the daemon noted of the container, see SetRecord
 	newPrefix  = ".new-"            // a bundle that is being made; ids never begin with a dot

@@ -280,12 +280,18 @@ func (s *Service) stream(t *Task, b *bundle.Bundle, source string, shim *shims.S
 		}
 		return nil
 	}
-	return shim.Follow(s.in(b.Namespace), *since, func(e *shims.Event) {
+	hand := func(e *shims.Event) {
 		if e.Seq > *since {
 			*since = e.Seq
 			s.hand(b, source, e)
 		}
-	})
+	}
+	err := shim.Follow(s.in(b.Namespace), *since, hand)
+	if errdefs.IsOutOfRange(err) { // our memory is older than what we have confirmed
+		s.log.Error("events of a shim are lost: it has dropped them, because they had been handed on", "namespace", b.Namespace, "id", b.ID, "error", err)
+		err = shim.Follow(s.in(b.Namespace), 0, hand)
+	}
+	return err
 }
 
 // hand hands an event on, then remembers that it was. The log of events has its number with it; the bundle's own note counts

@@ -8,11 +8,13 @@
 //	payload  a protobuf managerd.ledger.Record
 //
 // A record is complete or not there: a torn frame at the end (the writer was killed) is cut off by the next Open and
-// passed over by Read. It is not synced to a disk: killing a process loses nothing that was written, and a machine that
+// passed over by Read. Records that nobody needs any more can be dropped (Compact); a Trim then stands first and says up to
+// which number there may be gaps. Before that version of this package, a reader took a gap for damage. It is not synced to a disk: killing a process loses nothing that was written, and a machine that
 // loses power loses the containers too.
 package ledger
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -20,6 +22,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"sort"
 	"sync"
 	"time"
 
@@ -49,29 +52,36 @@ var (
 
 // Ledger is an open ledger, with one writer: the shim.
 type Ledger struct {
-	file *os.File
+	path    string
+	reading sync.RWMutex // read-held while file is read; taken after mu
+	file    *os.File     // replaced with both locks held
 
 	mu      sync.Mutex
 	end     int64         // where the next frame goes
 	seq     uint64        // of the last record
-	index   []int64       // offset of record 1, 1+stride, 1+2*stride ...
+	count   int           // of records in the file
+	index   []place       // of every stride-th record
+	header  uint64        // sequence number of the newest header
+	trim    ledger.Trim   // what is not there any more
 	changed chan struct{} // closed by the next append
 	broken  error         // an append failed half way and could not be undone
+}
+
+// place is where a record stands.
+type place struct {
+	seq uint64
+	at  int64
 }
 
 // Open opens or makes the ledger at path, cuts off a torn tail, and appends h. FailedPrecondition when another process has
 // it open: one shim keeps a bundle. A damaged record before the tail is an
 // ErrDataLoss that says where; the file is left as it is.
 func Open(path string, h ledger.Header) (*Ledger, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openLocked(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open ledger: %w", err)
+		return nil, err
 	}
-	if err := lock(f); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("cannot use ledger %s: %w", path, err)
-	}
-	l := &Ledger{file: f, changed: make(chan struct{})}
+	l := &Ledger{path: path, file: f, changed: make(chan struct{})}
 	if err := l.recover(); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("cannot use ledger %s: %w", path, err)
@@ -82,6 +92,29 @@ func Open(path string, h ledger.Header) (*Ledger, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// openLocked opens the file and makes sure that it is ours. Who had it before may have replaced it meanwhile.
+func openLocked(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("cannot open ledger: %w", err)
+		}
+		err = lock(f)
+		if err == nil {
+			var own, now os.FileInfo
+			if own, err = f.Stat(); err == nil {
+				if now, err = os.Stat(path); err == nil && os.SameFile(own, now) {
+					return f, nil
+				}
+			}
+		}
+		_ = f.Close()
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("cannot use ledger %s: %w", path, err)
+		}
+	}
 }
 
 // locking is how long Open waits for the end of another writer: of one that was killed a moment ago, children may be left
@@ -120,25 +153,47 @@ func (l *Ledger) recover() error {
 		l.end = int64(len(magic))
 		return nil
 	}
-	end, err := scan(io.NewSectionReader(l.file, 0, fi.Size()), func(r *ledger.Record, at int64) error {
-		if r.Seq != l.seq+1 {
+	end, err := scan(bufio.NewReader(io.NewSectionReader(l.file, 0, fi.Size())), func(r *ledger.Record, at int64) error {
+		switch {
+		case r.Trim != nil && l.count == 0 && l.trim.UpTo == 0:
+			l.trim = *r.Trim
+			return nil
+		case r.Trim != nil, r.Seq <= l.seq, r.Seq > max(l.seq, l.trim.UpTo)+1:
 			return fmt.Errorf("record at byte %d has sequence number %d after %d: %w", at, r.Seq, l.seq, errdefs.ErrDataLoss)
 		}
-		l.note(r.Seq, at)
+		l.note(r, at)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	l.end = end
+	l.end, l.seq = end, max(l.seq, l.trim.UpTo)
 	return l.file.Truncate(end)
 }
 
-func (l *Ledger) note(seq uint64, at int64) {
-	l.seq = seq
-	if (seq-1)%stride == 0 {
-		l.index = append(l.index, at)
+func (l *Ledger) note(r *ledger.Record, at int64) {
+	if l.seq = r.Seq; r.Header != nil {
+		l.header = r.Seq
 	}
+	if l.count%stride == 0 {
+		l.index = append(l.index, place{r.Seq, at})
+	}
+	l.count++
+}
+
+// encode gives the frame of a record.
+func encode(r *ledger.Record) ([]byte, error) {
+	payload, err := r.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode ledger record: %w", err)
+	}
+	if len(payload) > MaxRecord {
+		return nil, fmt.Errorf("ledger record has %d bytes, the most is %d: %w", len(payload), MaxRecord, errdefs.ErrInvalidArgument)
+	}
+	frame := make([]byte, frameHead, frameHead+len(payload))
+	binary.LittleEndian.PutUint32(frame, uint32(len(payload)))
+	binary.LittleEndian.PutUint32(frame[4:], crc32.Checksum(payload, castagnoli))
+	return append(frame, payload...), nil
 }
 
 // Append writes r, with its sequence number and time set, and returns the number once the record is in the file.
@@ -149,17 +204,10 @@ func (l *Ledger) Append(r *ledger.Record) (uint64, error) {
 		return 0, l.broken
 	}
 	r.Seq, r.UnixNano = l.seq+1, time.Now().UnixNano()
-	payload, err := r.Marshal()
+	frame, err := encode(r)
 	if err != nil {
-		return 0, fmt.Errorf("cannot encode ledger record: %w", err)
+		return 0, err
 	}
-	if len(payload) > MaxRecord {
-		return 0, fmt.Errorf("ledger record has %d bytes, the most is %d: %w", len(payload), MaxRecord, errdefs.ErrInvalidArgument)
-	}
-	frame := make([]byte, frameHead, frameHead+len(payload))
-	binary.LittleEndian.PutUint32(frame, uint32(len(payload)))
-	binary.LittleEndian.PutUint32(frame[4:], crc32.Checksum(payload, castagnoli))
-	frame = append(frame, payload...)
 	if _, err := l.file.WriteAt(frame, l.end); err != nil {
 		if terr := l.file.Truncate(l.end); terr != nil {
 			l.broken = fmt.Errorf("ledger is unusable after a failed write: %w", terr)
@@ -167,7 +215,7 @@ func (l *Ledger) Append(r *ledger.Record) (uint64, error) {
 		return 0, fmt.Errorf("cannot write ledger: %w", err)
 	}
 	failpoint.Hit("ledger.appended")
-	l.note(r.Seq, l.end)
+	l.note(r, l.end)
 	l.end += int64(len(frame))
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -186,14 +234,16 @@ func (l *Ledger) Last() uint64 {
 func (l *Ledger) Since(since uint64, limit int) (records []*ledger.Record, more <-chan struct{}, err error) {
 	l.mu.Lock()
 	seq, end, more := l.seq, l.end, (<-chan struct{})(l.changed)
-	var at int64
-	if since < seq {
-		at = l.index[since/stride]
-	}
-	l.mu.Unlock()
-	if since >= seq || limit <= 0 {
+	// The last place that is not behind the first record above since, or the first one.
+	i := sort.Search(len(l.index), func(i int) bool { return l.index[i].seq > since+1 })
+	if since >= seq || limit <= 0 || len(l.index) == 0 {
+		l.mu.Unlock()
 		return nil, more, nil
 	}
+	at := l.index[max(i-1, 0)].at
+	l.reading.RLock() // before mu is let go of: at is a place in this file
+	l.mu.Unlock()
+	defer l.reading.RUnlock()
 	_, err = scanFrames(io.NewSectionReader(l.file, at, end-at), at, func(r *ledger.Record, _ int64) error {
 		if r.Seq > since {
 			records = append(records, r)
@@ -212,7 +262,11 @@ func (l *Ledger) Since(since uint64, limit int) (records []*ledger.Record, more 
 var errEnough = errors.New("enough")
 
 // Close closes the file.
-func (l *Ledger) Close() error { return l.file.Close() }
+func (l *Ledger) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.file.Close()
+}
 
 // Read reads a ledger that nobody, or somebody else, has open. A torn tail is passed over; a damaged record ends the
 // reading with ErrDataLoss, and what stands before it is returned all the same.
@@ -223,7 +277,7 @@ func Read(path string) ([]*ledger.Record, error) {
 	}
 	defer func() { _ = f.Close() }()
 	var records []*ledger.Record
-	_, err = scan(f, func(r *ledger.Record, _ int64) error {
+	_, err = scan(bufio.NewReader(f), func(r *ledger.Record, _ int64) error {
 		records = append(records, r)
 		return nil
 	})

@@ -159,7 +159,27 @@ func FuzzScan(f *testing.F) {
 	f.Add(data)
 	f.Add(data[:len(data)-3])
 	f.Add([]byte("mgrledg1\x00\x00\x00\x00"))
+	if err := l.Compact(1, func(*ledger.Record) bool { return false }); err != nil {
+		f.Fatal(err)
+	}
+	if data, err = os.ReadFile(path); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
 	f.Fuzz(func(t *testing.T, data []byte) {
+		// Whoever opens it refuses it, or goes on with a number that there was not.
+		path := filepath.Join(t.TempDir(), "ledger")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := Open(path, ledger.Header{}); err == nil {
+			if records, err := Read(path); err != nil || records[len(records)-1].Seq != l.Last() {
+				t.Errorf("%d records, the last is %d, %v", len(records), l.Last(), err)
+			}
+			_ = l.Close()
+		} else if !errdefs.IsDataLoss(err) {
+			t.Errorf("open: %v", err)
+		}
 		end, err := scan(bytes.NewReader(data), func(*ledger.Record, int64) error { return nil })
 		if end > int64(len(data)) {
 			t.Errorf("end %d of %d bytes, %v", end, len(data), err)

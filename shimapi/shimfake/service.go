@@ -422,3 +422,7 @@ func (o own) Upgrade(ctx context.Context, r *shim.UpgradeRequest) (*shim.Upgrade
 		return nil, shimapi.ToWire(fmt.Errorf("cannot upgrade a fake: %w", errdefs.ErrNotImplemented))
 	})(ctx, r)
 }
+
+func (o own) Profile(context.Context, *shim.ProfileRequest, shim.Shim_ProfileServer) error {
+	return shimapi.ToWire(fmt.Errorf("cannot profile a fake: %w", errdefs.ErrNotImplemented))
+}

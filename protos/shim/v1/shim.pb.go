@@ -26,6 +26,166 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ExecSpec is what an ExecProcessRequest may have as its spec instead of an OCI process. A shim that does not know it refuses
+// it. Its type URL is its full name.
+type ExecSpec struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Process *anypb.Any             `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"` // the OCI process, as JSON
+	// How long the process may run from its start, in nanoseconds; then it is killed, and with it all that it has begotten. Its
+	// exit says so. 0: for ever; negative is refused.
+	TimeoutNano   int64 `protobuf:"varint,2,opt,name=timeout_nano,json=timeoutNano,proto3" json:"timeout_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecSpec) Reset() {
+	*x = ExecSpec{}
+	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecSpec) ProtoMessage() {}
+
+func (x *ExecSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecSpec.ProtoReflect.Descriptor instead.
+func (*ExecSpec) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ExecSpec) GetProcess() *anypb.Any {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ExecSpec) GetTimeoutNano() int64 {
+	if x != nil {
+		return x.TimeoutNano
+	}
+	return 0
+}
+
+type ProfileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // as of net/http/pprof: profile (of the CPU), heap, allocs, goroutine, threadcreate, block, mutex; or trace
+	DurationNano  int64                  `protobuf:"varint,2,opt,name=duration_nano,json=durationNano,proto3" json:"duration_nano,omitempty"` // for profile and trace: how long to record, at most ten minutes
+	Debug         int32                  `protobuf:"varint,3,opt,name=debug,proto3" json:"debug,omitempty"`                                   // 0: binary, 1 or 2: text (not for profile and trace)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileRequest) Reset() {
+	*x = ProfileRequest{}
+	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileRequest) ProtoMessage() {}
+
+func (x *ProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileRequest.ProtoReflect.Descriptor instead.
+func (*ProfileRequest) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ProfileRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProfileRequest) GetDurationNano() int64 {
+	if x != nil {
+		return x.DurationNano
+	}
+	return 0
+}
+
+func (x *ProfileRequest) GetDebug() int32 {
+	if x != nil {
+		return x.Debug
+	}
+	return 0
+}
+
+type ProfileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"` // the next part
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileResponse) Reset() {
+	*x = ProfileResponse{}
+	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileResponse) ProtoMessage() {}
+
+func (x *ProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileResponse.ProtoReflect.Descriptor instead.
+func (*ProfileResponse) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProfileResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -34,7 +194,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +206,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[0]
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +219,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{0}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
 }
 
 type DescribeResponse struct {
@@ -78,15 +238,18 @@ type DescribeResponse struct {
 	Fds         uint32                 `protobuf:"varint,12,opt,name=fds,proto3" json:"fds,omitempty"`
 	// Duration in nanoseconds of each phase of the last create, start and exec, by phase name.
 	Timings       map[string]int64 `protobuf:"bytes,13,rep,name=timings,proto3" json:"timings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // how many of the container's processes the kernel has killed for want of memory, that were told of
-	Upgrades      uint64           `protobuf:"varint,50,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                 // how often the program of this process was replaced in place
+	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`       // how many of the container's processes the kernel has killed for want of memory, that were told of
+	Upgrades      uint64           `protobuf:"varint,50,opt,name=upgrades,proto3" json:"upgrades,omitempty"`                       // how often the program of this process was replaced in place
+	TrimmedSeq    uint64           `protobuf:"varint,30,opt,name=trimmed_seq,json=trimmedSeq,proto3" json:"trimmed_seq,omitempty"` // up to this one, records of deleted execs have been dropped from the ledger; 0: none were
+	OomLevel      string           `protobuf:"bytes,31,opt,name=oom_level,json=oomLevel,proto3" json:"oom_level,omitempty"`        // where the limit is that was hit last: own, below, ancestor or machine; empty: it is not known
+	OomCgroup     string           `protobuf:"bytes,32,opt,name=oom_cgroup,json=oomCgroup,proto3" json:"oom_cgroup,omitempty"`     // the cgroup that has this limit, as a path from the root of its hierarchy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -98,7 +261,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[1]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -111,7 +274,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{1}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DescribeResponse) GetVersion() string {
@@ -219,6 +382,27 @@ func (x *DescribeResponse) GetUpgrades() uint64 {
 	return 0
 }
 
+func (x *DescribeResponse) GetTrimmedSeq() uint64 {
+	if x != nil {
+		return x.TrimmedSeq
+	}
+	return 0
+}
+
+func (x *DescribeResponse) GetOomLevel() string {
+	if x != nil {
+		return x.OomLevel
+	}
+	return ""
+}
+
+func (x *DescribeResponse) GetOomCgroup() string {
+	if x != nil {
+		return x.OomCgroup
+	}
+	return ""
+}
+
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -231,16 +415,18 @@ type Process struct {
 	Stdin         string                 `protobuf:"bytes,8,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Stdout        string                 `protobuf:"bytes,9,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr        string                 `protobuf:"bytes,10,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	ExitUnknown   string                 `protobuf:"bytes,11,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
-	OomKilled     bool                   `protobuf:"varint,12,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`      // it ended by SIGKILL, and the kernel had killed for want of memory in its time
-	Outputs       []*Output              `protobuf:"bytes,20,rep,name=outputs,proto3" json:"outputs,omitempty"`                            // where its output goes
+	ExitUnknown   string                 `protobuf:"bytes,11,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"`  // why the exit status is not known; empty: it is exact
+	OomKilled     bool                   `protobuf:"varint,12,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`       // it ended by SIGKILL, and the kernel had killed for want of memory in its time
+	Outputs       []*Output              `protobuf:"bytes,20,rep,name=outputs,proto3" json:"outputs,omitempty"`                             // where its output goes
+	TimeoutNano   int64                  `protobuf:"varint,30,opt,name=timeout_nano,json=timeoutNano,proto3" json:"timeout_nano,omitempty"` // how long it may run; 0: for ever
+	TimedOut      bool                   `protobuf:"varint,31,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`          // its time was over, and it was killed with all that it had begotten
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -252,7 +438,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -265,7 +451,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{2}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Process) GetContainerId() string {
@@ -359,6 +545,20 @@ func (x *Process) GetOutputs() []*Output {
 	return nil
 }
 
+func (x *Process) GetTimeoutNano() int64 {
+	if x != nil {
+		return x.TimeoutNano
+	}
+	return 0
+}
+
+func (x *Process) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
+}
+
 // Output is one stream of a process, stdout (a terminal's, too) or stderr.
 type Output struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -378,7 +578,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +590,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +603,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Output) GetStream() string {
@@ -485,7 +685,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +697,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +710,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EventsRequest) GetSince() uint64 {
@@ -526,13 +726,16 @@ type EventRecord struct {
 	Timestamp     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
 	Topic         string                 `protobuf:"bytes,3,opt,name=topic,proto3" json:"topic,omitempty"` // containerd's topics: /tasks/exit, ...
 	Event         *anypb.Any             `protobuf:"bytes,4,opt,name=event,proto3" json:"event,omitempty"`
+	OomKills      uint64                 `protobuf:"varint,30,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // of an OOM event: which kill it tells of, by the kernel's count
+	OomLevel      string                 `protobuf:"bytes,31,opt,name=oom_level,json=oomLevel,proto3" json:"oom_level,omitempty"`  // and which limit was hit, as in DescribeResponse
+	OomCgroup     string                 `protobuf:"bytes,32,opt,name=oom_cgroup,json=oomCgroup,proto3" json:"oom_cgroup,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EventRecord) Reset() {
 	*x = EventRecord{}
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +747,7 @@ func (x *EventRecord) String() string {
 func (*EventRecord) ProtoMessage() {}
 
 func (x *EventRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +760,7 @@ func (x *EventRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRecord.ProtoReflect.Descriptor instead.
 func (*EventRecord) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EventRecord) GetSeq() uint64 {
@@ -588,6 +791,27 @@ func (x *EventRecord) GetEvent() *anypb.Any {
 	return nil
 }
 
+func (x *EventRecord) GetOomKills() uint64 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
+}
+
+func (x *EventRecord) GetOomLevel() string {
+	if x != nil {
+		return x.OomLevel
+	}
+	return ""
+}
+
+func (x *EventRecord) GetOomCgroup() string {
+	if x != nil {
+		return x.OomCgroup
+	}
+	return ""
+}
+
 type ParkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Socket        string                 `protobuf:"bytes,1,opt,name=socket,proto3" json:"socket,omitempty"` // path of the parking socket
@@ -597,7 +821,7 @@ type ParkRequest struct {
 
 func (x *ParkRequest) Reset() {
 	*x = ParkRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +833,7 @@ func (x *ParkRequest) String() string {
 func (*ParkRequest) ProtoMessage() {}
 
 func (x *ParkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +846,7 @@ func (x *ParkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkRequest.ProtoReflect.Descriptor instead.
 func (*ParkRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ParkRequest) GetSocket() string {
@@ -640,7 +864,7 @@ type ParkResponse struct {
 
 func (x *ParkResponse) Reset() {
 	*x = ParkResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +876,7 @@ func (x *ParkResponse) String() string {
 func (*ParkResponse) ProtoMessage() {}
 
 func (x *ParkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +889,7 @@ func (x *ParkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkResponse.ProtoReflect.Descriptor instead.
 func (*ParkResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
 }
 
 type UpgradeRequest struct {
@@ -678,7 +902,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +914,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +927,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -733,7 +957,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +969,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +982,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpgradeResponse) GetVersion() string {
@@ -805,7 +1029,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +1041,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1054,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExitsRequest) GetSince() uint64 {
@@ -849,13 +1073,15 @@ type Exit struct {
 	ExitStatus    uint32                 `protobuf:"varint,5,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
 	ExitUnknown   string                 `protobuf:"bytes,7,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"` // why the exit status is not known; empty: it is exact
+	OomKilled     bool                   `protobuf:"varint,30,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`     // it ended by SIGKILL, and the kernel had killed for want of memory in its time
+	TimedOut      bool                   `protobuf:"varint,31,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`        // its time was over, and it was killed with all that it had begotten
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1093,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1106,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Exit) GetSeq() uint64 {
@@ -932,6 +1158,20 @@ func (x *Exit) GetExitUnknown() string {
 	return ""
 }
 
+func (x *Exit) GetOomKilled() bool {
+	if x != nil {
+		return x.OomKilled
+	}
+	return false
+}
+
+func (x *Exit) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
+}
+
 type ExitsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Exits         []*Exit                `protobuf:"bytes,1,rep,name=exits,proto3" json:"exits,omitempty"`
@@ -941,7 +1181,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[12]
+	mi := &file_shim_v1_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1193,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[12]
+	mi := &file_shim_v1_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1206,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExitsResponse) GetExits() []*Exit {
@@ -990,7 +1230,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[13]
+	mi := &file_shim_v1_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1242,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[13]
+	mi := &file_shim_v1_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1255,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogsRequest) GetId() string {
@@ -1073,7 +1313,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_shim_v1_shim_proto_msgTypes[14]
+	mi := &file_shim_v1_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1325,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[14]
+	mi := &file_shim_v1_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1338,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogPosition) GetDev() uint64 {
@@ -1139,7 +1379,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[15]
+	mi := &file_shim_v1_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1391,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[15]
+	mi := &file_shim_v1_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1404,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogsResponse) GetEntries() []*LogEntry {
@@ -1193,7 +1433,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_shim_v1_shim_proto_msgTypes[16]
+	mi := &file_shim_v1_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1445,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[16]
+	mi := &file_shim_v1_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1458,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogEntry) GetTime() *timestamppb.Timestamp {
@@ -1257,7 +1497,7 @@ type ReopenLogsRequest struct {
 
 func (x *ReopenLogsRequest) Reset() {
 	*x = ReopenLogsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[17]
+	mi := &file_shim_v1_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1509,7 @@ func (x *ReopenLogsRequest) String() string {
 func (*ReopenLogsRequest) ProtoMessage() {}
 
 func (x *ReopenLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[17]
+	mi := &file_shim_v1_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1522,7 @@ func (x *ReopenLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogsRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{20}
 }
 
 type ReopenLogsResponse struct {
@@ -1294,7 +1534,7 @@ type ReopenLogsResponse struct {
 
 func (x *ReopenLogsResponse) Reset() {
 	*x = ReopenLogsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[18]
+	mi := &file_shim_v1_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1546,7 @@ func (x *ReopenLogsResponse) String() string {
 func (*ReopenLogsResponse) ProtoMessage() {}
 
 func (x *ReopenLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[18]
+	mi := &file_shim_v1_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1559,7 @@ func (x *ReopenLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogsResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReopenLogsResponse) GetPaths() []string {
@@ -1333,8 +1573,17 @@ var File_shim_v1_shim_proto protoreflect.FileDescriptor
 
 const file_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
-	"\x12shim/v1/shim.proto\x12\x10managerd.shim.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xc3\x04\n" +
+	"\x12shim/v1/shim.proto\x12\x10managerd.shim.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n" +
+	"\bExecSpec\x12.\n" +
+	"\aprocess\x18\x01 \x01(\v2\x14.google.protobuf.AnyR\aprocess\x12!\n" +
+	"\ftimeout_nano\x18\x02 \x01(\x03R\vtimeoutNano\"_\n" +
+	"\x0eProfileRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\rduration_nano\x18\x02 \x01(\x03R\fdurationNano\x12\x14\n" +
+	"\x05debug\x18\x03 \x01(\x05R\x05debug\"%\n" +
+	"\x0fProfileResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x11\n" +
+	"\x0fDescribeRequest\"\xa0\x05\n" +
 	"\x10DescribeResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -1354,10 +1603,15 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x03fds\x18\f \x01(\rR\x03fds\x12I\n" +
 	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x12\x1b\n" +
 	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x12\x1a\n" +
-	"\bupgrades\x182 \x01(\x04R\bupgrades\x1a:\n" +
+	"\bupgrades\x182 \x01(\x04R\bupgrades\x12\x1f\n" +
+	"\vtrimmed_seq\x18\x1e \x01(\x04R\n" +
+	"trimmedSeq\x12\x1b\n" +
+	"\toom_level\x18\x1f \x01(\tR\boomLevel\x12\x1d\n" +
+	"\n" +
+	"oom_cgroup\x18  \x01(\tR\toomCgroup\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x9f\x03\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xdf\x03\n" +
 	"\aProcess\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
@@ -1374,7 +1628,9 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\fexit_unknown\x18\v \x01(\tR\vexitUnknown\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\f \x01(\bR\toomKilled\x122\n" +
-	"\aoutputs\x18\x14 \x03(\v2\x18.managerd.shim.v1.OutputR\aoutputs\"\xd2\x02\n" +
+	"\aoutputs\x18\x14 \x03(\v2\x18.managerd.shim.v1.OutputR\aoutputs\x12!\n" +
+	"\ftimeout_nano\x18\x1e \x01(\x03R\vtimeoutNano\x12\x1b\n" +
+	"\ttimed_out\x18\x1f \x01(\bR\btimedOut\"\xd2\x02\n" +
 	"\x06Output\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x12\n" +
 	"\x04sink\x18\x02 \x01(\tR\x04sink\x12\x14\n" +
@@ -1390,12 +1646,16 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\flogger_error\x18\n" +
 	" \x01(\tR\vloggerError\"%\n" +
 	"\rEventsRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9b\x01\n" +
+	"\x05since\x18\x01 \x01(\x04R\x05since\"\xf4\x01\n" +
 	"\vEventRecord\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x128\n" +
 	"\ttimestamp\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\ttimestamp\x12\x14\n" +
 	"\x05topic\x18\x03 \x01(\tR\x05topic\x12*\n" +
-	"\x05event\x18\x04 \x01(\v2\x14.google.protobuf.AnyR\x05event\"%\n" +
+	"\x05event\x18\x04 \x01(\v2\x14.google.protobuf.AnyR\x05event\x12\x1b\n" +
+	"\toom_kills\x18\x1e \x01(\x04R\boomKills\x12\x1b\n" +
+	"\toom_level\x18\x1f \x01(\tR\boomLevel\x12\x1d\n" +
+	"\n" +
+	"oom_cgroup\x18  \x01(\tR\toomCgroup\"%\n" +
 	"\vParkRequest\x12\x16\n" +
 	"\x06socket\x18\x01 \x01(\tR\x06socket\"\x0e\n" +
 	"\fParkResponse\"@\n" +
@@ -1410,7 +1670,7 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
 	"pause_nano\x18\x05 \x01(\x03R\tpauseNano\"$\n" +
 	"\fExitsRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\x04R\x05since\"\xe3\x01\n" +
+	"\x05since\x18\x01 \x01(\x04R\x05since\"\x9f\x02\n" +
 	"\x04Exit\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -1419,7 +1679,10 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\vexit_status\x18\x05 \x01(\rR\n" +
 	"exitStatus\x127\n" +
 	"\texited_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12!\n" +
-	"\fexit_unknown\x18\a \x01(\tR\vexitUnknown\"=\n" +
+	"\fexit_unknown\x18\a \x01(\tR\vexitUnknown\x12\x1d\n" +
+	"\n" +
+	"oom_killed\x18\x1e \x01(\bR\toomKilled\x12\x1b\n" +
+	"\ttimed_out\x18\x1f \x01(\bR\btimedOut\"=\n" +
 	"\rExitsResponse\x12,\n" +
 	"\x05exits\x18\x01 \x03(\v2\x16.managerd.shim.v1.ExitR\x05exits\"\xd7\x01\n" +
 	"\vLogsRequest\x12\x0e\n" +
@@ -1445,7 +1708,7 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\apartial\x18\x04 \x01(\bR\apartial\"\x13\n" +
 	"\x11ReopenLogsRequest\"*\n" +
 	"\x12ReopenLogsResponse\x12\x14\n" +
-	"\x05paths\x18\x01 \x03(\tR\x05paths2\xa8\x04\n" +
+	"\x05paths\x18\x01 \x03(\tR\x05paths2\xfa\x04\n" +
 	"\x04Shim\x12Q\n" +
 	"\bDescribe\x12!.managerd.shim.v1.DescribeRequest\x1a\".managerd.shim.v1.DescribeResponse\x12J\n" +
 	"\x06Events\x12\x1f.managerd.shim.v1.EventsRequest\x1a\x1d.managerd.shim.v1.EventRecord0\x01\x12H\n" +
@@ -1454,7 +1717,8 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\aUpgrade\x12 .managerd.shim.v1.UpgradeRequest\x1a!.managerd.shim.v1.UpgradeResponse\x12G\n" +
 	"\x04Logs\x12\x1d.managerd.shim.v1.LogsRequest\x1a\x1e.managerd.shim.v1.LogsResponse0\x01\x12W\n" +
 	"\n" +
-	"ReopenLogs\x12#.managerd.shim.v1.ReopenLogsRequest\x1a$.managerd.shim.v1.ReopenLogsResponseB2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
+	"ReopenLogs\x12#.managerd.shim.v1.ReopenLogsRequest\x1a$.managerd.shim.v1.ReopenLogsResponse\x12P\n" +
+	"\aProfile\x12 .managerd.shim.v1.ProfileRequest\x1a!.managerd.shim.v1.ProfileResponse0\x01B2Z0github.com/managerd/managerd/protos/shim/v1;shimb\x06proto3"
 
 var (
 	file_shim_v1_shim_proto_rawDescOnce sync.Once
@@ -1468,66 +1732,72 @@ func file_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_shim_v1_shim_proto_rawDescData
 }
 
-var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_shim_v1_shim_proto_goTypes = []any{
-	(*DescribeRequest)(nil),       // 0: managerd.shim.v1.DescribeRequest
-	(*DescribeResponse)(nil),      // 1: managerd.shim.v1.DescribeResponse
-	(*Process)(nil),               // 2: managerd.shim.v1.Process
-	(*Output)(nil),                // 3: managerd.shim.v1.Output
-	(*EventsRequest)(nil),         // 4: managerd.shim.v1.EventsRequest
-	(*EventRecord)(nil),           // 5: managerd.shim.v1.EventRecord
-	(*ParkRequest)(nil),           // 6: managerd.shim.v1.ParkRequest
-	(*ParkResponse)(nil),          // 7: managerd.shim.v1.ParkResponse
-	(*UpgradeRequest)(nil),        // 8: managerd.shim.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),       // 9: managerd.shim.v1.UpgradeResponse
-	(*ExitsRequest)(nil),          // 10: managerd.shim.v1.ExitsRequest
-	(*Exit)(nil),                  // 11: managerd.shim.v1.Exit
-	(*ExitsResponse)(nil),         // 12: managerd.shim.v1.ExitsResponse
-	(*LogsRequest)(nil),           // 13: managerd.shim.v1.LogsRequest
-	(*LogPosition)(nil),           // 14: managerd.shim.v1.LogPosition
-	(*LogsResponse)(nil),          // 15: managerd.shim.v1.LogsResponse
-	(*LogEntry)(nil),              // 16: managerd.shim.v1.LogEntry
-	(*ReopenLogsRequest)(nil),     // 17: managerd.shim.v1.ReopenLogsRequest
-	(*ReopenLogsResponse)(nil),    // 18: managerd.shim.v1.ReopenLogsResponse
-	nil,                           // 19: managerd.shim.v1.DescribeResponse.TimingsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 21: google.protobuf.Any
+	(*ExecSpec)(nil),              // 0: managerd.shim.v1.ExecSpec
+	(*ProfileRequest)(nil),        // 1: managerd.shim.v1.ProfileRequest
+	(*ProfileResponse)(nil),       // 2: managerd.shim.v1.ProfileResponse
+	(*DescribeRequest)(nil),       // 3: managerd.shim.v1.DescribeRequest
+	(*DescribeResponse)(nil),      // 4: managerd.shim.v1.DescribeResponse
+	(*Process)(nil),               // 5: managerd.shim.v1.Process
+	(*Output)(nil),                // 6: managerd.shim.v1.Output
+	(*EventsRequest)(nil),         // 7: managerd.shim.v1.EventsRequest
+	(*EventRecord)(nil),           // 8: managerd.shim.v1.EventRecord
+	(*ParkRequest)(nil),           // 9: managerd.shim.v1.ParkRequest
+	(*ParkResponse)(nil),          // 10: managerd.shim.v1.ParkResponse
+	(*UpgradeRequest)(nil),        // 11: managerd.shim.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),       // 12: managerd.shim.v1.UpgradeResponse
+	(*ExitsRequest)(nil),          // 13: managerd.shim.v1.ExitsRequest
+	(*Exit)(nil),                  // 14: managerd.shim.v1.Exit
+	(*ExitsResponse)(nil),         // 15: managerd.shim.v1.ExitsResponse
+	(*LogsRequest)(nil),           // 16: managerd.shim.v1.LogsRequest
+	(*LogPosition)(nil),           // 17: managerd.shim.v1.LogPosition
+	(*LogsResponse)(nil),          // 18: managerd.shim.v1.LogsResponse
+	(*LogEntry)(nil),              // 19: managerd.shim.v1.LogEntry
+	(*ReopenLogsRequest)(nil),     // 20: managerd.shim.v1.ReopenLogsRequest
+	(*ReopenLogsResponse)(nil),    // 21: managerd.shim.v1.ReopenLogsResponse
+	nil,                           // 22: managerd.shim.v1.DescribeResponse.TimingsEntry
+	(*anypb.Any)(nil),             // 23: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_shim_v1_shim_proto_depIdxs = []int32{
-	20, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
-	2,  // 1: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
-	19, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
-	20, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
-	3,  // 4: managerd.shim.v1.Process.outputs:type_name -> managerd.shim.v1.Output
-	20, // 5: managerd.shim.v1.Output.waiting_since:type_name -> google.protobuf.Timestamp
-	20, // 6: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
-	21, // 7: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
-	20, // 8: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	11, // 9: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
-	20, // 10: managerd.shim.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	14, // 11: managerd.shim.v1.LogsRequest.after:type_name -> managerd.shim.v1.LogPosition
-	16, // 12: managerd.shim.v1.LogsResponse.entries:type_name -> managerd.shim.v1.LogEntry
-	14, // 13: managerd.shim.v1.LogsResponse.position:type_name -> managerd.shim.v1.LogPosition
-	20, // 14: managerd.shim.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	0,  // 15: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
-	4,  // 16: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
-	10, // 17: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
-	6,  // 18: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
-	8,  // 19: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
-	13, // 20: managerd.shim.v1.Shim.Logs:input_type -> managerd.shim.v1.LogsRequest
-	17, // 21: managerd.shim.v1.Shim.ReopenLogs:input_type -> managerd.shim.v1.ReopenLogsRequest
-	1,  // 22: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
-	5,  // 23: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
-	12, // 24: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
-	7,  // 25: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
-	9,  // 26: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
-	15, // 27: managerd.shim.v1.Shim.Logs:output_type -> managerd.shim.v1.LogsResponse
-	18, // 28: managerd.shim.v1.Shim.ReopenLogs:output_type -> managerd.shim.v1.ReopenLogsResponse
-	22, // [22:29] is the sub-list for method output_type
-	15, // [15:22] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	23, // 0: managerd.shim.v1.ExecSpec.process:type_name -> google.protobuf.Any
+	24, // 1: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
+	5,  // 2: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
+	22, // 3: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
+	24, // 4: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
+	6,  // 5: managerd.shim.v1.Process.outputs:type_name -> managerd.shim.v1.Output
+	24, // 6: managerd.shim.v1.Output.waiting_since:type_name -> google.protobuf.Timestamp
+	24, // 7: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
+	23, // 8: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
+	24, // 9: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	14, // 10: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
+	24, // 11: managerd.shim.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	17, // 12: managerd.shim.v1.LogsRequest.after:type_name -> managerd.shim.v1.LogPosition
+	19, // 13: managerd.shim.v1.LogsResponse.entries:type_name -> managerd.shim.v1.LogEntry
+	17, // 14: managerd.shim.v1.LogsResponse.position:type_name -> managerd.shim.v1.LogPosition
+	24, // 15: managerd.shim.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	3,  // 16: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
+	7,  // 17: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
+	13, // 18: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
+	9,  // 19: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
+	11, // 20: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
+	16, // 21: managerd.shim.v1.Shim.Logs:input_type -> managerd.shim.v1.LogsRequest
+	20, // 22: managerd.shim.v1.Shim.ReopenLogs:input_type -> managerd.shim.v1.ReopenLogsRequest
+	1,  // 23: managerd.shim.v1.Shim.Profile:input_type -> managerd.shim.v1.ProfileRequest
+	4,  // 24: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
+	8,  // 25: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
+	15, // 26: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
+	10, // 27: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
+	12, // 28: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
+	18, // 29: managerd.shim.v1.Shim.Logs:output_type -> managerd.shim.v1.LogsResponse
+	21, // 30: managerd.shim.v1.Shim.ReopenLogs:output_type -> managerd.shim.v1.ReopenLogsResponse
+	2,  // 31: managerd.shim.v1.Shim.Profile:output_type -> managerd.shim.v1.ProfileResponse
+	24, // [24:32] is the sub-list for method output_type
+	16, // [16:24] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_shim_v1_shim_proto_init() }
@@ -1535,14 +1805,14 @@ func file_shim_v1_shim_proto_init() {
 	if File_shim_v1_shim_proto != nil {
 		return
 	}
-	file_shim_v1_shim_proto_msgTypes[13].OneofWrappers = []any{}
+	file_shim_v1_shim_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_v1_shim_proto_rawDesc), len(file_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

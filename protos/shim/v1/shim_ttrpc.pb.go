@@ -15,6 +15,7 @@ type ShimService interface {
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
 	Logs(context.Context, *LogsRequest, Shim_LogsServer) error
 	ReopenLogs(context.Context, *ReopenLogsRequest) (*ReopenLogsResponse, error)
+	Profile(context.Context, *ProfileRequest, Shim_ProfileServer) error
 }
 
 type Shim_EventsServer interface {
@@ -40,6 +41,19 @@ type shimLogsServer struct {
 }
 
 func (x *shimLogsServer) Send(m *LogsResponse) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+type Shim_ProfileServer interface {
+	Send(*ProfileResponse) error
+	ttrpc.StreamServer
+}
+
+type shimProfileServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *shimProfileServer) Send(m *ProfileResponse) error {
 	return x.StreamServer.SendMsg(m)
 }
 
@@ -105,6 +119,17 @@ func RegisterShimService(srv *ttrpc.Server, svc ShimService) {
 				StreamingClient: false,
 				StreamingServer: true,
 			},
+			"Profile": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(ProfileRequest)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Profile(ctx, m, &shimProfileServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
 		},
 	})
 }
@@ -117,6 +142,7 @@ type ShimClient interface {
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
 	Logs(context.Context, *LogsRequest) (Shim_LogsClient, error)
 	ReopenLogs(context.Context, *ReopenLogsRequest) (*ReopenLogsResponse, error)
+	Profile(context.Context, *ProfileRequest) (Shim_ProfileClient, error)
 }
 
 type shimClient struct {
@@ -225,4 +251,33 @@ func (c *shimClient) ReopenLogs(ctx context.Context, req *ReopenLogsRequest) (*R
 		return nil, err
 	}
 	return &resp, nil
+}
+
+func (c *shimClient) Profile(ctx context.Context, req *ProfileRequest) (Shim_ProfileClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "managerd.shim.v1.Shim", "Profile", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &shimProfileClient{stream}
+	return x, nil
+}
+
+type Shim_ProfileClient interface {
+	Recv() (*ProfileResponse, error)
+	ttrpc.ClientStream
+}
+
+type shimProfileClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *shimProfileClient) Recv() (*ProfileResponse, error) {
+	m := new(ProfileResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
@@ -20,6 +21,7 @@ import (
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
 	"github.com/managerd/managerd/manager/identifiers"
 	"github.com/managerd/managerd/manager/spec"
+	shim "github.com/managerd/managerd/protos/shim/v1"
 )
 
 const processType = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -80,17 +82,28 @@ type execFlags struct {
 	id, cwd, user string
 	env           []string
 	tty           bool
+	timeout       time.Duration
 }
 
 func (c *cli) tasksExec() *cobra.Command {
+	return c.execCommand(func(cmd *cobra.Command, id, exec string, f func(ctx context.Context, p *process) error) error {
+		return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+			return f(ctx, &process{c: c, cl: cl, id: id, exec: exec})
+		})
+	}, `  mctl tasks exec web ps
+  mctl t exec -t web sh
+  mctl t exec -d --exec-id watch --log-uri file:///tmp/watch.log web top -b`)
+}
+
+// execCommand is exec, by way of the daemon or straight to the shim: reach calls f with the process that is to be.
+func (c *cli) execCommand(reach func(cmd *cobra.Command, id, exec string, f func(ctx context.Context, p *process) error) error, example string) *cobra.Command {
 	f, ios := &execFlags{}, &ioFlags{}
 	cmd := &cobra.Command{
 		Use: "exec [flags] ID COMMAND [ARG...]", Short: "Run a further process in a container", Args: args(2, -1),
 		Long: `Runs COMMAND in the running container ID, with the environment, user and limits of its own process. Without --detach mctl stays
-until COMMAND has ended and exits with its status.`,
-		Example: `  mctl tasks exec web ps
-  mctl t exec -t web sh
-  mctl t exec -d --exec-id watch --log-uri file:///tmp/watch.log web top -b`,
+until COMMAND has ended and exits with its status. With --timeout the shim kills COMMAND, and all that it has begotten, when its time
+is over, whether mctl and managerd still live or not; the status is then 137.`,
+		Example: example,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if err := ios.validate(cmd); err != nil {
 				return err
@@ -101,12 +114,15 @@ until COMMAND has ended and exits with its status.`,
 			if err := identifiers.Validate(f.id); err != nil {
 				return misused(cmd, "--exec-id: %w", err)
 			}
+			if f.timeout < 0 {
+				return misused(cmd, "--timeout %v is negative", f.timeout)
+			}
 			con, err := c.console(cmd, f.tty, ios.detach)
 			if err != nil {
 				return err
 			}
-			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
-				process := &process{c: c, cl: cl, id: given[0], exec: f.id}
+			return reach(cmd, given[0], f.id, func(ctx context.Context, process *process) error {
+				process.timeout = f.timeout
 				body, err := process.execSpec(ctx, f, given[1:])
 				if err != nil {
 					return err
@@ -126,6 +142,7 @@ until COMMAND has ended and exits with its status.`,
 	cmd.Flags().StringVar(&f.id, "exec-id", "", "`id` of the process (default: made up)")
 	cmd.Flags().StringVar(&f.cwd, "cwd", "", "working `directory`")
 	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`USER[:GROUP]`, names or numbers")
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "`time` after which the process and all that it has begotten are killed (0: none)")
 	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "further environment `KEY=VALUE`")
 	ios.add(cmd)
 	return cmd
@@ -133,11 +150,7 @@ until COMMAND has ended and exits with its status.`,
 
 // execSpec is the container's own process, changed as the flags say.
 func (p *process) execSpec(ctx context.Context, f *execFlags, args []string) (*anypb.Any, error) {
-	r, err := p.cl.Containers.Get(ctx, &containersapi.GetContainerRequest{ID: p.id})
-	if err != nil {
-		return nil, ofContainer(err)
-	}
-	s, err := specOf(r.Container)
+	s, pid, err := p.ownSpec(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -148,17 +161,39 @@ func (p *process) execSpec(ctx context.Context, f *execFlags, args []string) (*a
 	}
 	if f.user != "" {
 		// Names are those of the running container.
-		t, err := (&process{cl: p.cl, id: p.id}).get(ctx)
+		init, err := pid()
 		if err != nil {
 			return nil, ofTask(p.id, err)
 		}
-		opts = append(opts, spec.User(f.user, fmt.Sprintf("/proc/%d/root", t.Pid)))
+		opts = append(opts, spec.User(f.user, fmt.Sprintf("/proc/%d/root", init)))
 	}
 	if err := spec.Apply(s, opts...); err != nil {
 		return nil, err
 	}
 	data, err := json.Marshal(s.Process)
-	return &anypb.Any{TypeUrl: processType, Value: data}, err
+	body := &anypb.Any{TypeUrl: processType, Value: data}
+	if err != nil || f.timeout == 0 {
+		return body, err
+	}
+	own := &shim.ExecSpec{Process: body, TimeoutNano: int64(f.timeout)}
+	data, err = proto.Marshal(own)
+	return &anypb.Any{TypeUrl: string(own.ProtoReflect().Descriptor().FullName()), Value: data}, err
+}
+
+// ownSpec is the container's spec, and pid gives its init.
+func (p *process) ownSpec(ctx context.Context) (s *specs.Spec, pid func() (uint32, error), err error) {
+	if p.direct != nil {
+		return p.direct.spec(ctx)
+	}
+	r, err := p.cl.Containers.Get(ctx, &containersapi.GetContainerRequest{ID: p.id})
+	if err != nil {
+		return nil, nil, ofContainer(err)
+	}
+	s, err = specOf(r.Container)
+	return s, func() (uint32, error) {
+		t, err := (&process{cl: p.cl, id: p.id}).get(ctx)
+		return t.GetPid(), err
+	}, err
 }
 
 func (c *cli) tasksAttach() *cobra.Command {

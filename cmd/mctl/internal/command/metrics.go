@@ -82,9 +82,31 @@ func metricTable(name, value string) table.Table[metricRow] {
 	}}
 }
 
-// metricRows are the counters that ctr shows, of cgroup v1 or v2.
+// metricRows are the counters that ctr shows, of cgroup v1 or v2, then OOM kills, pressure (v2) and network.
 func metricRows(v any) (rows []metricRow, err error) {
 	add := func(name string, value any) { rows = append(rows, metricRow{name, fmt.Sprint(value)}) }
+	addNetwork := func(n interface {
+		GetName() string
+		GetRxBytes() uint64
+		GetRxPackets() uint64
+		GetTxBytes() uint64
+		GetTxPackets() uint64
+	}) {
+		add("network."+n.GetName()+".rx_bytes", n.GetRxBytes())
+		add("network."+n.GetName()+".rx_packets", n.GetRxPackets())
+		add("network."+n.GetName()+".tx_bytes", n.GetTxBytes())
+		add("network."+n.GetName()+".tx_packets", n.GetTxPackets())
+	}
+	addPressure := func(of string, p *cgroup2.PSIStats) {
+		if s := p.GetSome(); s != nil { // percent of the last ten seconds, and microseconds in all
+			add(of+".pressure.some.avg10", s.Avg10)
+			add(of+".pressure.some.total", s.Total)
+		}
+		if f := p.GetFull(); f != nil {
+			add(of+".pressure.full.avg10", f.Avg10)
+			add(of+".pressure.full.total", f.Total)
+		}
+	}
 	switch m := v.(type) {
 	case *cgroup1.Metrics:
 		if u := m.Memory.GetUsage(); u != nil {
@@ -99,6 +121,12 @@ func metricRows(v any) (rows []metricRow, err error) {
 		if m.Pids != nil {
 			add("pids.current", m.Pids.Current)
 			add("pids.limit", m.Pids.Limit)
+		}
+		if o := m.MemoryOomControl; o != nil {
+			add("memory.oom_kill", o.OomKill)
+		}
+		for _, n := range m.Network {
+			addNetwork(n)
 		}
 	case *cgroup2.Metrics:
 		if m.Pids != nil {
@@ -118,6 +146,15 @@ func metricRows(v any) (rows []metricRow, err error) {
 			add("memory.usage_limit", m.Memory.UsageLimit)
 			add("memory.swap_usage", m.Memory.SwapUsage)
 			add("memory.swap_limit", m.Memory.SwapLimit)
+		}
+		if e := m.MemoryEvents; e != nil {
+			add("memory.oom_kill", e.OomKill)
+		}
+		addPressure("cpu", m.CPU.GetPSI())
+		addPressure("memory", m.Memory.GetPSI())
+		addPressure("io", m.Io.GetPSI())
+		for _, n := range m.Network {
+			addNetwork(n)
 		}
 	default:
 		return nil, fmt.Errorf("metrics of type %T have no table; use -o json", v)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
@@ -54,11 +55,15 @@ func (f *ioFlags) validate(cmd *cobra.Command) error {
 	return nil
 }
 
-// process is a task (exec empty) or an exec in one, as a session knows it. Its calls outlast the daemon.
+// process is a task (exec empty) or an exec in one, as a session knows it. Its calls outlast the daemon, or go straight to its
+// shim.
 type process struct {
 	c        *cli
 	cl       *client.Client
+	direct   *straight // not nil: there is no cl
 	id, exec string
+	timeout  time.Duration // that the exec may run; 0: any
+	begun    time.Time     // when it was started
 }
 
 func (p *process) String() string {
@@ -70,6 +75,9 @@ func (p *process) String() string {
 
 // Wait gives the exit status.
 func (p *process) Wait(ctx context.Context) (uint32, error) {
+	if p.direct != nil {
+		return p.direct.wait(ctx, p.exec)
+	}
 	r, err := p.cl.Wait(ctx, p.c.notice, p.id, p.exec)
 	return r.GetExitStatus(), err
 }
@@ -80,6 +88,9 @@ func (p *process) Kill(ctx context.Context, signal uint32) error {
 }
 
 func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
+	if p.direct != nil {
+		return p.direct.kill(ctx, p.exec, signal, all)
+	}
 	return p.cl.Again(ctx, p.c.notice, func(ctx context.Context, _ bool) error {
 		_, err := p.cl.Tasks.Kill(ctx, &tasksapi.KillRequest{ContainerID: p.id, ExecID: p.exec, Signal: signal, All: all})
 		return err
@@ -88,6 +99,9 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 
 // Resize sets the size of the terminal.
 func (p *process) Resize(ctx context.Context, width, height uint32) error {
+	if p.direct != nil {
+		return p.direct.resize(ctx, p.exec, width, height)
+	}
 	return p.cl.Again(ctx, nil, func(ctx context.Context, _ bool) error {
 		_, err := p.cl.Tasks.ResizePty(ctx, &tasksapi.ResizePtyRequest{ContainerID: p.id, ExecID: p.exec, Width: width, Height: height})
 		return err
@@ -96,6 +110,9 @@ func (p *process) Resize(ctx context.Context, width, height uint32) error {
 
 // CloseStdin ends the input.
 func (p *process) CloseStdin(ctx context.Context) error {
+	if p.direct != nil {
+		return p.direct.closeStdin(ctx, p.exec)
+	}
 	return p.cl.Again(ctx, nil, func(ctx context.Context, _ bool) error {
 		_, err := p.cl.Tasks.CloseIO(ctx, &tasksapi.CloseIORequest{ContainerID: p.id, ExecID: p.exec, Stdin: true})
 		return err
@@ -104,6 +121,9 @@ func (p *process) CloseStdin(ctx context.Context) error {
 
 // get says how it is.
 func (p *process) get(ctx context.Context) (*tasktypes.Process, error) {
+	if p.direct != nil {
+		return p.direct.get(ctx, p.exec)
+	}
 	r, err := p.cl.Tasks.Get(ctx, &tasksapi.GetRequest{ContainerID: p.id, ExecID: p.exec})
 	return r.GetProcess(), err
 }
@@ -127,6 +147,9 @@ func (p *process) create(ctx context.Context, rootfs []*types.Mount, s *session.
 
 // add makes the exec, which start starts.
 func (p *process) add(ctx context.Context, spec *anypb.Any, s *session.Streams) error {
+	if p.direct != nil {
+		return p.direct.add(ctx, p.exec, spec, s)
+	}
 	return p.cl.Again(ctx, p.c.notice, func(ctx context.Context, again bool) error {
 		_, err := p.cl.Tasks.Exec(ctx, &tasksapi.ExecProcessRequest{
 			ContainerID: p.id, ExecID: p.exec, Spec: spec, Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Terminal: s.Terminal,
@@ -142,6 +165,10 @@ func (p *process) add(ctx context.Context, spec *anypb.Any, s *session.Streams) 
 
 // start starts it.
 func (p *process) start(ctx context.Context) (pid uint32, err error) {
+	p.begun = time.Now()
+	if p.direct != nil {
+		return p.direct.start(ctx, p.exec)
+	}
 	err = p.cl.Again(ctx, p.c.notice, func(ctx context.Context, again bool) error {
 		r, err := p.cl.Tasks.Start(ctx, &tasksapi.StartRequest{ContainerID: p.id, ExecID: p.exec})
 		pid = r.GetPid()
@@ -157,6 +184,9 @@ func (p *process) start(ctx context.Context) (pid uint32, err error) {
 
 // remove removes it when it has ended or never run. That it is gone is no error.
 func (p *process) remove(ctx context.Context) error {
+	if p.direct != nil {
+		return p.direct.remove(ctx, p.exec)
+	}
 	return p.cl.Again(ctx, p.c.notice, func(ctx context.Context, _ bool) error {
 		var err error
 		if p.exec == "" {
@@ -200,7 +230,11 @@ func (p *process) streams(f *ioFlags, tty bool) (*session.Streams, error) {
 		return &session.Streams{Terminal: tty}, nil
 	}
 	dir := f.fifoDir
-	if dir == "" {
+	switch {
+	case dir != "":
+	case p.direct != nil:
+		dir = p.direct.fifos
+	default:
 		dir = filepath.Join(filepath.Dir(p.cl.Address), "fifo")
 	}
 	dir, err := filepath.Abs(dir)
@@ -294,11 +328,17 @@ func (p *process) stay(ctx context.Context, at *session.Session) (ended bool, er
 		return false, exitStatus(128 + int(r.Signal))
 	case r.Detached:
 		again := "mctl tasks attach " + p.id
+		if p.direct != nil {
+			again = "mctl shim attach " + p.id
+		}
 		if p.exec != "" {
 			again += " --exec-id " + p.exec
 		}
 		_, _ = fmt.Fprintf(p.c.err, "\nmctl: %s runs on; `%s` comes back to it\n", p, again)
 		return false, nil
+	}
+	if p.timeout > 0 && r.Status == 128+sigkill && p.timedOut(ctx) {
+		_, _ = fmt.Fprintf(p.c.err, "mctl: %s was killed: its --timeout of %v was over\n", p, p.timeout)
 	}
 	if err := p.remove(ctx); err != nil {
 		return false, fmt.Errorf("%s exited with status %d, but cannot be removed: %w", p, r.Status, err)
@@ -307,6 +347,15 @@ func (p *process) stay(ctx context.Context, at *session.Session) (ended bool, er
 		return true, exitStatus(r.Status)
 	}
 	return true, nil
+}
+
+// timedOut says whether an exec that SIGKILL has ended was killed because its time was over. The shim knows; the API of the daemon
+// has no word for it, so that there the time must tell.
+func (p *process) timedOut(ctx context.Context) bool {
+	if p.direct != nil {
+		return p.direct.timedOut(ctx, p.exec)
+	}
+	return time.Since(p.begun) >= p.timeout
 }
 
 func writePID(file string, pid uint32) error {

@@ -50,7 +50,7 @@ func TestOperationsWithoutManager(t *testing.T) {
 				"MANAGERD_ADDRESS="+w.Socket())
 			out, errs, status := w.run(cmd, "")
 			if status != 0 || errs != "" {
-				t.Errorf("%s: status %d: %s%s", line, status, out, errs)
+				t.Errorf("%s: status %d: %s, %q", line, status, out, errs)
 			}
 			said += out
 		}
@@ -65,7 +65,7 @@ func TestOperationsWithoutManager(t *testing.T) {
 		}
 	}
 	pid := w.shims()["web"].PID
-	says(0, "ok", "goroutines", "RUNNING", "pids.current", "create", "/tasks/start", "Start", "goroutine 1 ")
+	says(0, "ok", "goroutines", "RUNNING", "pids.current", "create", "/tasks/start", "Start", "goroutine 1 ", "PID   USER", "goroutine profile: total")
 	resume := w.pause(pid)
 	says(1, "unresponsive (T)", "shim begins", "/tasks/start")
 	w.killShim(pid)

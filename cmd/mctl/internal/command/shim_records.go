@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/direct"
@@ -19,6 +20,7 @@ import (
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/blackbox"
+	"github.com/managerd/managerd/shimapi/ledger"
 )
 
 // What a shim has written down, which is there whether it answers or not; and the start of a successor, which goes by that.
@@ -34,6 +36,10 @@ func (k *keepers) records(cmd *cobra.Command, id string, since uint64, f func(s 
 			return err
 		}
 		records, damage := s.Ledger()
+		if trimmed := ledger.TrimmedBy(records); since > 0 && since < trimmed {
+			return fmt.Errorf("the ledger of container %s has been compacted up to number %d, behind %d not everything is there; leave --since out to get what there is: %w",
+				s.ID, trimmed, since, errdefs.ErrOutOfRange)
+		}
 		for _, r := range records {
 			if r.Seq > since {
 				if err := f(s, r); err != nil {
@@ -100,6 +106,8 @@ type exitRow struct {
 	Status   uint32    `json:"exit_status"`
 	ExitedAt time.Time `json:"exited_at"`
 	Unknown  string    `json:"exit_unknown,omitempty"` // why the status is not known
+	OOM      bool      `json:"oom_killed,omitempty"`   // for want of memory
+	TimedOut bool      `json:"timed_out,omitempty"`    // its time was over
 }
 
 var exitTable = table.Table[exitRow]{Wide: true, Columns: []table.Column[exitRow]{
@@ -111,10 +119,21 @@ var exitTable = table.Table[exitRow]{Wide: true, Columns: []table.Column[exitRow
 		if r.Unknown != "" {
 			return "unknown: " + r.Unknown
 		}
-		return strconv.Itoa(int(r.Status))
+		return marked(strconv.Itoa(int(r.Status)), r.OOM, r.TimedOut)
 	}},
 	{Title: "AT", Cell: func(r exitRow) string { return r.ExitedAt.Format(time.RFC3339Nano) }},
 }}
+
+// marked is an exit status, or a state, and why it came to that.
+func marked(status string, oom, timedOut bool) string {
+	switch {
+	case oom:
+		return status + " (out of memory)"
+	case timedOut:
+		return status + " (time was over)"
+	}
+	return status
+}
 
 func (k *keepers) exits() *cobra.Command {
 	var since uint64
@@ -124,7 +143,7 @@ func (k *keepers) exits() *cobra.Command {
 			var rows []exitRow
 			err := k.records(cmd, given[0], since, func(_ *direct.Shim, r *ledgerpb.Record) error {
 				if e := r.Exit; e != nil {
-					rows = append(rows, exitRow{r.Seq, e.ContainerId, e.ExecId, e.Pid, e.Status, time.Unix(0, e.ExitedUnixNano), e.Unknown})
+					rows = append(rows, exitRow{r.Seq, e.ContainerId, e.ExecId, e.Pid, e.Status, time.Unix(0, e.ExitedUnixNano), e.Unknown, e.OomKilled, e.TimedOut})
 				}
 				return nil
 			})

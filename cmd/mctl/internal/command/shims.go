@@ -37,7 +37,8 @@ type keepers struct {
 func (c *cli) shimCommand() *cobra.Command {
 	k := &keepers{cli: c}
 	g := group("shim", "Look at the processes that keep containers, with or without managerd", []string{"shims"},
-		k.ls(), k.inspect(), k.timings(), k.blackbox(), k.stacks(), k.taskState(), k.ps(), k.metrics(), k.logs(), k.reopenLogs(), k.events(), k.exits(), k.kill(), k.wait(), k.delete(), k.adopt(), k.upgrade())
+		k.ls(), k.inspect(), k.timings(), k.blackbox(), k.stacks(), k.taskState(), k.ps(), k.metrics(), k.logs(), k.reopenLogs(), k.events(), k.exits(),
+		k.exec(), k.attach(), k.kill(), k.wait(), k.delete(), k.pprof(), k.trace(), k.adopt(), k.upgrade())
 	g.Long = `Speaks to the shims themselves, which it finds below managerd's state directory: managerd may be stopped, dead or stuck. A shim
 that does not answer is shown as such; blackbox, events and exits read files, and work with it stopped or dead.`
 	g.PersistentFlags().StringVar(&k.state, "state", env(defaultState, "MANAGERD_STATE"), "managerd's state `directory`")
@@ -79,7 +80,7 @@ var shimTable = table.Table[direct.Status]{Wide: true, Columns: []table.Column[d
 	{Title: "VERSION", Cell: func(s direct.Status) string { return orDash(s.Version) }},
 	{Title: "AGE", Cell: func(s direct.Status) string { return age(s.StartedAt) }},
 	{Title: "PSS", Cell: func(s direct.Status) string { return memory(s.PSS) }},
-	{Title: "STATE", Cell: func(s direct.Status) string { return orDash(s.State) }},
+	{Title: "STATE", Cell: func(s direct.Status) string { return marked(orDash(s.State), s.OOMKilled, false) }},
 }}
 
 func number(n uint32) string {
@@ -150,6 +151,9 @@ type processRow struct {
 	ExitStatus  *uint32    `json:"exit_status,omitempty"` // of one that has ended
 	ExitedAt    *time.Time `json:"exited_at,omitempty"`
 	ExitUnknown string     `json:"exit_unknown,omitempty"`
+	OOMKilled   bool       `json:"oom_killed,omitempty"`
+	Timeout     string     `json:"timeout,omitempty"` // of an exec
+	TimedOut    bool       `json:"timed_out,omitempty"`
 	Terminal    bool       `json:"terminal"`
 	Stdin       string     `json:"stdin,omitempty"`
 	Stdout      string     `json:"stdout,omitempty"`
@@ -171,7 +175,7 @@ var processTable = table.Table[processRow]{Wide: true, Columns: []table.Column[p
 		case r.ExitUnknown != "":
 			return "unknown: " + r.ExitUnknown
 		case r.ExitStatus != nil:
-			return strconv.Itoa(int(*r.ExitStatus))
+			return marked(strconv.Itoa(int(*r.ExitStatus)), r.OOMKilled, r.TimedOut)
 		}
 		return "-"
 	}},
@@ -198,6 +202,10 @@ type description struct {
 	LastSeq     uint64       `json:"last_seq"`
 	Goroutines  uint32       `json:"goroutines"`
 	FDs         uint32       `json:"fds"`
+	OOMKills    uint64       `json:"oom_kills"`
+	OOMLevel    string       `json:"oom_level,omitempty"`  // where the limit is that was hit last: own, below, ancestor, machine
+	OOMCgroup   string       `json:"oom_cgroup,omitempty"` // which has it
+	Trimmed     uint64       `json:"trimmed_seq"`
 	Processes   []processRow `json:"processes"`
 }
 
@@ -225,12 +233,15 @@ func (k *keepers) inspect() *cobra.Command {
 				}
 				d := description{
 					r.Namespace, r.Id, r.Pid, r.Version, r.Revision, r.StartedAt.AsTime(), r.Bundle, strings.TrimPrefix(p.Address, "unix://"),
-					r.Incarnation, r.LastSeq, r.Goroutines, r.Fds, []processRow{},
+					r.Incarnation, r.LastSeq, r.Goroutines, r.Fds, r.OomKills, r.OomLevel, r.OomCgroup, r.TrimmedSeq, []processRow{},
 				}
 				for _, p := range r.Processes {
 					row := processRow{
 						ExecID: p.ExecId, PID: p.Pid, State: p.State, ExitUnknown: p.ExitUnknown,
-						Terminal: p.Terminal, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr,
+						Terminal: p.Terminal, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr, OOMKilled: p.OomKilled, TimedOut: p.TimedOut,
+					}
+					if p.TimeoutNano > 0 {
+						row.Timeout = time.Duration(p.TimeoutNano).String()
 					}
 					row.Outputs = outputs(p.Outputs)
 					if p.ExitedAt != nil {
@@ -253,6 +264,7 @@ func (k *keepers) printDescription(d description) error {
 		{"namespace", d.Namespace}, {"container", d.ID}, {"pid", strconv.Itoa(int(d.PID))}, {"version", d.Version}, {"revision", d.Revision},
 		{"started", d.StartedAt.Format(time.RFC3339Nano)}, {"bundle", d.Bundle}, {"socket", d.Socket}, {"incarnation", d.Incarnation},
 		{"last_seq", strconv.FormatUint(d.LastSeq, 10)}, {"goroutines", strconv.Itoa(int(d.Goroutines))}, {"fds", strconv.Itoa(int(d.FDs))},
+		{"oom_kills", strings.TrimSpace(fmt.Sprint(d.OOMKills, " ", d.OOMLevel, " ", d.OOMCgroup))}, {"trimmed_seq", strconv.FormatUint(d.Trimmed, 10)},
 	}
 	if err := metricTable("SHIM", "VALUE").Print(k.out, table.Text, rows); err != nil {
 		return err

@@ -45,6 +45,7 @@ type Status struct {
 	Revision     string     `json:"revision,omitempty"`
 	StartedAt    *time.Time `json:"started_at,omitempty"`
 	State        string     `json:"state,omitempty"`         // of the container
+	OOMKilled    bool       `json:"oom_killed,omitempty"`    // its init was, for want of memory
 	ContainerPID uint32     `json:"container_pid,omitempty"` // of its init
 	PSS          int64      `json:"pss,omitempty"`           // bytes
 }
@@ -117,7 +118,7 @@ func (s *Shim) ask(ctx context.Context, c *shimapi.Client, st *Status) error {
 	st.State = "none"
 	for _, p := range d.Processes {
 		if p.ExecId == "" {
-			st.State, st.ContainerPID = p.State, p.Pid
+			st.State, st.ContainerPID, st.OOMKilled = p.State, p.Pid, p.OomKilled
 		}
 	}
 	return nil

@@ -67,6 +67,7 @@ func (f *forwarder) run(a *args, svc *service.Service, log *slog.Logger) {
 			err := send(ctx, &client, address, req)
 			if err == nil {
 				f.taken = r.Seq
+				svc.Taken(r.Seq)
 			}
 			<-f.sending
 			if err == nil {

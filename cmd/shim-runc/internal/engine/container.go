@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,13 @@ type Container struct {
 	released  atomic.Bool
 	launcher  string           // argv[0] of the process that forked init
 	poststart configs.HookList // libcontainer would run them at create
+
+	dirsOnce sync.Once
+	dirs     map[string]string // the container's cgroup, by its controller on v1
+
+	execs    sync.Mutex
+	execDirs map[string]string // cgroups of running execs, by their ids
+	left     []string          // those of ended ones, in which something may run on
 }
 
 // ID is the container's id.
@@ -184,8 +192,18 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 	if err := c.engine.execHonoured(p, config.Umask, config.OomScoreAdj); err != nil {
 		return fail(err)
 	}
-	proc, err := c.engine.launch(ctx, lc, p, false, io)
+	dir, sub := c.execCgroup(execID, io.Tree)
+	proc, err := c.engine.launch(ctx, lc, p, false, io, sub)
+	if dir != "" {
+		c.execs.Lock()
+		if c.execDirs == nil {
+			c.execDirs = map[string]string{}
+		}
+		c.execDirs[execID] = dir
+		c.execs.Unlock()
+	}
 	if err != nil {
+		c.ForgetExec(execID)
 		return fail(err)
 	}
 	c.engine.cfg.OnPhase("exec", time.Since(begin))

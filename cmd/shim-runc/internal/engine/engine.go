@@ -55,6 +55,8 @@ type IO struct {
 	Stdin, Stdout, Stderr *os.File
 	// Console is given the terminal's master side once, before the process can run; it owns the file from then on.
 	Console func(master *os.File) error
+	// Tree says of an exec that KillExec must find all that it will have begotten.
+	Tree bool
 }
 
 // Engine makes containers.
@@ -99,7 +101,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	e.cfg.OnPhase("create.config", time.Since(begin))
 
 	begin = time.Now()
-	proc, err := e.launch(ctx, c, spec.Process, true, io)
+	proc, err := e.launch(ctx, c, spec.Process, true, io, nil)
 	if err != nil {
 		gerr := e.cfg.Reaper.Guard(c.Destroy)
 		if gerr != nil {

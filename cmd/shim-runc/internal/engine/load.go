@@ -58,6 +58,7 @@ func (e *Engine) Load(id, bundle string, init *reaper.Process, launcher string) 
 	if st, err := lc.State(); err == nil {
 		found.Cgroup = st.CgroupPaths
 	}
+	c.findLeft()
 	return c, found, nil
 }
 

@@ -16,13 +16,14 @@ import (
 	"github.com/managerd/managerd/reaper"
 )
 
-// launch starts p in lc: parked before its program for an init, running for an exec.
-func (e *Engine) launch(ctx context.Context, lc *libcontainer.Container, p *specs.Process, init bool, io IO) (*reaper.Process, error) {
+// launch starts p in lc: parked before its program for an init, running for an exec; that in cgroups below the container's, if
+// sub has any (see libcontainer.Process).
+func (e *Engine) launch(ctx context.Context, lc *libcontainer.Container, p *specs.Process, init bool, io IO, sub map[string]string) (*reaper.Process, error) {
 	lp, err := process(p)
 	if err != nil {
 		return nil, err
 	}
-	lp.Init = init
+	lp.Init, lp.SubCgroupPaths = init, sub
 	var con *console
 	if io.Console != nil {
 		if con, err = newConsole(); err != nil {
@@ -38,12 +39,16 @@ func (e *Engine) launch(ctx context.Context, lc *libcontainer.Container, p *spec
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	proc, err := e.cfg.Reaper.Fork(func() (int, error) {
+	wait := lp.Wait // closes libcontainer's pidfd
+	if init {
+		wait = nil // and keeps all alive that belongs to lp: of an init, for a long time
+	}
+	proc, err := e.cfg.Reaper.ForkWaited(func() (int, error) {
 		if err := lc.Start(lp); err != nil {
 			return 0, startError(err)
 		}
 		return lp.Pid()
-	})
+	}, wait)
 	if err != nil {
 		return nil, err
 	}

@@ -115,7 +115,7 @@ func shortExec(rnd *rand.Rand, c *Container, i int) error {
 	code := rnd.Intn(256)
 	p, err := c.Exec(context.Background(), fmt.Sprint("e", i), &specs.Process{
 		Args: []string{"sh", "-c", script(rnd, code)}, Env: []string{"PATH=/bin"}, Cwd: "/",
-	}, IO{})
+	}, IO{Tree: i%2 == 0})
 	if err != nil {
 		return err
 	}

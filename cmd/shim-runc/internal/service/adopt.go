@@ -137,6 +137,7 @@ func (s *Service) restore(table *shimstate.Table, held Held) error {
 	}
 	for _, p := range all {
 		if p.proc != nil && p.state != shimapi.Stopped {
+			s.watchDeadline(p)
 			go s.awaitExit(p)
 		}
 	}
@@ -163,7 +164,7 @@ func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
 	}
 	if e := past.exits[processKey{p.execID, p.pid}]; e != nil && p.pid != 0 {
 		p.state, p.status, p.exitedAt, p.unknown = shimapi.Stopped, int(e.Status), time.Unix(0, e.ExitedUnixNano), e.Unknown
-		p.oomKilled = e.OomKilled
+		p.oomKilled, p.timedOut = e.OomKilled, e.TimedOut
 	}
 	if p.state == shimapi.Stopped {
 		drop()
@@ -324,7 +325,7 @@ func (s *Service) readPast() (*past, error) {
 				// Another process, should the name and the number have been there before.
 				delete(p.exits, processKey{n.ExecId, int(n.Pid)})
 				delete(p.started, processKey{n.ExecId, int(n.Pid)})
-				p.oomBefore[processKey{n.ExecId, int(n.Pid)}] = p.oomKills
+				p.oomBefore[processKey{n.ExecId, int(n.Pid)}] = max(p.oomKills, n.OomKills)
 			}
 			if e := r.Exit; e != nil {
 				p.exits[processKey{e.ExecId, int(e.Pid)}] = e

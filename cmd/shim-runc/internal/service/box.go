@@ -60,6 +60,9 @@ func describeRequest(name string, req any) string {
 // summary says what a ledger record tells, in a few words.
 func summary(r *ledgerpb.Record) string {
 	what := fmt.Sprintf("%s (%d)", r.Event.Topic, r.Seq)
+	if e := r.Event; e.OomKills > 0 {
+		what += fmt.Sprintf(" kill %d, limit: %s %s", e.OomKills, e.OomLevel, e.OomCgroup)
+	}
 	if e := r.Exit; e != nil {
 		if e.ExecId != "" {
 			what += " exec " + e.ExecId
@@ -67,6 +70,9 @@ func summary(r *ledgerpb.Record) string {
 		what += fmt.Sprintf(" process %d exit status %d", e.Pid, e.Status)
 		if e.Unknown != "" {
 			what += ", unknown: " + e.Unknown
+		}
+		if e.TimedOut {
+			what += ", its time was over"
 		}
 	}
 	return what

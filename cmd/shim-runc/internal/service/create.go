@@ -223,7 +223,7 @@ func (s *Service) recordProcess(p *process) error {
 	p.oomBefore = s.oomSoFar(p)
 	_, err := s.ledger.Append(&ledgerpb.Record{Process: &ledgerpb.Process{
 		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), StartTicks: p.ticks, Terminal: p.io.terminal,
-		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr,
+		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, OomKills: p.oomBefore,
 	}})
 	return err
 }

@@ -29,6 +29,8 @@ type Container interface {
 	SharedPID() bool // processes can outlive init
 	Start(ctx context.Context) error
 	Exec(ctx context.Context, execID string, p *specs.Process, io engine.IO) (*reaper.Process, error)
+	KillExec(execID string, p *reaper.Process) error // and what it has begotten
+	ForgetExec(execID string)                        // which has ended
 	Pids() ([]int, error)
 	Pause() error
 	Resume() error

@@ -31,6 +31,10 @@ func (s *Service) awaitExit(p *process) {
 	p.io.open.Drain(patience)
 	failpoint.Hit("shim.exit.drained")
 	kills := s.countOOM(p.kind == shimapi.Init)
+	if p.kind == shimapi.Exec {
+		s.container.ForgetExec(p.execID)
+	}
+	timedOut := s.endDeadline(p, exit.Status)
 
 	p.starting.Lock() // a Start under way tells first
 	defer p.starting.Unlock()
@@ -43,7 +47,7 @@ func (s *Service) awaitExit(p *process) {
 	}
 	_ = s.record(&ledgerpb.Record{Exit: &ledgerpb.Exit{
 		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), Status: uint32(exit.Status), ExitedUnixNano: exit.At.UnixNano(),
-		Unknown: exit.Unknown, OomKills: kills, OomKilled: p.oomKilledBy(exit.Status, kills),
+		Unknown: exit.Unknown, OomKills: kills, OomKilled: p.oomKilledBy(exit.Status, kills), TimedOut: timedOut,
 	}}, "/tasks/exit", &events.TaskExit{
 		ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
 	})

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
 )
 
@@ -22,6 +24,15 @@ import (
 var methods = []string{
 	"State", "Create", "Start", "Delete", "Pids", "Pause", "Resume", "Checkpoint", "Kill", "Exec", "ResizePty", "CloseIO",
 	"Update", "Wait", "Stats", "Connect", "Shutdown", "NoSuchMethod",
+	"Describe", "Exits", "Park", // from here on those of managerd.shim.v1 that are answered once
+}
+
+// serviceOf is the service that has a method.
+func serviceOf(method string) string {
+	if slices.Index(methods, method) >= slices.Index(methods, "Describe") {
+		return "managerd.shim.v1.Shim"
+	}
+	return shimapi.TaskServiceV3
 }
 
 // script is a sequence of requests: for each the number of its method, two bytes of length, the payload.
@@ -67,6 +78,12 @@ func harmless(method string, payload []byte) []byte {
 			return payload
 		}
 		r.Stdin, r.Stdout, r.Stderr, clean = "", "", "", r
+	case "Park":
+		r := &shim.ParkRequest{}
+		if proto.Unmarshal(payload, r) != nil {
+			return payload
+		}
+		r.Socket, clean = "", r
 	default:
 		return payload
 	}
@@ -80,7 +97,7 @@ func harmless(method string, payload []byte) []byte {
 // frame is one ttrpc request on the wire, its payload as it is.
 func frame(t testing.TB, stream uint32, method string, payload []byte) []byte {
 	t.Helper()
-	body, err := proto.Marshal(&ttrpc.Request{Service: shimapi.TaskServiceV3, Method: method, Payload: payload, TimeoutNano: int64(200 * time.Millisecond)})
+	body, err := proto.Marshal(&ttrpc.Request{Service: serviceOf(method), Method: method, Payload: payload, TimeoutNano: int64(200 * time.Millisecond)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +131,8 @@ func FuzzRequests(f *testing.F) {
 	for _, m := range methods {
 		f.Add(script(f, m, []byte(nil), m, junk, m, []byte{0x0a, 0x04, 'f', 'u', 'z', 'z'}))
 	}
+	f.Add(script(f, "Exec", &task.ExecProcessRequest{ID: id, ExecID: e1, Spec: limited(f, time.Millisecond, "sleep", "1000")}, "Start", &task.StartRequest{ID: id, ExecID: e1},
+		"Wait", &task.WaitRequest{ID: id, ExecID: e1}, "Exits", &shim.ExitsRequest{Since: 1 << 63}, "Describe", &shim.DescribeRequest{}))
 	f.Add(script(f, "Exec", &task.ExecProcessRequest{ID: id, ExecID: "../../x", Spec: spec}, "Start", &task.StartRequest{ID: id, ExecID: "../../x"}))
 	f.Add(script(f, "Exec", &task.ExecProcessRequest{ID: id, ExecID: e1, Spec: spec, Terminal: true}, "Start", &task.StartRequest{ID: id, ExecID: e1},
 		"ResizePty", &task.ResizePtyRequest{ID: id, ExecID: e1, Width: 1 << 31, Height: 1 << 31}, "CloseIO", &task.CloseIORequest{ID: id, ExecID: e1, Stdin: true},

@@ -212,14 +212,23 @@ func TestPause(t *testing.T) {
 	if _, err := f.Resume(ctx, &task.ResumeRequest{ID: "pause"}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("resume of what runs: %v", err)
 	}
+	if err := f.exec("added", nil, "true"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := f.Pause(ctx, &task.PauseRequest{ID: "pause"}); err != nil {
 		t.Fatal(err)
 	}
 	if s := f.state(""); s.Status != tasktypes.Status_PAUSED {
 		t.Errorf("paused: %v", s)
 	}
-	if err := f.exec("e", nil, "true"); !errdefs.IsFailedPrecondition(err) {
+	refused := func(err error) bool {
+		return errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), "pause") && strings.Contains(err.Error(), "paused")
+	}
+	if err := f.exec("e", nil, "true"); !refused(err) {
 		t.Errorf("exec in a paused container: %v", err)
+	}
+	if _, err := f.Start(ctx, &task.StartRequest{ID: "pause", ExecID: "added"}); !refused(err) {
+		t.Errorf("start of an exec in a paused container: %v", err)
 	}
 	if _, err := f.Resume(ctx, &task.ResumeRequest{ID: "pause"}); err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"time"
 
 	"github.com/containerd/containerd/api/events"
 
@@ -16,6 +17,8 @@ const (
 	// oomBurst is how many OOM events one reading of the kernel's counter makes at most; of more kills than that, the
 	// ledger's numbers tell. Ten thousand processes that the kernel kills as one group are not ten thousand fsyncs.
 	oomBurst = 100
+	// sameReason is how soon after a kill another one is taken to have the same reason, when no limit was hit once more.
+	sameReason = time.Second
 )
 
 // watchCgroup begins to count OOM kills. A container whose cgroup cannot be watched runs all the same.
@@ -28,6 +31,9 @@ func (s *Service) watchCgroup(cg *cgroups.Cgroup, err error) {
 	s.mu.Lock()
 	s.cgroup, s.stopOOM = cg, cancel
 	s.mu.Unlock()
+	s.oomMu.Lock()
+	s.limits = cg.Limits()
+	s.oomMu.Unlock()
 	if err := cg.WatchOOM(ctx, s.tellOOM); err != nil {
 		s.cfg.Log.Warn("no OOM events", "error", err)
 	}
@@ -36,14 +42,24 @@ func (s *Service) watchCgroup(cg *cgroups.Cgroup, err error) {
 // tellOOM emits one event for each process that the kernel has killed beyond those that were told of. containerd's event
 // has the container's id only; which kill it is, the ledger has.
 func (s *Service) tellOOM(kills uint64) {
+	defer s.compact()
 	s.oomMu.Lock()
 	defer s.oomMu.Unlock()
 	if kills > s.oomTold+oomBurst {
 		s.oomTold = kills - oomBurst
 	}
+	if s.oomTold < kills {
+		// Of many that are killed for one reason, the kernel counts one after another.
+		if level, path := s.limits.Hit(); level != cgroups.LevelMachine || time.Since(s.oomAt) > sameReason {
+			s.oomLast.level, s.oomLast.cgroup = string(level), path
+		}
+		s.oomAt = time.Now()
+	}
 	for s.oomTold < kills {
 		s.oomTold++
-		_ = s.record(&ledgerpb.Record{Event: &ledgerpb.Event{OomKills: s.oomTold}}, "/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID})
+		_ = s.record(&ledgerpb.Record{Event: &ledgerpb.Event{
+			OomKills: s.oomTold, OomLevel: s.oomLast.level, OomCgroup: s.oomLast.cgroup,
+		}}, "/tasks/oom", &events.TaskOOM{ContainerID: s.cfg.ID})
 	}
 }
 

@@ -2,6 +2,7 @@ package service_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,12 +21,13 @@ import (
 	"github.com/managerd/managerd/shimapi/ledger"
 )
 
-// oomKills is how many processes the tests have the kernel kill: MANAGERD_OOM_KILLS.
+var oomCount = flag.Int("oom-kills", 20, "how many processes the tests have the kernel kill (-args -oom-kills 1000); or MANAGERD_OOM_KILLS")
+
 func oomKills() int {
 	if n, err := strconv.Atoi(os.Getenv("MANAGERD_OOM_KILLS")); err == nil {
 		return n
 	}
-	return 20
+	return *oomCount
 }
 
 // small is a container with little memory. "tail /dev/zero" wants more and more of it.
@@ -75,6 +77,9 @@ func TestOOM(t *testing.T) {
 			}
 			if _, exits := f.past(); exits[""].OomKills != 1 || !exits[""].OomKilled {
 				t.Errorf("exit: %v", exits[""])
+			}
+			if d := f.describe(); d.OomLevel != "own" || d.OomCgroup != shimbin.CgroupParent+"/"+id {
+				t.Errorf("limit: %q of %q", d.OomLevel, d.OomCgroup)
 			}
 			if d := f.describe(); d.OomKills != 1 || len(d.Processes) != 1 || !d.Processes[0].OomKilled {
 				t.Errorf("description: %v", d)

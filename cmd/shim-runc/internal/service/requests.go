@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi"
@@ -110,9 +111,9 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	if r.Spec == nil {
 		return nil, fmt.Errorf("exec %s in container %s has no spec: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
 	}
-	var spec specs.Process
-	if err := json.Unmarshal(r.Spec.Value, &spec); err != nil {
-		return nil, fmt.Errorf("exec %s in container %s has a malformed spec: %w: %w", r.ExecID, r.ID, err, errdefs.ErrInvalidArgument)
+	spec, timeout, err := decodeExec(r.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("cannot exec %s in container %s: %w", r.ExecID, r.ID, err)
 	}
 	if len(spec.Args) == 0 {
 		return nil, fmt.Errorf("exec %s in container %s has no args: %w", r.ExecID, r.ID, errdefs.ErrInvalidArgument)
@@ -120,7 +121,7 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	early.Attach() // Start follows
 	spec.Terminal = r.Terminal
 	p := &process{
-		kind: shimapi.Exec, execID: r.ExecID, spec: &spec, exited: make(chan struct{}),
+		kind: shimapi.Exec, execID: r.ExecID, spec: spec, timeout: timeout, exited: make(chan struct{}),
 		state: shimapi.MustNext(shimapi.Exec, shimapi.Absent, shimapi.ReqCreate),
 		io:    streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
 	}
@@ -174,6 +175,8 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 		s.park(p) // what it writes must outlive us from its first byte on
 		if err = s.keep(p); err == nil {
 			failpoint.Hit("shim.startexec.launching")
+			s.limit(p) // its time begins here
+			files.Tree = p.timeout > 0
 			proc, err = s.container.Exec(ctx, r.ExecID, p.spec, files)
 		}
 	}
@@ -183,6 +186,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 		s.closeStreams(p)
 		s.unpark(p, parkedKinds...)
 		s.launch(p, false)
+		s.unlimit(p)
 		s.keepOrLog(p)
 		return nil, err
 	}
@@ -197,6 +201,7 @@ func (s *Service) startExec(ctx context.Context, r *task.StartRequest) (*task.St
 	failpoint.Hit("shim.startexec.parked")
 	s.keepOrLog(p)
 	failpoint.Hit("shim.startexec.kept")
+	s.watchDeadline(p)
 	if err := s.recordProcess(p); err != nil {
 		s.cfg.Log.Error("cannot record exec", "exec", r.ExecID, "error", err)
 	}
@@ -247,7 +252,7 @@ func (s *Service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResp
 	return &task.WaitResponse{ExitStatus: uint32(p.status), ExitedAt: timestamppb.New(p.exitedAt)}, nil
 }
 
-// Kill signals a process, or with all every process of the container.
+// Kill signals a process, or with all every process of the container. SIGKILL to all of an exec ends what it has begotten too.
 func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
 	sig, err := signal(r.Signal)
 	if err != nil {
@@ -271,6 +276,12 @@ func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, 
 		return empty, c.Signal(sig, r.All)
 	case proc == nil:
 		return nil, fmt.Errorf("cannot kill exec %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
+	}
+	if r.All && sig == unix.SIGKILL {
+		if err := c.KillExec(r.ExecID, proc); err != nil {
+			return nil, fmt.Errorf("cannot kill exec %s: %w", p.label(r.ID), err)
+		}
+		return empty, nil
 	}
 	if sig != unix.SIGKILL {
 		c.Settle(proc)
@@ -338,6 +349,7 @@ func (s *Service) Resume(_ context.Context, r *task.ResumeRequest) (*emptypb.Emp
 	if err := s.through(p, shimapi.ReqResume, s.container.Resume); err != nil {
 		return nil, err
 	}
+	defer s.compact()
 	return empty, s.emit("/tasks/resumed", &events.TaskResumed{ContainerID: r.ID})
 }
 
@@ -362,7 +374,10 @@ func (s *Service) Update(_ context.Context, r *task.UpdateTaskRequest) (*emptypb
 func (s *Service) Stats(_ context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
 	s.mu.Lock()
 	_, err := s.findLocked(r.ID, "", shimapi.ReqStats)
-	cg := s.cgroup
+	cg, pid := s.cgroup, 0
+	if err == nil && s.init.state != shimapi.Stopped {
+		pid = s.init.pid
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -373,6 +388,11 @@ func (s *Service) Stats(_ context.Context, r *task.StatsRequest) (*task.StatsRes
 	m, err := cg.Stats()
 	if err != nil {
 		return nil, err
+	}
+	if pid != 0 {
+		if err := cgroups.AddNetwork(m, pid); err != nil {
+			s.cfg.Log.Debug("no network counters", "error", err) // it may just have ended
+		}
 	}
 	any, err := typeurl.MarshalAny(m)
 	if err != nil {
@@ -457,6 +477,8 @@ func (s *Service) deleteExec(r *task.DeleteRequest) (*task.DeleteResponse, error
 	resp := s.forget(p)
 	failpoint.Hit("shim.deleteexec.forgotten")
 	s.drop(p)
+	s.trimmer.deleted()
+	s.compact()
 	return resp, nil
 }
 

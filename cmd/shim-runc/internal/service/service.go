@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -61,9 +62,15 @@ type Service struct {
 	started     time.Time
 	boot        string // boot id
 
-	phases    phases
-	box       *blackbox.Ring // nil: there was no room for one
-	parker    parker
+	phases  phases
+	box     *blackbox.Ring // nil: there was no room for one
+	parker  parker
+	trimmer trimmer
+
+	taken      atomic.Uint64 // see Taken
+	compacting sync.Mutex
+	compactAt  int64 // the size at which the ledger is looked at again; guarded by compacting
+
 	unparking sync.WaitGroup
 	handlers  gate // of requests that change something, or are short
 	exits     gate // those who tell of an exit that was taken from the kernel
@@ -87,6 +94,9 @@ type Service struct {
 
 	oomMu   sync.Mutex
 	oomTold uint64 // OOM kills that were told of
+	oomAt   time.Time
+	limits  *cgroups.Limits
+	oomLast struct{ level, cgroup string } // which limit was hit last
 }
 
 // New opens the bundle's ledger. Close releases it.
@@ -95,7 +105,7 @@ func New(cfg Config) (*Service, error) {
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	s := &Service{
 		cfg: cfg, incarnation: hex.EncodeToString(b[:]), started: time.Now(),
-		execs: map[string]*process{}, stopOOM: func() {}, ending: make(chan struct{}), quiet: make(chan struct{}),
+		compactAt: compactStep, execs: map[string]*process{}, stopOOM: func() {}, ending: make(chan struct{}), quiet: make(chan struct{}),
 	}
 	if cfg.Incarnation != "" {
 		s.incarnation, s.started = cfg.Incarnation, cfg.Started
@@ -186,9 +196,13 @@ type process struct {
 	launching bool   // a Start is about to fork it
 	proc      *reaper.Process
 	status    int
-	unknown   string // why status is not known
-	oomBefore uint64 // OOM kills that were told of before it began; set before anybody waits for it
-	oomKilled bool   // SIGKILL ended it, and there were more of them by then
+	unknown   string        // why status is not known
+	oomBefore uint64        // OOM kills that were told of before it began; set before anybody waits for it
+	oomKilled bool          // SIGKILL ended it, and there were more of them by then
+	timeout   time.Duration // of an exec: how long it may run; 0: for ever
+	deadline  time.Time     // and until when, once it runs
+	timer     *time.Timer   // not nil: ends it then
+	timedOut  bool          // it was killed for that
 	exitedAt  time.Time
 	inputEnd  bool          // CloseIO was accepted
 	exited    chan struct{} // closed once the exit is in the ledger and above

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -28,11 +29,11 @@ func (s *Service) Describe(context.Context, *shim.DescribeRequest) (*shim.Descri
 		Version: version.Version, Revision: version.Revision, Pid: uint32(os.Getpid()),
 		Namespace: s.cfg.Namespace, Id: s.cfg.ID, Bundle: s.cfg.Bundle, Incarnation: s.incarnation,
 		LastSeq: s.ledger.Last(), StartedAt: timestamppb.New(s.started),
-		Goroutines: uint32(runtime.NumGoroutine()), Fds: uint32(len(fds)), Timings: s.phases.copy(),
+		Goroutines: uint32(runtime.NumGoroutine()), Fds: uint32(len(fds)), Timings: s.phases.copy(), TrimmedSeq: s.ledger.Trimmed(),
 		Upgrades: s.cfg.Upgrades,
 	}
 	s.oomMu.Lock()
-	resp.OomKills = s.oomTold
+	resp.OomKills, resp.OomLevel, resp.OomCgroup = s.oomTold, s.oomLast.level, s.oomLast.cgroup
 	s.oomMu.Unlock()
 	var open []*stdio.Streams
 	describe := func(p *process) {
@@ -58,6 +59,7 @@ func (s *Service) describeLocked(p *process) *shim.Process {
 	d := &shim.Process{
 		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), State: string(p.state), ExitStatus: uint32(p.status), ExitUnknown: p.unknown,
 		Terminal: p.io.terminal, Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, OomKilled: p.oomKilled,
+		TimeoutNano: int64(p.timeout), TimedOut: p.timedOut,
 	}
 	if !p.exitedAt.IsZero() {
 		d.ExitedAt = timestamppb.New(p.exitedAt)
@@ -72,17 +74,27 @@ func (s *Service) Events(ctx context.Context, r *shim.EventsRequest, stream shim
 		return shimapi.ToWire(err)
 	}
 	defer done()
-	return s.Follow(ctx, r.Since, func(rec *ledgerpb.Record) error {
+	if err := s.checkSince(r.Since); err != nil {
+		return shimapi.ToWire(err)
+	}
+	err = s.Follow(ctx, r.Since, func(rec *ledgerpb.Record) error {
 		return stream.Send(&shim.EventRecord{
 			Seq: rec.Seq, Timestamp: timestamppb.New(time.Unix(0, rec.UnixNano)), Topic: rec.Event.Topic,
-			Event: &anypb.Any{TypeUrl: rec.Event.TypeUrl, Value: rec.Event.Value},
+			Event:    &anypb.Any{TypeUrl: rec.Event.TypeUrl, Value: rec.Event.Value},
+			OomKills: rec.Event.OomKills, OomLevel: rec.Event.OomLevel, OomCgroup: rec.Event.OomCgroup,
 		})
 	})
+	if errdefs.IsOutOfRange(err) {
+		return shimapi.ToWire(err)
+	}
+	return err
 }
 
 // Follow calls fn with every event above since, oldest first, until ctx ends, fn fails, or the shim ends: then, after
-// the last one, it returns nil.
+// the last one, it returns nil. OutOfRange when fn is so slow that the daemon has taken events before it has, and they have
+// been dropped.
 func (s *Service) Follow(ctx context.Context, since uint64, fn func(*ledgerpb.Record) error) error {
+	trimmed := s.ledger.Trimmed()
 	for {
 		ended := false
 		select {
@@ -93,6 +105,12 @@ func (s *Service) Follow(ctx context.Context, since uint64, fn func(*ledgerpb.Re
 		records, more, err := s.ledger.Since(since, batch)
 		if err != nil {
 			return err
+		}
+		if now := s.ledger.Trimmed(); now != trimmed {
+			if err := s.checkSince(since); err != nil {
+				return err
+			}
+			trimmed = now
 		}
 		for _, rec := range records {
 			if rec.Event != nil {
@@ -119,6 +137,9 @@ func (s *Service) Follow(ctx context.Context, since uint64, fn func(*ledgerpb.Re
 
 // Exits lists the recorded exits.
 func (s *Service) Exits(_ context.Context, r *shim.ExitsRequest) (*shim.ExitsResponse, error) {
+	if err := s.checkSince(r.Since); err != nil {
+		return nil, shimapi.ToWire(err)
+	}
 	resp := &shim.ExitsResponse{}
 	for since := r.Since; ; {
 		records, _, err := s.ledger.Since(since, batch)
@@ -134,6 +155,7 @@ func (s *Service) Exits(_ context.Context, r *shim.ExitsRequest) (*shim.ExitsRes
 				resp.Exits = append(resp.Exits, &shim.Exit{
 					Seq: rec.Seq, ContainerId: e.ContainerId, ExecId: e.ExecId, Pid: e.Pid, ExitStatus: e.Status,
 					ExitedAt: timestamppb.New(time.Unix(0, e.ExitedUnixNano)), ExitUnknown: e.Unknown,
+					OomKilled: e.OomKilled, TimedOut: e.TimedOut,
 				})
 			}
 		}

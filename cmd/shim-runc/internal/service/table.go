@@ -79,6 +79,10 @@ func (s *Service) recordLocked(p *process) (*shimstate.Process, error) {
 		Schema: tableSchema, BootId: s.boot, ContainerId: s.cfg.ID, ExecId: p.execID, State: string(settled(p.state)),
 		Pid: uint32(p.pid), StartTicks: p.ticks, Terminal: p.io.terminal, Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr,
 		InputEnded: p.inputEnd, Launcher: p.launcher, Starting: p.launching, ExitStatus: uint32(p.status), ExitUnknown: p.unknown,
+		TimeoutNano: int64(p.timeout), TimedOut: p.timedOut,
+	}
+	if !p.deadline.IsZero() {
+		r.DeadlineUnixNano = p.deadline.UnixNano()
 	}
 	if !p.exitedAt.IsZero() {
 		r.ExitedUnixNano = p.exitedAt.UnixNano()
@@ -159,6 +163,10 @@ func fromRecord(r *shimstate.Process) (*process, error) {
 		kind: shimapi.Init, execID: r.ExecId, state: shimapi.State(r.State), pid: int(r.Pid), ticks: r.StartTicks,
 		io:       streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
 		inputEnd: r.InputEnded, launcher: r.Launcher, launching: r.Starting, exited: make(chan struct{}),
+		timeout: time.Duration(r.TimeoutNano), timedOut: r.TimedOut,
+	}
+	if r.DeadlineUnixNano != 0 {
+		p.deadline = time.Unix(0, r.DeadlineUnixNano)
 	}
 	if r.ExecId != "" {
 		p.kind = shimapi.Exec

@@ -76,6 +76,12 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 	return proc, nil
 }
 
+// KillExec kills a process of Exec and its descendants, as far as their parents live: such an exec is in the container's cgroup.
+func (c *Container) KillExec(_ string, p *reaper.Process) error { return engine.KillTree(p) }
+
+// ForgetExec is to be called when an exec has ended. Nothing is kept of it here.
+func (c *Container) ForgetExec(string) {}
+
 // Pids lists the processes of the container, in our pid namespace.
 func (c *Container) Pids() ([]int, error) {
 	if c.cgroup == nil { // taken over after its init had ended
