@@ -83,7 +83,7 @@ func (e *Engine) guarded(fn func(r *runc.Runc) error) error {
 // failure is the last error in the program's log, or err if it wrote none, with its kind.
 func (e *Engine) failure(err error, log string) error {
 	data, _ := os.ReadFile(log)
-	said := lastError(data)
+	said, _, _ := strings.Cut(lastError(data), "\nlog file: ") // of criu: where it is kept says package criu
 	if said == "" {
 		return fmt.Errorf("%s: %w", filepath.Base(e.binary), err)
 	}
@@ -110,7 +110,7 @@ func lastError(log []byte) (said string) {
 }
 
 // Create makes a container whose init is parked before the user's program. On an error nothing is left of it. The
-// program reads the bundle's config.json itself; only process.terminal is brought in line with spec there.
+// program reads the bundle's config.json itself; only what amend says is brought in line there.
 func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (*Container, error) {
 	begin := time.Now()
 	fail := func(err error) (*Container, error) { return nil, fmt.Errorf("cannot create container %s: %w", id, err) }
@@ -123,7 +123,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	if err := os.MkdirAll(e.cfg.Root, 0o711); err != nil {
 		return fail(err)
 	}
-	if err := setTerminal(bundle, io.Console != nil); err != nil {
+	if err := amend(bundle, io.Console != nil); err != nil {
 		return fail(err)
 	}
 	proc, err := e.launch(io, func(r *runc.Runc, s *streams) error {
@@ -185,38 +185,6 @@ func (e *Engine) launch(io engine.IO, fn func(r *runc.Runc, s *streams) error) (
 		return nil, fmt.Errorf("cannot set up the terminal: %w", err)
 	}
 	return proc, nil
-}
-
-// setTerminal changes process.terminal in the bundle's config.json, and nothing else there: the program may know fields
-// that we do not.
-func setTerminal(bundle string, terminal bool) error {
-	path := filepath.Join(bundle, "config.json")
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	var config, process map[string]json.RawMessage
-	if err := json.Unmarshal(data, &config); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(config["process"], &process); err != nil {
-		return err
-	}
-	if old := string(process["terminal"]); old == strconv.FormatBool(terminal) || old == "" && !terminal {
-		return nil
-	}
-	process["terminal"] = json.RawMessage(strconv.FormatBool(terminal))
-	if config["process"], err = json.Marshal(process); err != nil {
-		return err
-	}
-	if data, err = json.Marshal(config); err != nil {
-		return err
-	}
-	next := path + ".next"
-	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(next, path)
 }
 
 // Remove ends and removes what is left of a container that nobody keeps any more (its shim died). Nothing there is not
