@@ -59,6 +59,7 @@ type process struct {
 	c        *cli
 	cl       *client.Client
 	id, exec string
+	from     *types.Descriptor // what a task is restored from, or nil
 }
 
 func (p *process) String() string {
@@ -113,6 +114,7 @@ func (p *process) create(ctx context.Context, rootfs []*types.Mount, s *session.
 	err = p.cl.Again(ctx, p.c.notice, func(ctx context.Context, again bool) error {
 		r, err := p.cl.Tasks.Create(ctx, &tasksapi.CreateTaskRequest{
 			ContainerID: p.id, Rootfs: rootfs, Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Terminal: s.Terminal,
+			Checkpoint: p.from,
 		})
 		pid = r.GetPid()
 		if again && errdefs.IsAlreadyExists(err) { // the answer was lost with the daemon, the task was not
