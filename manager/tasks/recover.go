@@ -222,7 +222,7 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 // succeed starts a successor of a dead shim of ours, if that kept a task. nil: there is nothing to be kept, or it cannot
 // be; then what the dead one has left is all there is.
 func (s *Service) succeed(b *bundle.Bundle) *shims.Shim {
-	if l := s.read(b); s.ctx.Err() != nil || !l.remains.own || !l.made || l.deleted || l.remains.pid == 0 {
+	if l := s.read(b); s.ctx.Err() != nil || !l.remains.own || !l.made || l.deleted || l.remains.pid == 0 && !l.waits {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(s.in(b.Namespace), succeeding)
@@ -321,6 +321,7 @@ func (s *Service) finish(t *Task, b *bundle.Bundle) {
 type legacy struct {
 	remains remains
 	made    bool // somebody was told of the task, or there is a process
+	waits   bool // it is to be restored from a checkpoint, and was not started: there is no process
 	deleted bool // and then that it is gone
 	events  []*shims.Event
 }
@@ -333,13 +334,13 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 	if err != nil {
 		s.log.Error("the ledger of a shim is damaged; what could be read is used", "bundle", b.Path, "error", err)
 	}
-	boot := ""
+	boot, begun := "", false
 	for _, r := range records {
 		if r.Header != nil {
 			boot = r.Header.BootId
 		}
 		if p := r.Process; p != nil && p.ExecId == "" {
-			d.pid, d.ticks, d.terminal = p.Pid, p.StartTicks, p.Terminal
+			d.pid, d.ticks, d.terminal, begun = p.Pid, p.StartTicks, p.Terminal, true
 			d.stdio = [3]string{p.Stdin, p.Stdout, p.Stderr}
 		}
 		if e := r.Exit; e != nil && e.ExecId == "" {
@@ -351,6 +352,7 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 			l.events = append(l.events, e)
 		}
 	}
+	l.waits = l.made && !begun && !d.exited && boot == bootID()
 	if boot != "" && boot != bootID() {
 		d.pid = 0 // the number means nothing after a reboot
 	}
