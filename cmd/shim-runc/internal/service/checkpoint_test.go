@@ -26,9 +26,9 @@ import (
 	"github.com/managerd/managerd/shimapi"
 )
 
-// counter counts in its output and in a file that it keeps open, until SIGTERM; its status is 7 then, or 8 if what is in
-// the file is not what it wrote.
-const counter = `exec 3>/dev/count; trap 'test "$(tail -n 1 /dev/count)" = "$i" && exit 7; exit 8' TERM
+// counter counts in its output and in a file that it keeps open, until SIGTERM; its status is 7 then, or 8 if the last in
+// the file is neither the number that it is at nor the one before.
+const counter = `exec 3>/dev/count; trap 'n=$(tail -n 1 /dev/count); test $n = $i -o $n = $((i-1)) && exit 7; exit 8' TERM
 i=0; while :; do echo line $i; echo $i >&3; usleep 50000; i=$((i+1)); done`
 
 // engines are those that know checkpoints: by the runtime option BinaryName.
