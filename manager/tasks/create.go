@@ -12,6 +12,7 @@ import (
 
 	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/manager/bundle"
+	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/shims"
 )
@@ -74,6 +75,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	if b, err = s.makeBundle(ctx, ns, r.ID, c.Spec.GetValue()); err != nil {
 		return 0, err
 	}
+	s.noteContainer(b, c)
 	if r.Unpack != nil {
 		r.Checkpoint = b.CheckpointDir()
 		if err = r.Unpack(ctx, r.Checkpoint); err != nil {
@@ -98,6 +100,17 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	t.settle(shim, nil)
 	s.follow(t, b, shim)
 	return resp.Pid, nil
+}
+
+// noteContainer keeps the container in the bundle, for the day when the database is lost; the task does not need it.
+func (s *Service) noteContainer(b *bundle.Bundle, c containers.Container) {
+	note, err := containers.Note(c)
+	if err == nil {
+		err = b.SetRecord(note)
+	}
+	if err != nil {
+		s.log.Warn("cannot note what a container is", "namespace", b.Namespace, "id", b.ID, "error", err)
+	}
 }
 
 // makeBundle makes the bundle of a task that was reserved. What an earlier task of the same name left behind, and nobody

@@ -561,6 +561,290 @@ func (m *Snapshot) GetSize_() int64 {
 	return 0
 }
 
+// SnapshotNote stands beside the storage of a snapshot, so that its record can be made again when the database is lost.
+type SnapshotNote struct {
+	Version   uint32    `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Namespace string    `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Key       string    `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Record    *Snapshot `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"`
+}
+
+func (m *SnapshotNote) Reset()         { *m = SnapshotNote{} }
+func (m *SnapshotNote) String() string { return proto.CompactTextString(m) }
+func (*SnapshotNote) ProtoMessage()    {}
+func (*SnapshotNote) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{7}
+}
+func (m *SnapshotNote) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *SnapshotNote) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_SnapshotNote.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *SnapshotNote) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_SnapshotNote.Merge(m, src)
+}
+func (m *SnapshotNote) XXX_Size() int {
+	return m.Size()
+}
+func (m *SnapshotNote) XXX_DiscardUnknown() {
+	xxx_messageInfo_SnapshotNote.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_SnapshotNote proto.InternalMessageInfo
+
+func (m *SnapshotNote) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *SnapshotNote) GetNamespace() string {
+	if m != nil {
+		return m.Namespace
+	}
+	return ""
+}
+
+func (m *SnapshotNote) GetKey() string {
+	if m != nil {
+		return m.Key
+	}
+	return ""
+}
+
+func (m *SnapshotNote) GetRecord() *Snapshot {
+	if m != nil {
+		return m.Record
+	}
+	return nil
+}
+
+// ContainerNote stands in the bundle of a task: its container as it was when the task was made.
+type ContainerNote struct {
+	Version uint32     `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Record  *Container `protobuf:"bytes,2,opt,name=record,proto3" json:"record,omitempty"`
+}
+
+func (m *ContainerNote) Reset()         { *m = ContainerNote{} }
+func (m *ContainerNote) String() string { return proto.CompactTextString(m) }
+func (*ContainerNote) ProtoMessage()    {}
+func (*ContainerNote) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{8}
+}
+func (m *ContainerNote) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *ContainerNote) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_ContainerNote.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *ContainerNote) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_ContainerNote.Merge(m, src)
+}
+func (m *ContainerNote) XXX_Size() int {
+	return m.Size()
+}
+func (m *ContainerNote) XXX_DiscardUnknown() {
+	xxx_messageInfo_ContainerNote.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_ContainerNote proto.InternalMessageInfo
+
+func (m *ContainerNote) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *ContainerNote) GetRecord() *Container {
+	if m != nil {
+		return m.Record
+	}
+	return nil
+}
+
+// Recovery says that the database is not what it was, and how far what it knew has been found again.
+type Recovery struct {
+	Version  uint32           `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Reason   string           `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Aside    string           `protobuf:"bytes,3,opt,name=aside,proto3" json:"aside,omitempty"`
+	At       int64            `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
+	Damage   []string         `protobuf:"bytes,5,rep,name=damage,proto3" json:"damage,omitempty"`
+	Salvaged map[string]int64 `protobuf:"bytes,6,rep,name=salvaged,proto3" json:"salvaged,omitempty" protobuf_key:"bytes,1,opt,name=key,proto3" protobuf_val:"varint,2,opt,name=value,proto3"`
+	Done     []string         `protobuf:"bytes,7,rep,name=done,proto3" json:"done,omitempty"`
+	Notes    []string         `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
+}
+
+func (m *Recovery) Reset()         { *m = Recovery{} }
+func (m *Recovery) String() string { return proto.CompactTextString(m) }
+func (*Recovery) ProtoMessage()    {}
+func (*Recovery) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{9}
+}
+func (m *Recovery) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Recovery) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Recovery.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Recovery) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Recovery.Merge(m, src)
+}
+func (m *Recovery) XXX_Size() int {
+	return m.Size()
+}
+func (m *Recovery) XXX_DiscardUnknown() {
+	xxx_messageInfo_Recovery.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Recovery proto.InternalMessageInfo
+
+func (m *Recovery) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *Recovery) GetReason() string {
+	if m != nil {
+		return m.Reason
+	}
+	return ""
+}
+
+func (m *Recovery) GetAside() string {
+	if m != nil {
+		return m.Aside
+	}
+	return ""
+}
+
+func (m *Recovery) GetAt() int64 {
+	if m != nil {
+		return m.At
+	}
+	return 0
+}
+
+func (m *Recovery) GetDamage() []string {
+	if m != nil {
+		return m.Damage
+	}
+	return nil
+}
+
+func (m *Recovery) GetSalvaged() map[string]int64 {
+	if m != nil {
+		return m.Salvaged
+	}
+	return nil
+}
+
+func (m *Recovery) GetDone() []string {
+	if m != nil {
+		return m.Done
+	}
+	return nil
+}
+
+func (m *Recovery) GetNotes() []string {
+	if m != nil {
+		return m.Notes
+	}
+	return nil
+}
+
+// Stamp stands in a file beside the database: which one it is, and how far it had come.
+type Stamp struct {
+	Version  uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Identity []byte `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Txid     uint64 `protobuf:"varint,3,opt,name=txid,proto3" json:"txid,omitempty"`
+}
+
+func (m *Stamp) Reset()         { *m = Stamp{} }
+func (m *Stamp) String() string { return proto.CompactTextString(m) }
+func (*Stamp) ProtoMessage()    {}
+func (*Stamp) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{10}
+}
+func (m *Stamp) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Stamp) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Stamp.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Stamp) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Stamp.Merge(m, src)
+}
+func (m *Stamp) XXX_Size() int {
+	return m.Size()
+}
+func (m *Stamp) XXX_DiscardUnknown() {
+	xxx_messageInfo_Stamp.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Stamp proto.InternalMessageInfo
+
+func (m *Stamp) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *Stamp) GetIdentity() []byte {
+	if m != nil {
+		return m.Identity
+	}
+	return nil
+}
+
+func (m *Stamp) GetTxid() uint64 {
+	if m != nil {
+		return m.Txid
+	}
+	return 0
+}
+
 func init() {
 	proto.RegisterType((*Any)(nil), "managerd.metadata.Any")
 	proto.RegisterType((*Lease)(nil), "managerd.metadata.Lease")
@@ -576,57 +860,75 @@ func init() {
 	proto.RegisterMapType((map[string]string)(nil), "managerd.metadata.Blob.LabelsEntry")
 	proto.RegisterType((*Snapshot)(nil), "managerd.metadata.Snapshot")
 	proto.RegisterMapType((map[string]string)(nil), "managerd.metadata.Snapshot.LabelsEntry")
+	proto.RegisterType((*SnapshotNote)(nil), "managerd.metadata.SnapshotNote")
+	proto.RegisterType((*ContainerNote)(nil), "managerd.metadata.ContainerNote")
+	proto.RegisterType((*Recovery)(nil), "managerd.metadata.Recovery")
+	proto.RegisterMapType((map[string]int64)(nil), "managerd.metadata.Recovery.SalvagedEntry")
+	proto.RegisterType((*Stamp)(nil), "managerd.metadata.Stamp")
 }
 
 func init() { proto.RegisterFile("metadata/metadata.proto", fileDescriptor_b7bc2081ba31d1e0) }
 
 var fileDescriptor_b7bc2081ba31d1e0 = []byte{
-	// 716 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xac, 0x55, 0x41, 0x6f, 0xd3, 0x4a,
-	0x10, 0xee, 0xc6, 0x8e, 0x1b, 0x8f, 0xab, 0xb6, 0x6f, 0xf5, 0xd4, 0xe7, 0x57, 0xa9, 0x51, 0x5e,
-	0x1f, 0x12, 0x11, 0xaa, 0x5c, 0xa9, 0xa8, 0x08, 0x68, 0x45, 0x49, 0xa1, 0x87, 0x8a, 0x8a, 0x22,
-	0x43, 0x2f, 0x5c, 0xa2, 0x4d, 0xbc, 0x4a, 0x57, 0x8d, 0xd7, 0x96, 0xbd, 0x41, 0x35, 0xbf, 0x82,
-	0x7f, 0xc0, 0x1f, 0xe0, 0x87, 0x70, 0xec, 0x91, 0x23, 0x6a, 0x4f, 0xfc, 0x00, 0xee, 0xc8, 0xeb,
-	0xb5, 0xe3, 0x18, 0x13, 0x09, 0x95, 0xdb, 0xcc, 0xec, 0x37, 0x3b, 0xdf, 0x7c, 0x33, 0x5e, 0xc3,
-	0x3f, 0x3e, 0x15, 0xc4, 0x23, 0x82, 0x6c, 0xe7, 0x86, 0x13, 0x46, 0x81, 0x08, 0xf0, 0x5f, 0x3e,
-	0xe1, 0x64, 0x44, 0x23, 0xcf, 0xc9, 0x0f, 0x36, 0x1f, 0x80, 0xd6, 0xe3, 0x09, 0xfe, 0x17, 0x5a,
-	0x22, 0x09, 0x69, 0x7f, 0x12, 0x8d, 0x6d, 0xd4, 0x41, 0x5d, 0xd3, 0x5d, 0x4c, 0xfd, 0xb3, 0x68,
-	0x8c, 0xff, 0x86, 0xe6, 0x3b, 0x32, 0x9e, 0x50, 0xbb, 0xd1, 0x41, 0xdd, 0x25, 0x37, 0x73, 0x36,
-	0x3f, 0x22, 0x68, 0x9e, 0x50, 0x12, 0x53, 0xbc, 0x01, 0x30, 0x8c, 0x28, 0x11, 0xd4, 0xeb, 0x13,
-	0x21, 0x93, 0x35, 0xd7, 0x54, 0x91, 0x9e, 0xc0, 0xfb, 0x60, 0x8c, 0xc9, 0x80, 0x8e, 0x63, 0xbb,
-	0xd1, 0xd1, 0xba, 0xd6, 0xce, 0x1d, 0xe7, 0x27, 0x12, 0x8e, 0xbc, 0xc8, 0x39, 0x91, 0xb0, 0x23,
-	0x2e, 0xa2, 0xc4, 0x55, 0x39, 0xeb, 0x8f, 0xc0, 0x2a, 0x85, 0xf1, 0x2a, 0x68, 0x17, 0x34, 0x51,
-	0x0c, 0x53, 0x73, 0x96, 0x9d, 0xa9, 0xd8, 0x3d, 0x6e, 0x3c, 0x44, 0x9b, 0xdf, 0x75, 0x30, 0x9f,
-	0x05, 0x5c, 0x10, 0xc6, 0x69, 0x84, 0x9f, 0x16, 0x34, 0x90, 0xa4, 0xd1, 0xad, 0xa1, 0x51, 0xa0,
-	0xeb, 0xa8, 0xa4, 0x95, 0x98, 0x4f, 0x46, 0x45, 0x25, 0xe9, 0xe0, 0xff, 0x60, 0x29, 0x9a, 0x70,
-	0xc1, 0x7c, 0xda, 0xe7, 0xc4, 0xa7, 0xb6, 0x26, 0x0f, 0x2d, 0x15, 0x7b, 0x49, 0x7c, 0x8a, 0x0f,
-	0x60, 0x25, 0x87, 0x04, 0xa1, 0x60, 0x01, 0x8f, 0x6d, 0xbd, 0x83, 0xba, 0xd6, 0xce, 0x5a, 0x0d,
-	0x87, 0x1e, 0x4f, 0xdc, 0x65, 0x05, 0x3f, 0xcd, 0xd0, 0xf8, 0x1e, 0xe8, 0x71, 0x48, 0x87, 0x76,
-	0x73, 0x6e, 0x96, 0xc4, 0xe0, 0x0e, 0x58, 0x31, 0x27, 0x61, 0x7c, 0x1e, 0x08, 0x41, 0x23, 0xdb,
-	0xc8, 0xe8, 0x94, 0x42, 0x29, 0xe3, 0xdc, 0xed, 0xa7, 0x62, 0x2e, 0xce, 0x42, 0x5e, 0xd0, 0xa4,
-	0x32, 0xd2, 0x56, 0x75, 0xa4, 0x1b, 0x00, 0x93, 0xd0, 0xcb, 0x8f, 0xcd, 0xec, 0x58, 0x45, 0x7a,
-	0x02, 0x9f, 0x00, 0xd0, 0x4b, 0x41, 0x79, 0x2c, 0x5b, 0x05, 0x29, 0xf7, 0xd6, 0x5c, 0xb9, 0x8f,
-	0x0a, 0x78, 0x26, 0x79, 0x29, 0x3f, 0x2d, 0x16, 0x13, 0xee, 0x0d, 0x82, 0xcb, 0x3e, 0xf3, 0x6c,
-	0x4b, 0x92, 0x35, 0x55, 0xe4, 0xd8, 0xbb, 0xc5, 0x82, 0xac, 0x9f, 0xc1, 0x4a, 0xa5, 0x70, 0x4d,
-	0xfa, 0x56, 0x39, 0xfd, 0xd7, 0xe2, 0x97, 0xf7, 0x0e, 0x41, 0xf3, 0x58, 0xee, 0xc6, 0x7e, 0x65,
-	0xe7, 0xea, 0x56, 0x5f, 0x22, 0x6b, 0xf7, 0x6d, 0x17, 0x0c, 0x41, 0xa2, 0x11, 0x15, 0xaa, 0xf4,
-	0x46, 0x4d, 0xf6, 0x73, 0x1a, 0x0f, 0x23, 0x16, 0x8a, 0x20, 0x72, 0x15, 0xb8, 0x32, 0x3b, 0x6d,
-	0xfe, 0xec, 0xf4, 0xca, 0xec, 0x6e, 0xf3, 0xbd, 0x7d, 0x43, 0x00, 0x53, 0x3e, 0x69, 0x21, 0x9f,
-	0x7a, 0x8c, 0xf4, 0xd3, 0x77, 0x44, 0xdd, 0x60, 0xca, 0xc8, 0x9b, 0x24, 0xa4, 0x78, 0x0d, 0x0c,
-	0x8f, 0x8d, 0x68, 0x2c, 0xd4, 0x45, 0xca, 0xc3, 0x18, 0xf4, 0x98, 0xbd, 0xa7, 0x8a, 0xb8, 0xb4,
-	0xf1, 0x2b, 0xb0, 0x08, 0xe7, 0x81, 0x20, 0xf9, 0xc7, 0x93, 0x8a, 0xe9, 0xcc, 0x95, 0xc3, 0xe9,
-	0x4d, 0x13, 0x32, 0x59, 0xcb, 0x57, 0xac, 0x3f, 0x81, 0xd5, 0x2a, 0xe0, 0xb7, 0x7a, 0xbd, 0x42,
-	0xa0, 0x1f, 0x8e, 0x83, 0x41, 0x41, 0x17, 0x95, 0xe8, 0xce, 0x4e, 0xa0, 0x31, 0x7f, 0x02, 0x5a,
-	0xf5, 0xeb, 0xd9, 0x2b, 0x96, 0x26, 0xeb, 0xf3, 0xff, 0x9a, 0x3e, 0xd3, 0xd2, 0x7f, 0xfa, 0xb9,
-	0xfc, 0xd4, 0x80, 0xd6, 0x6b, 0xf5, 0x06, 0xe0, 0x65, 0x68, 0x30, 0x4f, 0xe6, 0xe9, 0x6e, 0x83,
-	0x79, 0x69, 0x9b, 0x17, 0x8c, 0x7b, 0x2a, 0x4b, 0xda, 0xe9, 0x04, 0x43, 0x12, 0x51, 0x2e, 0xd4,
-	0x9b, 0xa7, 0x3c, 0x7c, 0x50, 0x69, 0xe0, 0x6e, 0x4d, 0x03, 0x79, 0xa1, 0xda, 0xc5, 0x9f, 0xd5,
-	0xaf, 0x39, 0x5f, 0x3f, 0xa3, 0xaa, 0xdf, 0x1a, 0x18, 0x8c, 0x07, 0x1e, 0x8d, 0xe5, 0xc3, 0xa6,
-	0xb9, 0xca, 0x2b, 0x26, 0xd5, 0x9a, 0x4e, 0xea, 0x16, 0x72, 0x1d, 0x9e, 0x7e, 0xbe, 0x6e, 0xa3,
-	0xab, 0xeb, 0x36, 0xfa, 0x7a, 0xdd, 0x46, 0x1f, 0x6e, 0xda, 0x0b, 0x57, 0x37, 0xed, 0x85, 0x2f,
-	0x37, 0xed, 0x85, 0xb7, 0xbb, 0x23, 0x26, 0xce, 0x27, 0x03, 0x67, 0x18, 0xf8, 0xdb, 0x79, 0xe7,
-	0x53, 0x43, 0xfe, 0x88, 0xe3, 0xe2, 0xc7, 0xbc, 0x97, 0x1b, 0x03, 0x43, 0x9e, 0xdc, 0xff, 0x11,
-	0x00, 0x00, 0xff, 0xff, 0x1c, 0xa1, 0x64, 0x7f, 0xbd, 0x07, 0x00, 0x00,
+	// 928 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xac, 0x56, 0x4f, 0x6f, 0x1b, 0x45,
+	0x14, 0xcf, 0x7a, 0x6d, 0xc7, 0x7e, 0x4e, 0xda, 0x32, 0x42, 0x61, 0x09, 0x8d, 0x65, 0x02, 0x12,
+	0x06, 0x55, 0xae, 0xd4, 0x52, 0x04, 0xa4, 0xa2, 0xb8, 0x90, 0x43, 0x45, 0xd4, 0xc2, 0x86, 0x5e,
+	0xb8, 0x58, 0x63, 0xcf, 0x93, 0x3b, 0xaa, 0x77, 0x66, 0xb5, 0x33, 0x8e, 0xb2, 0x7c, 0x07, 0x24,
+	0xbe, 0x01, 0x57, 0x0e, 0x7c, 0x10, 0x8e, 0x39, 0x72, 0x44, 0xc9, 0x89, 0x0f, 0xc0, 0x1d, 0xcd,
+	0xec, 0xec, 0xda, 0x5e, 0x96, 0xad, 0x50, 0x7a, 0x9b, 0xf7, 0xe6, 0xfd, 0xf9, 0xbd, 0xdf, 0x7b,
+	0xfb, 0x66, 0xe1, 0xad, 0x08, 0x35, 0x65, 0x54, 0xd3, 0xbb, 0xf9, 0x61, 0x14, 0x27, 0x52, 0x4b,
+	0xf2, 0x46, 0x44, 0x05, 0x9d, 0x63, 0xc2, 0x46, 0xf9, 0xc5, 0xe1, 0x27, 0xe0, 0x8f, 0x45, 0x4a,
+	0xde, 0x86, 0x8e, 0x4e, 0x63, 0x9c, 0x2c, 0x93, 0x45, 0xe0, 0x0d, 0xbc, 0x61, 0x37, 0xdc, 0x36,
+	0xf2, 0xf3, 0x64, 0x41, 0xde, 0x84, 0xd6, 0x19, 0x5d, 0x2c, 0x31, 0x68, 0x0c, 0xbc, 0xe1, 0x4e,
+	0x98, 0x09, 0x87, 0xbf, 0x78, 0xd0, 0x3a, 0x41, 0xaa, 0x90, 0x1c, 0x00, 0xcc, 0x12, 0xa4, 0x1a,
+	0xd9, 0x84, 0x6a, 0xeb, 0xec, 0x87, 0x5d, 0xa7, 0x19, 0x6b, 0xf2, 0x10, 0xda, 0x0b, 0x3a, 0xc5,
+	0x85, 0x0a, 0x1a, 0x03, 0x7f, 0xd8, 0xbb, 0xf7, 0xfe, 0xe8, 0x5f, 0x20, 0x46, 0x36, 0xd0, 0xe8,
+	0xc4, 0x9a, 0x1d, 0x0b, 0x9d, 0xa4, 0xa1, 0xf3, 0xd9, 0xff, 0x0c, 0x7a, 0x6b, 0x6a, 0x72, 0x0b,
+	0xfc, 0x97, 0x98, 0x3a, 0x84, 0xe6, 0xb8, 0x89, 0xae, 0xeb, 0xd0, 0x7d, 0xde, 0xf8, 0xd4, 0x3b,
+	0xfc, 0xbb, 0x09, 0xdd, 0xaf, 0xa4, 0xd0, 0x94, 0x0b, 0x4c, 0xc8, 0x97, 0x05, 0x0c, 0xcf, 0xc2,
+	0x18, 0x56, 0xc0, 0x28, 0xac, 0xab, 0xa0, 0x98, 0x4c, 0x3c, 0xa2, 0xf3, 0x22, 0x93, 0x15, 0xc8,
+	0xbb, 0xb0, 0x93, 0x2c, 0x85, 0xe6, 0x11, 0x4e, 0x04, 0x8d, 0x30, 0xf0, 0xed, 0x65, 0xcf, 0xe9,
+	0x9e, 0xd2, 0x08, 0xc9, 0x23, 0xb8, 0x99, 0x9b, 0xc8, 0x58, 0x73, 0x29, 0x54, 0xd0, 0x1c, 0x78,
+	0xc3, 0xde, 0xbd, 0xbd, 0x0a, 0x0c, 0x63, 0x91, 0x86, 0x37, 0x9c, 0xf9, 0xb3, 0xcc, 0x9a, 0x7c,
+	0x04, 0x4d, 0x15, 0xe3, 0x2c, 0x68, 0xd5, 0x7a, 0x59, 0x1b, 0x32, 0x80, 0x9e, 0x12, 0x34, 0x56,
+	0x2f, 0xa4, 0xd6, 0x98, 0x04, 0xed, 0x0c, 0xce, 0x9a, 0xca, 0x20, 0xce, 0xc5, 0x89, 0x21, 0x73,
+	0x7b, 0xd3, 0xe4, 0x1b, 0x4c, 0x4b, 0x2d, 0xed, 0x94, 0x5b, 0x7a, 0x00, 0xb0, 0x8c, 0x59, 0x7e,
+	0xdd, 0xcd, 0xae, 0x9d, 0x66, 0xac, 0xc9, 0x09, 0x00, 0x9e, 0x6b, 0x14, 0xca, 0x96, 0x0a, 0x96,
+	0xee, 0x3b, 0xb5, 0x74, 0x1f, 0x17, 0xe6, 0x19, 0xe5, 0x6b, 0xfe, 0x26, 0x99, 0xa2, 0x82, 0x4d,
+	0xe5, 0xf9, 0x84, 0xb3, 0xa0, 0x67, 0xc1, 0x76, 0x9d, 0xe6, 0x09, 0xbb, 0xc6, 0x80, 0xec, 0x3f,
+	0x87, 0x9b, 0xa5, 0xc4, 0x15, 0xee, 0x77, 0xd6, 0xdd, 0xff, 0x9b, 0xfc, 0xf5, 0xb9, 0xf3, 0xa0,
+	0xf5, 0xc4, 0xce, 0xc6, 0xc3, 0xd2, 0xcc, 0x55, 0x8d, 0xbe, 0xb5, 0xac, 0x9c, 0xb7, 0x07, 0xd0,
+	0xd6, 0x34, 0x99, 0xa3, 0x76, 0xa9, 0x0f, 0x2a, 0xbc, 0xbf, 0x46, 0x35, 0x4b, 0x78, 0xac, 0x65,
+	0x12, 0x3a, 0xe3, 0x52, 0xef, 0xfc, 0xfa, 0xde, 0x35, 0x4b, 0xbd, 0xbb, 0xce, 0xf7, 0xf6, 0x97,
+	0x07, 0xb0, 0xc2, 0x63, 0x12, 0x45, 0xc8, 0x38, 0x9d, 0x98, 0x3d, 0xe2, 0x22, 0x74, 0xad, 0xe6,
+	0xfb, 0x34, 0x46, 0xb2, 0x07, 0x6d, 0xc6, 0xe7, 0xa8, 0xb4, 0x0b, 0xe4, 0x24, 0x42, 0xa0, 0xa9,
+	0xf8, 0x8f, 0xe8, 0x80, 0xdb, 0x33, 0xf9, 0x16, 0x7a, 0x54, 0x08, 0xa9, 0x69, 0xfe, 0xf1, 0x18,
+	0x32, 0x47, 0xb5, 0x74, 0x8c, 0xc6, 0x2b, 0x87, 0x8c, 0xd6, 0xf5, 0x10, 0xfb, 0x5f, 0xc0, 0xad,
+	0xb2, 0xc1, 0xff, 0xaa, 0xf5, 0xc2, 0x83, 0xe6, 0xe3, 0x85, 0x9c, 0x16, 0x70, 0xbd, 0x35, 0xb8,
+	0x9b, 0x1d, 0x68, 0xd4, 0x77, 0xc0, 0x2f, 0x7f, 0x3d, 0x47, 0xc5, 0xd0, 0x64, 0x75, 0xbe, 0x57,
+	0x51, 0xa7, 0x49, 0xfd, 0xba, 0xd7, 0xe5, 0x6f, 0x0d, 0xe8, 0x9c, 0xba, 0x1d, 0x40, 0x6e, 0x40,
+	0x83, 0x33, 0xeb, 0xd7, 0x0c, 0x1b, 0x9c, 0x99, 0x32, 0x5f, 0x72, 0xc1, 0x9c, 0x97, 0x3d, 0x9b,
+	0x0e, 0xc6, 0x34, 0x41, 0xa1, 0xdd, 0xce, 0x73, 0x12, 0x79, 0x54, 0x2a, 0xe0, 0x83, 0x8a, 0x02,
+	0xf2, 0x44, 0x95, 0x83, 0xbf, 0xc9, 0x5f, 0xab, 0x9e, 0xbf, 0x76, 0x99, 0xbf, 0x3d, 0x68, 0x73,
+	0x21, 0x19, 0x2a, 0xbb, 0xd8, 0xfc, 0xd0, 0x49, 0x45, 0xa7, 0x3a, 0xab, 0x4e, 0x5d, 0x87, 0xae,
+	0x9f, 0x3c, 0xd8, 0xc9, 0xab, 0x78, 0x2a, 0x35, 0x92, 0x00, 0xb6, 0xcf, 0x30, 0x31, 0xbb, 0xc4,
+	0x06, 0xd8, 0x0d, 0x73, 0x91, 0xdc, 0x86, 0xae, 0x79, 0x1a, 0x54, 0x4c, 0x67, 0x79, 0xa0, 0x95,
+	0x22, 0x4f, 0xea, 0xaf, 0x92, 0xde, 0x87, 0x76, 0x82, 0x33, 0x99, 0x30, 0xf7, 0x4c, 0xbc, 0x53,
+	0x43, 0x60, 0xe8, 0x4c, 0x0f, 0x27, 0xb0, 0x5b, 0xec, 0xd3, 0x57, 0xe0, 0xf9, 0xb8, 0x88, 0x9f,
+	0x2d, 0x96, 0xdb, 0x75, 0xbb, 0xb9, 0x48, 0xf0, 0x6b, 0x03, 0x3a, 0x21, 0xce, 0xe4, 0x19, 0x26,
+	0x69, 0x4d, 0xf0, 0x3d, 0x13, 0x9c, 0x2a, 0x29, 0xf2, 0xef, 0x3a, 0x93, 0x0c, 0x93, 0x54, 0x71,
+	0x96, 0x3f, 0x90, 0x99, 0x60, 0xe6, 0xac, 0xd8, 0x42, 0x0d, 0x6a, 0x9b, 0xc7, 0xa8, 0x7d, 0x64,
+	0x5b, 0x03, 0xdf, 0x6e, 0x05, 0x2b, 0x91, 0x63, 0xe8, 0x28, 0xba, 0x38, 0xa3, 0x73, 0x64, 0x41,
+	0xdb, 0x4e, 0xd5, 0x87, 0x15, 0xa0, 0x73, 0x78, 0xa3, 0x53, 0x67, 0x9b, 0xcd, 0x55, 0xe1, 0x6a,
+	0x66, 0x80, 0x49, 0x81, 0xc1, 0xb6, 0x0d, 0x6e, 0xcf, 0x06, 0x98, 0x90, 0x1a, 0x55, 0xd0, 0xb1,
+	0xca, 0x4c, 0xd8, 0x3f, 0x82, 0xdd, 0x8d, 0x20, 0xaf, 0x9a, 0x0d, 0x7f, 0x7d, 0x36, 0xbe, 0x83,
+	0xd6, 0xa9, 0xa6, 0x51, 0x5c, 0x43, 0xd3, 0x3e, 0x74, 0x38, 0x43, 0xa1, 0xb9, 0x4e, 0xdd, 0x7f,
+	0x55, 0x21, 0x1b, 0x94, 0xfa, 0x9c, 0x33, 0xcb, 0x54, 0x33, 0xb4, 0xe7, 0xc7, 0xcf, 0x7e, 0xbf,
+	0xec, 0x7b, 0x17, 0x97, 0x7d, 0xef, 0xcf, 0xcb, 0xbe, 0xf7, 0xf3, 0x55, 0x7f, 0xeb, 0xe2, 0xaa,
+	0xbf, 0xf5, 0xc7, 0x55, 0x7f, 0xeb, 0x87, 0x07, 0x73, 0xae, 0x5f, 0x2c, 0xa7, 0xa3, 0x99, 0x8c,
+	0xee, 0xe6, 0x94, 0xac, 0x0e, 0xf6, 0xbf, 0x4f, 0x15, 0xff, 0x81, 0x47, 0xf9, 0x61, 0xda, 0xb6,
+	0x37, 0xf7, 0xff, 0x09, 0x00, 0x00, 0xff, 0xff, 0xf3, 0xcb, 0x73, 0xf3, 0x2c, 0x0a, 0x00, 0x00,
 }
 
 func (m *Any) Marshal() (dAtA []byte, err error) {
@@ -1113,6 +1415,231 @@ func (m *Snapshot) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+func (m *SnapshotNote) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *SnapshotNote) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *SnapshotNote) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Record != nil {
+		{
+			size, err := m.Record.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintMetadata(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Namespace) > 0 {
+		i -= len(m.Namespace)
+		copy(dAtA[i:], m.Namespace)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Namespace)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *ContainerNote) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *ContainerNote) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *ContainerNote) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Record != nil {
+		{
+			size, err := m.Record.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintMetadata(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Recovery) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Recovery) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Recovery) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Notes) > 0 {
+		for iNdEx := len(m.Notes) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Notes[iNdEx])
+			copy(dAtA[i:], m.Notes[iNdEx])
+			i = encodeVarintMetadata(dAtA, i, uint64(len(m.Notes[iNdEx])))
+			i--
+			dAtA[i] = 0x42
+		}
+	}
+	if len(m.Done) > 0 {
+		for iNdEx := len(m.Done) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Done[iNdEx])
+			copy(dAtA[i:], m.Done[iNdEx])
+			i = encodeVarintMetadata(dAtA, i, uint64(len(m.Done[iNdEx])))
+			i--
+			dAtA[i] = 0x3a
+		}
+	}
+	if len(m.Salvaged) > 0 {
+		for k := range m.Salvaged {
+			v := m.Salvaged[k]
+			baseI := i
+			i = encodeVarintMetadata(dAtA, i, uint64(v))
+			i--
+			dAtA[i] = 0x10
+			i -= len(k)
+			copy(dAtA[i:], k)
+			i = encodeVarintMetadata(dAtA, i, uint64(len(k)))
+			i--
+			dAtA[i] = 0xa
+			i = encodeVarintMetadata(dAtA, i, uint64(baseI-i))
+			i--
+			dAtA[i] = 0x32
+		}
+	}
+	if len(m.Damage) > 0 {
+		for iNdEx := len(m.Damage) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Damage[iNdEx])
+			copy(dAtA[i:], m.Damage[iNdEx])
+			i = encodeVarintMetadata(dAtA, i, uint64(len(m.Damage[iNdEx])))
+			i--
+			dAtA[i] = 0x2a
+		}
+	}
+	if m.At != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.At))
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.Aside) > 0 {
+		i -= len(m.Aside)
+		copy(dAtA[i:], m.Aside)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Aside)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Reason) > 0 {
+		i -= len(m.Reason)
+		copy(dAtA[i:], m.Reason)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Reason)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Stamp) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Stamp) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Stamp) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Txid != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Txid))
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.Identity) > 0 {
+		i -= len(m.Identity)
+		copy(dAtA[i:], m.Identity)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Identity)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
 func encodeVarintMetadata(dAtA []byte, offset int, v uint64) int {
 	offset -= sovMetadata(v)
 	base := offset
@@ -1342,6 +1869,114 @@ func (m *Snapshot) Size() (n int) {
 	}
 	if m.Size_ != 0 {
 		n += 1 + sovMetadata(uint64(m.Size_))
+	}
+	return n
+}
+
+func (m *SnapshotNote) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	l = len(m.Namespace)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	if m.Record != nil {
+		l = m.Record.Size()
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	return n
+}
+
+func (m *ContainerNote) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	if m.Record != nil {
+		l = m.Record.Size()
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	return n
+}
+
+func (m *Recovery) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	l = len(m.Reason)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	l = len(m.Aside)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	if m.At != 0 {
+		n += 1 + sovMetadata(uint64(m.At))
+	}
+	if len(m.Damage) > 0 {
+		for _, s := range m.Damage {
+			l = len(s)
+			n += 1 + l + sovMetadata(uint64(l))
+		}
+	}
+	if len(m.Salvaged) > 0 {
+		for k, v := range m.Salvaged {
+			_ = k
+			_ = v
+			mapEntrySize := 1 + len(k) + sovMetadata(uint64(len(k))) + 1 + sovMetadata(uint64(v))
+			n += mapEntrySize + 1 + sovMetadata(uint64(mapEntrySize))
+		}
+	}
+	if len(m.Done) > 0 {
+		for _, s := range m.Done {
+			l = len(s)
+			n += 1 + l + sovMetadata(uint64(l))
+		}
+	}
+	if len(m.Notes) > 0 {
+		for _, s := range m.Notes {
+			l = len(s)
+			n += 1 + l + sovMetadata(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *Stamp) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	l = len(m.Identity)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	if m.Txid != 0 {
+		n += 1 + sovMetadata(uint64(m.Txid))
 	}
 	return n
 }
@@ -3296,6 +3931,763 @@ func (m *Snapshot) Unmarshal(dAtA []byte) error {
 				b := dAtA[iNdEx]
 				iNdEx++
 				m.Size_ |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *SnapshotNote) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: SnapshotNote: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: SnapshotNote: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Namespace", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Namespace = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Record", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Record == nil {
+				m.Record = &Snapshot{}
+			}
+			if err := m.Record.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *ContainerNote) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: ContainerNote: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: ContainerNote: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Record", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Record == nil {
+				m.Record = &Container{}
+			}
+			if err := m.Record.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Recovery) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Recovery: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Recovery: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Reason", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Reason = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Aside", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Aside = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field At", wireType)
+			}
+			m.At = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.At |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Damage", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Damage = append(m.Damage, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Salvaged", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Salvaged == nil {
+				m.Salvaged = make(map[string]int64)
+			}
+			var mapkey string
+			var mapvalue int64
+			for iNdEx < postIndex {
+				entryPreIndex := iNdEx
+				var wire uint64
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowMetadata
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					wire |= uint64(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				fieldNum := int32(wire >> 3)
+				if fieldNum == 1 {
+					var stringLenmapkey uint64
+					for shift := uint(0); ; shift += 7 {
+						if shift >= 64 {
+							return ErrIntOverflowMetadata
+						}
+						if iNdEx >= l {
+							return io.ErrUnexpectedEOF
+						}
+						b := dAtA[iNdEx]
+						iNdEx++
+						stringLenmapkey |= uint64(b&0x7F) << shift
+						if b < 0x80 {
+							break
+						}
+					}
+					intStringLenmapkey := int(stringLenmapkey)
+					if intStringLenmapkey < 0 {
+						return ErrInvalidLengthMetadata
+					}
+					postStringIndexmapkey := iNdEx + intStringLenmapkey
+					if postStringIndexmapkey < 0 {
+						return ErrInvalidLengthMetadata
+					}
+					if postStringIndexmapkey > l {
+						return io.ErrUnexpectedEOF
+					}
+					mapkey = string(dAtA[iNdEx:postStringIndexmapkey])
+					iNdEx = postStringIndexmapkey
+				} else if fieldNum == 2 {
+					for shift := uint(0); ; shift += 7 {
+						if shift >= 64 {
+							return ErrIntOverflowMetadata
+						}
+						if iNdEx >= l {
+							return io.ErrUnexpectedEOF
+						}
+						b := dAtA[iNdEx]
+						iNdEx++
+						mapvalue |= int64(b&0x7F) << shift
+						if b < 0x80 {
+							break
+						}
+					}
+				} else {
+					iNdEx = entryPreIndex
+					skippy, err := skipMetadata(dAtA[iNdEx:])
+					if err != nil {
+						return err
+					}
+					if (skippy < 0) || (iNdEx+skippy) < 0 {
+						return ErrInvalidLengthMetadata
+					}
+					if (iNdEx + skippy) > postIndex {
+						return io.ErrUnexpectedEOF
+					}
+					iNdEx += skippy
+				}
+			}
+			m.Salvaged[mapkey] = mapvalue
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Done", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Done = append(m.Done, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		case 8:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Notes", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Notes = append(m.Notes, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Stamp) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Stamp: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Stamp: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Identity", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Identity = append(m.Identity[:0], dAtA[iNdEx:postIndex]...)
+			if m.Identity == nil {
+				m.Identity = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Txid", wireType)
+			}
+			m.Txid = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Txid |= uint64(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}

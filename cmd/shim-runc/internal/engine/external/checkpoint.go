@@ -72,7 +72,9 @@ func (e *Engine) Restore(ctx context.Context, id, bundle string, spec *specs.Spe
 	if err := os.MkdirAll(e.cfg.Root, 0o711); err != nil {
 		return fail(err)
 	}
-	if err := amend(bundle, io.Console != nil); err != nil {
+	process := *spec.Process
+	process.Terminal = io.Console != nil
+	if err := rewrite(bundle, &process); err != nil {
 		return fail(err)
 	}
 	annotations, err := readAnnotations(bundle)

@@ -5,15 +5,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/criu"
 	"github.com/managerd/managerd/shimapi"
 )
 
-// amend changes two things in the bundle's config.json, and nothing else there: the program may know fields that we do
-// not. process.terminal is what the request says, and criu is to read our configuration, should it come to a checkpoint.
-func amend(bundle string, terminal bool) error {
+// rewrite makes the terminal, the rlimits and the oom_score_adj in the bundle's config.json those of p, names our configuration
+// to criu, should it come to a checkpoint, and changes nothing else there: the program may know fields that we do not.
+func rewrite(bundle string, p *specs.Process) error {
 	path := filepath.Join(bundle, "config.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -26,16 +28,40 @@ func amend(bundle string, terminal bool) error {
 	if err := json.Unmarshal(config["process"], &process); err != nil {
 		return err
 	}
+	var old specs.Process
+	if err := json.Unmarshal(config["process"], &old); err != nil {
+		return err
+	}
 	annotations, err := annotationsOf(config)
 	if err != nil {
 		return err
 	}
-	process["terminal"] = json.RawMessage(strconv.FormatBool(terminal))
+	criuConfig := filepath.Join(bundle, shimapi.CriuConfigFile)
+	changed := annotations[criu.Annotation] != criuConfig
+	for _, field := range []struct {
+		name string
+		same bool
+		now  any
+	}{
+		{"terminal", old.Terminal == p.Terminal, p.Terminal},
+		{"rlimits", slices.Equal(old.Rlimits, p.Rlimits), p.Rlimits},
+		{"oomScoreAdj", p.OOMScoreAdj == nil || old.OOMScoreAdj != nil && *old.OOMScoreAdj == *p.OOMScoreAdj, p.OOMScoreAdj},
+	} {
+		if field.same {
+			continue
+		}
+		changed = true
+		if process[field.name], err = json.Marshal(field.now); err != nil {
+			return err
+		}
+	}
+	if !changed {
+		return nil
+	}
 	if config["process"], err = json.Marshal(process); err != nil {
 		return err
 	}
-	annotations = criu.Annotate(annotations, filepath.Join(bundle, shimapi.CriuConfigFile))
-	if config["annotations"], err = json.Marshal(annotations); err != nil {
+	if config["annotations"], err = json.Marshal(criu.Annotate(annotations, criuConfig)); err != nil {
 		return err
 	}
 	if data, err = json.Marshal(config); err != nil {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,18 +31,16 @@ import (
 // Engine makes containers with one program.
 type Engine struct {
 	cfg    engine.Config
+	clamp  engine.Clamp
 	binary string // absolute path
 }
 
 // New gives an engine that runs binary: a path, or a name to look for in PATH. FailedPrecondition names one that is
 // missing.
 func New(cfg engine.Config, binary string) (*Engine, error) {
-	path, err := exec.LookPath(binary)
-	if err == nil {
-		path, err = filepath.Abs(path)
-	}
+	path, err := find(binary)
 	if err != nil {
-		return nil, fmt.Errorf("cannot run runtime %q (the runtime option BinaryName): %w: %w", binary, err, errdefs.ErrFailedPrecondition)
+		return nil, err
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -49,7 +48,19 @@ func New(cfg engine.Config, binary string) (*Engine, error) {
 	if cfg.OnPhase == nil {
 		cfg.OnPhase = func(string, time.Duration) {}
 	}
-	return &Engine{cfg: cfg, binary: path}, nil
+	return &Engine{cfg: cfg, clamp: engine.NewClamp(cfg.Log), binary: path}, nil
+}
+
+// find gives the absolute path of a program, or FailedPrecondition with its name.
+func find(binary string) (string, error) {
+	path, err := exec.LookPath(binary)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot run runtime %q (the runtime option BinaryName): %w: %w", binary, err, errdefs.ErrFailedPrecondition)
+	}
+	return path, nil
 }
 
 // scratch is a directory for the files of one call: the pid file, the log, the console socket.
@@ -110,7 +121,7 @@ func lastError(log []byte) (said string) {
 }
 
 // Create makes a container whose init is parked before the user's program. On an error nothing is left of it. The
-// program reads the bundle's config.json itself; only what amend says is brought in line there.
+// program reads the bundle's config.json itself; only what rewrite says is brought in line there.
 func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (*Container, error) {
 	begin := time.Now()
 	fail := func(err error) (*Container, error) { return nil, fmt.Errorf("cannot create container %s: %w", id, err) }
@@ -123,7 +134,10 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	if err := os.MkdirAll(e.cfg.Root, 0o711); err != nil {
 		return fail(err)
 	}
-	if err := amend(bundle, io.Console != nil); err != nil {
+	process := *spec.Process
+	process.Terminal, process.Rlimits = io.Console != nil, slices.Clone(process.Rlimits)
+	e.clamp.Process(&process)
+	if err := rewrite(bundle, &process); err != nil {
 		return fail(err)
 	}
 	proc, err := e.launch(io, func(r *runc.Runc, s *streams) error {
