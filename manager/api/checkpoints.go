@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,7 +40,7 @@ func decoded[T any](a *anypb.Any) (opts T, err error) {
 		return opts, nil
 	}
 	v, err := typeurl.UnmarshalAny(a)
-	if errdefs.IsNotFound(err) {
+	if errors.Is(err, typeurl.ErrNotFound) {
 		return opts, nil
 	}
 	if err != nil {

@@ -176,6 +176,21 @@ func TestCheckpointFails(t *testing.T) {
 	}
 }
 
+// TestOptionCriuWorkPath: criu's log is there, whatever becomes of the checkpoint.
+func TestOptionCriuWorkPath(t *testing.T) {
+	work := filepath.Join(t.TempDir(), "work")
+	f := serve(t, "ckwork", shimbin.Spec("ckwork", "sleep", "1000"))
+	f.create(func(r *task.CreateTaskRequest) { r.Options = anyOf(t, &options.Options{CriuWorkPath: work}) })
+	f.start("")
+	err := f.checkpoint(filepath.Join(t.TempDir(), "images"), &options.CheckpointOptions{})
+	if works := criuWorks() == nil; works != (err == nil) || !works && !strings.Contains(err.Error(), work+"/dump.log") {
+		t.Errorf("%v", err)
+	}
+	if data, err := os.ReadFile(filepath.Join(work, "dump.log")); err != nil || len(data) == 0 {
+		t.Errorf("%d bytes, %v", len(data), err)
+	}
+}
+
 // TestCheckpointRefused: what cannot be done is said before anything is touched.
 func TestCheckpointRefused(t *testing.T) {
 	f := running(t, "ckrefused", nil)
