@@ -23,6 +23,7 @@ if [ "${1:-build}" = test ]; then
 	want containerd containerd
 	want runc runc
 	want crun crun
+	want criu criu
 	want ps procps
 	want ip iproute2
 	want /etc/ssl/certs/ca-certificates.crt ca-certificates

@@ -26,7 +26,10 @@ const (
 	TableDir     = "table"    // the shim's process table: one shimstate.Process per file, named by TableName
 	BlackBoxFile = "blackbox" // what the shim did last (package shimapi/blackbox)
 	StacksFile   = "stacks"   // the shim's goroutines as of the last SIGUSR1
-	EngineDir    = "runc"     // libcontainer's state root: EngineDir/ID/state.json
+	// CriuConfigFile is what criu reads beside its options (package criu of the shim's engines); its logs are those of
+	// containerd: criu-dump.log, criu-restore.log.
+	CriuConfigFile = "criu.conf"
+	EngineDir      = "runc" // libcontainer's state root: EngineDir/ID/state.json
 )
 
 // StdioName is the file name, in StdioDir, of the FIFO that a process holds as its stream ("stdin", "stdout" or

@@ -7,11 +7,12 @@ import (
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	api "github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/managerd/managerd/manager/checkpoints"
+	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/identifiers"
 	"github.com/managerd/managerd/manager/tasks"
@@ -21,11 +22,16 @@ import (
 // Tasks serves containerd.services.tasks.v1.Tasks.
 type Tasks struct {
 	api.UnimplementedTasksServer
-	tasks *tasks.Service
+	tasks      *tasks.Service
+	containers *containers.Store
+	content    checkpoints.Content
+	scratch    string
 }
 
-// NewTasks serves s.
-func NewTasks(s *tasks.Service) *Tasks { return &Tasks{tasks: s} }
+// NewTasks serves s. Checkpoints go to content, by way of files below the directory scratch.
+func NewTasks(s *tasks.Service, c *containers.Store, content checkpoints.Content, scratch string) *Tasks {
+	return &Tasks{tasks: s, containers: c, content: content, scratch: scratch}
+}
 
 // Register adds the service to a server.
 func (a *Tasks) Register(s *grpc.Server) {
@@ -54,14 +60,15 @@ func (a *shims) Unresponsive(ctx context.Context, _ *managerapi.UnresponsiveRequ
 
 var done = &emptypb.Empty{}
 
-// Create makes a task, its init parked.
+// Create makes a task, its init parked, or one without a process, to be restored by Start.
 func (a *Tasks) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
-	if r.Checkpoint != nil {
-		return nil, toGRPC(fmt.Errorf("cannot restore task %s: checkpoint and restore are not supported: %w", r.ContainerID, errdefs.ErrNotImplemented))
+	from, unpack, err := a.checkpointOf(r)
+	if err != nil {
+		return nil, toGRPC(err)
 	}
 	pid, err := a.tasks.Create(ctx, tasks.CreateRequest{
 		ID: r.ContainerID, Rootfs: r.Rootfs, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
-		Options: r.Options, RuntimePath: r.RuntimePath,
+		Options: r.Options, RuntimePath: r.RuntimePath, Checkpoint: from, Unpack: unpack,
 	})
 	if err != nil {
 		return nil, toGRPC(err)
@@ -193,14 +200,6 @@ func (a *Tasks) ListPids(ctx context.Context, r *api.ListPidsRequest) (*api.List
 		return nil, toGRPC(err)
 	}
 	return &api.ListPidsResponse{Processes: ps}, nil
-}
-
-// Checkpoint is answered by the shim.
-func (a *Tasks) Checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) (*api.CheckpointTaskResponse, error) {
-	if err := a.tasks.Checkpoint(ctx, r.ContainerID, "", r.Options); err != nil {
-		return nil, toGRPC(err)
-	}
-	return &api.CheckpointTaskResponse{}, nil
 }
 
 // Update changes limits.

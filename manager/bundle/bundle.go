@@ -194,6 +194,9 @@ func remove(path string) error {
 
 func (b *Bundle) file(name string) string { return filepath.Join(b.Path, name) }
 
+// CheckpointDir is where a checkpoint is put that the task is to be restored from.
+func (b *Bundle) CheckpointDir() string { return b.file("checkpoint") }
+
 // LogFIFO is the path of the FIFO into which the shim logs.
 func (b *Bundle) LogFIFO() string { return b.file(shimapi.LogFIFO) }
 

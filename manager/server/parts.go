@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -206,7 +207,9 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
 		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
 		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
-		service("tasks", []string{introspection.TypeRuntime}, func() register { return api.NewTasks(s.tasks) }),
+		service("tasks", []string{introspection.TypeRuntime}, func() register {
+			return api.NewTasks(s.tasks, containers.NewStore(s.db), local.NewContent(p.content), s.checkpointScratch())
+		}),
 		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "introspection"}, build: func() error {
 			uuid, err := introspection.Identity(s.cfg.Root)
 			if err != nil {
@@ -280,4 +283,18 @@ func (s *Server) buildTasks(p *parts) error {
 	})
 	s.tasks = tasks.New(bundles, p.shims, containers.NewStore(s.db), p.exchange, s.log)
 	return nil
+}
+
+// checkpointScratch is where checkpoints are made: on disk, because they are as large as a container's memory. What a
+// daemon that was killed has left there goes. When it cannot be made, the first checkpoint says why.
+func (s *Server) checkpointScratch() string {
+	dir := filepath.Join(s.cfg.Root, "checkpoints")
+	err := os.RemoveAll(dir)
+	if err == nil {
+		err = os.Mkdir(dir, 0o700)
+	}
+	if err != nil {
+		s.log.Error("cannot make the directory of checkpoints", "error", err)
+	}
+	return dir
 }

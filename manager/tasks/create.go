@@ -33,7 +33,10 @@ type CreateRequest struct {
 	Terminal              bool
 	Options               *anypb.Any // of the runtime; nil: those of the container
 	RuntimePath           string     // another shim binary than the container's runtime names
-	Checkpoint            string     // directory; empty: none
+	Checkpoint            string     // directory of criu's images to restore; empty: none
+	// Unpack, if set, makes a directory with criu's images, which are restored. It is removed with the bundle, or once the
+	// task has started.
+	Unpack func(ctx context.Context, dir string) error
 }
 
 // Create makes a task, its init parked, and returns the init's pid. On an error, and when ctx ends before it is done,
@@ -75,6 +78,12 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	}
 	failpoint.Hit("tasks.create.bundle")
 	s.noteContainer(b, c)
+	if r.Unpack != nil {
+		r.Checkpoint = b.CheckpointDir()
+		if err = r.Unpack(ctx, r.Checkpoint); err != nil {
+			return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
+		}
+	}
 	if shim, err = s.shims.Spawn(ctx, b, runtime, r.Options); err != nil {
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
 	}

@@ -241,7 +241,7 @@ func (s *Service) serves(ctx context.Context, shim *shims.Shim) bool {
 // be; then what the dead one has left is all there is.
 func (s *Service) succession(b *bundle.Bundle, died *deaths, since uint64) *shims.Shim {
 	for {
-		if l := s.read(b); s.ctx.Err() != nil || !l.remains.own || !l.made || l.deleted || l.remains.pid == 0 {
+		if l := s.read(b); s.ctx.Err() != nil || !l.remains.own || !l.made || l.deleted || l.remains.pid == 0 && !l.waits {
 			return nil
 		}
 		wait, more := died.count(time.Now(), since)
@@ -364,6 +364,7 @@ func (s *Service) finish(t *Task, b *bundle.Bundle) {
 type legacy struct {
 	remains remains
 	made    bool // somebody was told of the task, or there is a process
+	waits   bool // it is to be restored from a checkpoint, and was not started: there is no process
 	deleted bool // and then that it is gone
 	events  []*shims.Event
 }
@@ -376,13 +377,13 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 	if err != nil {
 		s.log.Error("the ledger of a shim is damaged; what could be read is used", "bundle", b.Path, "error", err)
 	}
-	boot := ""
+	boot, begun := "", false
 	for _, r := range records {
 		if r.Header != nil {
 			boot = r.Header.BootId
 		}
 		if p := r.Process; p != nil && p.ExecId == "" {
-			d.pid, d.ticks, d.terminal = p.Pid, p.StartTicks, p.Terminal
+			d.pid, d.ticks, d.terminal, begun = p.Pid, p.StartTicks, p.Terminal, true
 			d.stdio = [3]string{p.Stdin, p.Stdout, p.Stderr}
 		}
 		if e := r.Exit; e != nil && e.ExecId == "" {
@@ -394,6 +395,7 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 			l.events = append(l.events, e)
 		}
 	}
+	l.waits = l.made && !begun && !d.exited && boot == bootID()
 	if boot != "" && boot != bootID() {
 		d.pid = 0 // the number means nothing after a reboot
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sort"
 	"sync"
 
@@ -29,6 +30,11 @@ func (s *Service) Start(ctx context.Context, id, execID string) (uint32, error) 
 			}
 		}
 		resp, err := c.Start(ctx, &task.StartRequest{ID: id, ExecID: execID})
+		if err == nil && execID == "" {
+			if derr := os.RemoveAll(c.Bundle.CheckpointDir()); derr != nil { // it goes with the bundle
+				s.log.Warn("cannot remove a checkpoint that was restored", "id", id, "error", derr)
+			}
+		}
 		return resp.GetPid(), err
 	})
 }
@@ -243,7 +249,7 @@ func (s *Service) Update(ctx context.Context, id string, resources *anypb.Any, a
 	return err
 }
 
-// Checkpoint writes a task's state to the directory path.
+// Checkpoint writes criu's images of a task to the directory path, which the shim makes if it is not there.
 func (s *Service) Checkpoint(ctx context.Context, id, path string, options *anypb.Any) error {
 	ctx, c, err := s.living(ctx, id)
 	if err != nil {

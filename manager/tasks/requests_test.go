@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -81,7 +82,7 @@ func TestLife(t *testing.T) {
 	if ps, err := w.Pids(ctx, "c1"); err != nil || len(ps) != 1 {
 		t.Errorf("pids: %v, %v", ps, err)
 	}
-	if err := w.Checkpoint(ctx, "c1", "", nil); !errdefs.IsNotImplemented(err) {
+	if err := w.Checkpoint(ctx, "c1", filepath.Join(t.TempDir(), "images"), nil); err != nil {
 		t.Errorf("checkpoint: %v", err)
 	}
 	if m, err := w.Metrics(ctx, filters.Always); err != nil || len(m) != 1 || m[0].ID != "c1" || m[0].Data == nil {
@@ -128,7 +129,7 @@ func TestLife(t *testing.T) {
 	if d, err := w.Delete(ctx, "c1"); err != nil || d.ExitStatus != 143 || d.ExitedAt == nil {
 		t.Errorf("delete: %v, %v", d, err)
 	}
-	r.await(t, "c1", "create", "start", "paused", "resumed", "exec-added", "exec-started", "exit e1=3", "exit c1=143", "delete")
+	r.await(t, "c1", "create", "start", "paused", "resumed", "checkpointed", "exec-added", "exec-started", "exit e1=3", "exit c1=143", "delete")
 }
 
 // TestWaiters: many wait for one process with one request to the shim, through a broken connection; whoever gives up

@@ -58,8 +58,8 @@ func realWorld(t *testing.T) *reality {
 	return r
 }
 
-// run creates and starts a container that runs a shell script.
-func (r *reality) run(c CreateRequest, script string) uint32 {
+// spec is that of a container that runs a shell script.
+func (r *reality) spec(c CreateRequest, script string) []byte {
 	r.t.Helper()
 	spec := specs.Spec{
 		Version: "1.2.0",
@@ -83,7 +83,13 @@ func (r *reality) run(c CreateRequest, script string) uint32 {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.add(c.ID, body, shims.DefaultRuntime)
+	return body
+}
+
+// run creates and starts a container that runs a shell script.
+func (r *reality) run(c CreateRequest, script string) uint32 {
+	r.t.Helper()
+	r.add(c.ID, r.spec(c, script), shims.DefaultRuntime)
 	if _, err := r.Create(in("ns"), c); err != nil {
 		r.t.Fatal(err)
 	}

@@ -75,9 +75,7 @@ func (v service) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Em
 }
 
 func (v service) Checkpoint(ctx context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	return through(v.s, "Checkpoint", func(_ context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
-		return nil, fmt.Errorf("cannot checkpoint container %s: %w", r.ID, errdefs.ErrNotImplemented)
-	})(ctx, r)
+	return through(v.s, "Checkpoint", v.s.checkpoint)(ctx, r)
 }
 
 func (v service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
@@ -179,6 +177,9 @@ func (s *Shim) state(_ context.Context, r *task.StateRequest) (*task.StateRespon
 		ID: r.ID, ExecID: p.execID, Bundle: s.cfg.Bundle, Pid: pid(), Status: statuses[p.state],
 		Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr, Terminal: p.terminal,
 	}
+	if p.images != "" {
+		resp.Pid = 0
+	}
 	if p.state == shimapi.Stopped {
 		resp.ExitStatus, resp.ExitedAt = p.status, timestamppb.New(p.at)
 	}
@@ -210,16 +211,25 @@ func (s *Shim) create(_ context.Context, r *task.CreateTaskRequest) (*task.Creat
 		kind: shimapi.Init, args: spec.Process.Args, state: shimapi.Created, exited: make(chan struct{}),
 		stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal,
 	}
-	if err := os.WriteFile(filepath.Join(s.cfg.Bundle, shimapi.InitPidFile), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
-		return nil, err
+	if r.Checkpoint != "" {
+		return s.createFrom(p, r)
 	}
-	if _, err := s.ledger.Append(&ledgerpb.Record{Process: &ledgerpb.Process{
-		ContainerId: r.ID, Pid: pid(), StartTicks: startTicks(), Terminal: r.Terminal, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
-	}}); err != nil {
+	if err := s.record(p); err != nil {
 		return nil, err
 	}
 	s.init = p
 	return &task.CreateTaskResponse{Pid: pid()}, s.emit("/tasks/create", &events.TaskCreate{ContainerID: r.ID, Bundle: r.Bundle, Pid: pid()})
+}
+
+// record writes down that there is a process.
+func (s *Shim) record(p *process) error {
+	if err := os.WriteFile(filepath.Join(s.cfg.Bundle, shimapi.InitPidFile), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+		return err
+	}
+	_, err := s.ledger.Append(&ledgerpb.Record{Process: &ledgerpb.Process{
+		ContainerId: s.cfg.ID, Pid: pid(), StartTicks: startTicks(), Terminal: p.terminal, Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
+	}})
+	return err
 }
 
 // startTicks is field 22 of our own /proc/PID/stat.
@@ -238,6 +248,11 @@ func (s *Shim) start(_ context.Context, r *task.StartRequest) (*task.StartRespon
 	p, err := s.findLocked(r.ID, r.ExecID, shimapi.ReqStart)
 	if err != nil {
 		return nil, err
+	}
+	if p.images != "" {
+		if err := s.restore(p); err != nil {
+			return nil, err
+		}
 	}
 	p.state = shimapi.MustNext(p.kind, p.state, shimapi.ReqStart)
 	if p.kind == shimapi.Init {

@@ -70,6 +70,7 @@ type process struct {
 
 	stdin, stdout, stderr string
 	terminal              bool
+	images                string // of the checkpoint that it is to be restored from; there is no process then
 }
 
 // New makes a fake that serves l until Stop, Crash or a Shutdown. The listener becomes its own.

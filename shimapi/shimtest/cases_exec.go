@@ -3,7 +3,9 @@ package shimtest
 import (
 	"fmt"
 	"math/rand"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -95,7 +97,13 @@ func execSignalsCase(sh *shim) {
 	sh.running(nil)
 	for _, sig := range []uint32{1, 2, 3, 6, 9, 10, 14, 15} {
 		id := fmt.Sprint("s", sig)
-		sh.startExec(id, "sleep", "1000")
+		pid := sh.startExec(id, "sleep", "1000")
+		// Not every shim's Start means that the program runs; before that, the runtime's own code takes the signal.
+		runs := func() bool {
+			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			return strings.HasPrefix(string(line), "sleep\x00")
+		}
+		sh.expect("exec/runs", eventually(runs), "process %d never runs its program", pid)
 		sh.kill(id, sig, false)
 		sh.expect("exec/signal", sh.wait(id).ExitStatus == 128+sig, "signal %d gives status %d", sig, sh.wait(id).ExitStatus)
 		sh.remove(id)

@@ -76,6 +76,8 @@ var cases = []struct {
 	{"pause", pauseCase},
 	{"stats and update", statsCase},
 	{"update with nothing", updateNothingCase},
+	{"checkpoint", checkpointCase},
+	{"no checkpoint", noCheckpointCase},
 	{"shutdown", shutdownCase},
 	{"create fails", createFailsCase},
 	{"exec", execCase},

@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 
 suite=bookworm
 mirror=${MANAGERD_VM_MIRROR:-http://deb.debian.org/debian}
-packages=systemd,systemd-sysv,dbus,iproute2,kmod,procps,mount,util-linux,busybox-static,e2fsprogs,libseccomp2,nftables,dmsetup,thin-provisioning-tools,btrfs-progs,erofs-utils,fuse3,jq,criu,containerd
+packages=systemd,systemd-sysv,dbus,iproute2,iptables,kmod,procps,mount,util-linux,busybox-static,e2fsprogs,libseccomp2,nftables,dmsetup,thin-provisioning-tools,btrfs-progs,erofs-utils,fuse3,jq,criu,containerd
 key=$(cat image.sh initrd.sh | sha256sum | cut -c1-16)
 cache=${MANAGERD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/managerd/vm}
 out=$cache/$key

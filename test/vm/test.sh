@@ -60,7 +60,7 @@ done <<'PACKAGES'
 cgroups .
 reaper .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
-cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate
+cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore
 PACKAGES
 cat >"$tree/boot2" <<'GUEST'
 mount -t tmpfs tmpfs /tmp
@@ -68,6 +68,6 @@ cd /tmp
 /vmtest/tests/guest.test -test.run '^TestSecondBoot$' -test.timeout 100s
 GUEST
 for boot in 1 2; do
-	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 700 : 140)) "bash /vmtest/boot$boot"
+	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 820 : 140)) "bash /vmtest/boot$boot"
 done
 status=0

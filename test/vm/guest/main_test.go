@@ -31,6 +31,7 @@ func TestFirstBoot(t *testing.T) {
 	runParts(t, []part{
 		{"Install", testInstall},
 		{"Import", testImport},
+		{"Checkpoint", testCheckpoint},
 		{"Drivers", testDrivers},
 		{"Inherited", testInherited},
 		{"Steady", testSteady},

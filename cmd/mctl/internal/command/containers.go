@@ -19,7 +19,8 @@ import (
 
 func (c *cli) containersCommand() *cobra.Command {
 	return group("containers", "Manage containers", []string{"container", "c"},
-		c.containersCreate(), c.containersLs(), c.containersInfo(), c.containersRm(), c.containersLabel())
+		c.containersCreate(), c.containersLs(), c.containersInfo(), c.containersRm(), c.containersLabel(),
+		c.containersCheckpoint(), c.containersRestore())
 }
 
 // ofContainer says what to do about an error about a container.

@@ -62,8 +62,9 @@ type process struct {
 	cl       *client.Client
 	direct   *straight // not nil: there is no cl
 	id, exec string
-	timeout  time.Duration // that the exec may run; 0: any
-	begun    time.Time     // when it was started
+	timeout  time.Duration     // that the exec may run; 0: any
+	begun    time.Time         // when it was started
+	from     *types.Descriptor // what a task is restored from, or nil
 }
 
 func (p *process) String() string {
@@ -133,6 +134,7 @@ func (p *process) create(ctx context.Context, rootfs []*types.Mount, s *session.
 	err = p.cl.Again(ctx, p.c.notice, func(ctx context.Context, again bool) error {
 		r, err := p.cl.Tasks.Create(ctx, &tasksapi.CreateTaskRequest{
 			ContainerID: p.id, Rootfs: rootfs, Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Terminal: s.Terminal,
+			Checkpoint: p.from,
 		})
 		pid = r.GetPid()
 		if again && errdefs.IsAlreadyExists(err) { // the answer was lost with the daemon, the task was not

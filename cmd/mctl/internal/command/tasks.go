@@ -27,7 +27,7 @@ import (
 func (c *cli) tasksCommand() *cobra.Command {
 	return group("tasks", "Manage what runs in containers", []string{"task", "t"},
 		c.tasksStart(), c.tasksLs(), c.tasksExec(), c.tasksAttach(), c.tasksWait(), c.tasksStop(), c.tasksKill(),
-		c.tasksPause(), c.tasksResume(), c.tasksRm(), c.tasksPs(), c.tasksMetrics())
+		c.tasksPause(), c.tasksResume(), c.tasksRm(), c.tasksPs(), c.tasksMetrics(), c.tasksCheckpoint())
 }
 
 // ofTask says what to do about an error about a task.

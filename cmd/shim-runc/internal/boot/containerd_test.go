@@ -229,6 +229,26 @@ func TestContainerd(t *testing.T) {
 		}
 		d.ctr("container", "rm", "c5")
 	})
+	t.Run("checkpoint", func(t *testing.T) {
+		d := &daemon{t: t, dir: d.dir, socket: d.socket, cmd: d.cmd}
+		if exec.Command("criu", "check").Run() == nil {
+			t.Skip("criu works here: the VM's tests show what comes of it")
+		}
+		d.ctr(run("-d", img, "c8", "sleep", "1000")...)
+		for _, args := range [][]string{
+			{"task", "checkpoint", "--exit", "c8"}, {"task", "checkpoint", "--image-path", filepath.Join(d.dir, "images"), "c8"},
+			{"container", "checkpoint", "--task", "c8", "saved"},
+		} {
+			if out, err := d.try(args...); err == nil || !strings.Contains(err.Error(), "cannot checkpoint container c8: criu failed") || !strings.Contains(err.Error(), "criu-dump.log") {
+				t.Errorf("%v: %q, %v", args, out, err)
+			}
+			if out := d.ctr("task", "ls"); !strings.Contains(out, "RUNNING") {
+				t.Errorf("after %v: %q", args, out)
+			}
+		}
+		_, _ = d.try("task", "rm", "-f", "c8")
+		d.ctr("container", "rm", "c8")
+	})
 	t.Run("created", func(t *testing.T) {
 		d := &daemon{t: t, dir: d.dir, socket: d.socket, cmd: d.cmd}
 		d.ctr("container", "create", "--runtime", binary, img, "c6", "true")

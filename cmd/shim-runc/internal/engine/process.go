@@ -24,6 +24,16 @@ func (e *Engine) launch(ctx context.Context, lc *libcontainer.Container, p *spec
 		return nil, err
 	}
 	lp.Init, lp.SubCgroupPaths = init, sub
+	return e.run(ctx, lp, io, func() error {
+		if err := lc.Start(lp); err != nil {
+			return startError(err)
+		}
+		return nil
+	})
+}
+
+// run gives lp its streams and makes it a process by start.
+func (e *Engine) run(ctx context.Context, lp *libcontainer.Process, io IO, start func() error) (_ *reaper.Process, err error) {
 	var con *console
 	if io.Console != nil {
 		if con, err = newConsole(); err != nil {
@@ -40,12 +50,12 @@ func (e *Engine) launch(ctx context.Context, lc *libcontainer.Container, p *spec
 		return nil, err
 	}
 	wait := lp.Wait // closes libcontainer's pidfd
-	if init {
+	if lp.Init {
 		wait = nil // and keeps all alive that belongs to lp: of an init, for a long time
 	}
 	proc, err := e.cfg.Reaper.ForkWaited(func() (int, error) {
-		if err := lc.Start(lp); err != nil {
-			return 0, startError(err)
+		if err := start(); err != nil {
+			return 0, err
 		}
 		return lp.Pid()
 	}, wait)

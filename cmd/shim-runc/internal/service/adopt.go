@@ -123,7 +123,7 @@ func (s *Service) restore(table *shimstate.Table, held Held) error {
 		s.keepOrLog(p)
 	}
 	failpoint.Hit("shim.adopt.settled")
-	if !found.Removed {
+	if !found.Removed && s.init.pid != 0 {
 		cg, err := cgroups.Load(s.init.pid)
 		if err != nil || s.init.state == shimapi.Stopped {
 			cg, err = cgroups.At(found.Cgroup) // nobody is in it any more
@@ -162,7 +162,7 @@ func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
 			_ = pidfd.Close()
 		}
 	}
-	if e := past.exits[processKey{p.execID, p.pid}]; e != nil && p.pid != 0 {
+	if e := past.exits[processKey{p.execID, p.pid}]; e != nil && (p.pid != 0 || p.kind == shimapi.Init) {
 		p.state, p.status, p.exitedAt, p.unknown = shimapi.Stopped, int(e.Status), time.Unix(0, e.ExitedUnixNano), e.Unknown
 		p.oomKilled, p.timedOut = e.OomKilled, e.TimedOut
 	}
@@ -185,6 +185,15 @@ func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
 
 // loadContainer loads what the engine has kept. A container whose init has ended is there as well, until it is deleted.
 func (s *Service) loadContainer() (engine.Found, error) {
+	if s.init.pid == 0 { // it was to be restored from a checkpoint
+		s.container = unrestored{id: s.cfg.ID}
+		opts := KeptOptions(s.cfg.Bundle)
+		e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
+		if err == nil {
+			err = e.Remove(s.cfg.ID, s.cfg.Bundle) // a Start may have been under way, of which its client knows that it failed
+		}
+		return engine.Found{Parked: true}, err
+	}
 	init := s.init.proc
 	if init == nil { // it has ended, and that is recorded: nothing is asked of it any more
 		var err error

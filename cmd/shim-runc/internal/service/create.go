@@ -40,7 +40,7 @@ type streams struct {
 	open                  *stdio.Streams
 }
 
-// Create mounts the rootfs and makes the container, its init parked. A client that goes away does not stop it half way;
+// Create mounts the rootfs and makes the container, its init parked, or, from a checkpoint, without any process. A client that goes away does not stop it half way;
 // a failure leaves nothing of it.
 func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *task.CreateTaskResponse, err error) {
 	ctx = context.WithoutCancel(ctx)
@@ -85,6 +85,7 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		failpoint.Hit("shim.create.mounted")
 		s.phases.note("create.mount", time.Since(begin))
 	}
+	opts.CriuImagePath = r.Checkpoint
 	if err := s.keepOptions(opts); err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
@@ -94,38 +95,21 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 		kind: shimapi.Init, state: shimapi.Absent, exited: make(chan struct{}), spec: spec.Process,
 		io: streams{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal},
 	}
-	files, err := s.openStreams(p, opts)
-	if err != nil {
-		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
-	}
-	undo.add(func() error { return p.io.open.Close() })
-	failpoint.Hit("shim.create.streams")
 	e, err := s.cfg.NewEngine(s.engineConfig(opts), opts.BinaryName)
 	if err != nil {
 		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
 	}
-	c, err := e.Create(ctx, r.ID, s.cfg.Bundle, spec, files)
-	p.io.open.Started()
+	var c Container
+	if r.Checkpoint == "" {
+		c, err = s.makeInit(ctx, e, p, opts, spec, &undo)
+	} else if err = s.prepareRestore(p, opts); err != nil {
+		err = fmt.Errorf("cannot restore container %s: %w", r.ID, err)
+	} else {
+		c = unrestored{id: r.ID}
+	}
 	if err != nil {
 		return nil, err
 	}
-	failpoint.Hit("shim.create.forked")
-	s.setProcess(p, c.Init())
-	undo.add(func() error {
-		_ = c.Signal(9, false)
-		<-c.Init().Done()
-		return c.Destroy()
-	})
-	pidFile := filepath.Join(s.cfg.Bundle, shimapi.InitPidFile)
-	undo.add(func() error { return os.RemoveAll(pidFile) })
-	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(p.pid)), 0o644); err != nil {
-		return nil, fmt.Errorf("cannot create container %s: %w", r.ID, err)
-	}
-	failpoint.Hit("shim.create.pidfile")
-	if err := s.recordProcess(p); err != nil {
-		return nil, err
-	}
-	failpoint.Hit("shim.create.recorded")
 	p.state = shimapi.MustNext(shimapi.Init, shimapi.Absent, shimapi.ReqCreate)
 	if err := s.keep(p); err != nil {
 		return nil, err
@@ -142,12 +126,50 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	s.mu.Lock()
 	s.init, s.container = p, c
 	s.mu.Unlock()
-	s.park(p)
-	failpoint.Hit("shim.create.parked")
-	s.watchCgroup(cgroups.Load(p.pid))
-	go s.awaitExit(p)
+	if r.Checkpoint == "" {
+		s.park(p)
+		failpoint.Hit("shim.create.parked")
+		s.watchCgroup(cgroups.Load(p.pid))
+		go s.awaitExit(p)
+	}
 	s.phases.note("create", time.Since(begin))
 	return &task.CreateTaskResponse{Pid: uint32(p.pid)}, nil
+}
+
+// makeInit makes the container with its init parked, and records that.
+func (s *Service) makeInit(ctx context.Context, e Engine, p *process, opts *options.Options, spec *specs.Spec, undo *undoStack) (Container, error) {
+	fail := func(err error) (Container, error) {
+		return nil, fmt.Errorf("cannot create container %s: %w", s.cfg.ID, err)
+	}
+	files, err := s.openStreams(p, opts)
+	if err != nil {
+		return fail(err)
+	}
+	undo.add(func() error { return p.io.open.Close() })
+	failpoint.Hit("shim.create.streams")
+	c, err := e.Create(ctx, s.cfg.ID, s.cfg.Bundle, spec, files)
+	p.io.open.Started()
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit("shim.create.forked")
+	s.setProcess(p, c.Init())
+	undo.add(func() error {
+		_ = c.Signal(9, false)
+		<-c.Init().Done()
+		return c.Destroy()
+	})
+	pidFile := filepath.Join(s.cfg.Bundle, shimapi.InitPidFile)
+	undo.add(func() error { return os.RemoveAll(pidFile) })
+	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(p.pid)), 0o644); err != nil {
+		return fail(err)
+	}
+	failpoint.Hit("shim.create.pidfile")
+	if err := s.recordProcess(p); err != nil {
+		return nil, err
+	}
+	failpoint.Hit("shim.create.recorded")
+	return c, nil
 }
 
 func (s *Service) engineConfig(opts *options.Options) engine.Config {
@@ -163,9 +185,6 @@ func (s *Service) mayCreate(r *task.CreateTaskRequest) error {
 	}
 	if r.Bundle != "" && filepath.Clean(r.Bundle) != filepath.Clean(s.cfg.Bundle) {
 		return fmt.Errorf("cannot create container %s: bundle is %s, this shim keeps %s: %w", r.ID, r.Bundle, s.cfg.Bundle, errdefs.ErrInvalidArgument)
-	}
-	if r.Checkpoint != "" {
-		return fmt.Errorf("cannot restore container %s: checkpoint and restore are not supported: %w", r.ID, errdefs.ErrNotImplemented)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

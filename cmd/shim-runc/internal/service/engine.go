@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/criu"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/external"
 	"github.com/managerd/managerd/reaper"
 )
@@ -17,6 +18,8 @@ import (
 type Engine interface {
 	// Create makes a container with its init parked; nothing is left of it after an error.
 	Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (Container, error)
+	// Restore makes a container again from a checkpoint, running; nothing is left of it after an error.
+	Restore(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO, r criu.Restore) (Container, error)
 	// Load takes over a container that another incarnation made of bundle; launcher is argv[0] of the one that forked init.
 	Load(id, bundle string, init *reaper.Process, launcher string) (Container, engine.Found, error)
 	// Remove ends and removes what is left of a container of bundle that nobody keeps any more; nothing there is not an error.
@@ -34,6 +37,7 @@ type Container interface {
 	Pids() ([]int, error)
 	Pause() error
 	Resume() error
+	Checkpoint(ck criu.Checkpoint) error
 	Update(r *specs.LinuxResources) error
 	Signal(sig unix.Signal, all bool) error
 	Settle(p *reaper.Process) // waits until a started process is its program, and signals reach that
@@ -73,6 +77,7 @@ func NewEngine(cfg engine.Config, binary string) (Engine, error) {
 type adapted[C Container] struct {
 	e interface {
 		Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (C, error)
+		Restore(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO, r criu.Restore) (C, error)
 		Load(id, bundle string, init *reaper.Process, launcher string) (C, engine.Found, error)
 		Remove(id, bundle string) error
 	}
@@ -83,6 +88,15 @@ func (a adapted[C]) Create(ctx context.Context, id, bundle string, spec *specs.S
 	c, err := a.e.Create(ctx, id, bundle, spec, io)
 	if err != nil {
 		return nil, err // not c: a nil pointer is not a nil Container
+	}
+	return c, nil
+}
+
+// Restore is the engine's.
+func (a adapted[C]) Restore(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO, r criu.Restore) (Container, error) {
+	c, err := a.e.Restore(ctx, id, bundle, spec, io, r)
+	if err != nil {
+		return nil, err
 	}
 	return c, nil
 }

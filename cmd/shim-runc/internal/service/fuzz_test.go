@@ -71,7 +71,13 @@ func harmless(method string, payload []byte) []byte {
 		if proto.Unmarshal(payload, r) != nil {
 			return payload
 		}
-		r.Rootfs, r.Stdin, r.Stdout, r.Stderr, clean = nil, "", "", "", r
+		r.Rootfs, r.Stdin, r.Stdout, r.Stderr, r.Checkpoint, clean = nil, "", "", "", "", r
+	case "Checkpoint":
+		r := &task.CheckpointTaskRequest{}
+		if proto.Unmarshal(payload, r) != nil {
+			return payload
+		}
+		r.Path, r.Options, clean = "", nil, r
 	case "Exec":
 		r := &task.ExecProcessRequest{}
 		if proto.Unmarshal(payload, r) != nil {

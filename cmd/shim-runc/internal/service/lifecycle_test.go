@@ -326,7 +326,7 @@ func TestBadCreate(t *testing.T) {
 	}{
 		"other id":      {mod: func(r *task.CreateTaskRequest) { r.ID = "other" }, is: errdefs.IsInvalidArgument, says: "other"},
 		"other bundle":  {mod: func(r *task.CreateTaskRequest) { r.Bundle = "/other" }, is: errdefs.IsInvalidArgument, says: "/other"},
-		"checkpoint":    {mod: func(r *task.CreateTaskRequest) { r.Checkpoint = "/c" }, is: errdefs.IsNotImplemented, says: "checkpoint"},
+		"checkpoint":    {mod: func(r *task.CreateTaskRequest) { r.Checkpoint = "/no/images" }, is: errdefs.IsInvalidArgument, says: "/no/images holds no checkpoint"},
 		"binary":        {mod: func(r *task.CreateTaskRequest) { r.Options = any(&options.Options{BinaryName: "no-runtime"}) }, is: errdefs.IsFailedPrecondition, says: "no-runtime"},
 		"options":       {mod: func(r *task.CreateTaskRequest) { r.Options = &anypb.Any{TypeUrl: "no.such.Type"} }, is: errdefs.IsInvalidArgument, says: "no.such.Type"},
 		"stdout":        {mod: func(r *task.CreateTaskRequest) { r.Stdout = "/no/such" }, is: errdefs.IsInvalidArgument, says: "/no/such"},

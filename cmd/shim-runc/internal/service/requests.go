@@ -83,7 +83,11 @@ func (s *Service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 	}
 	p.starting.Lock()
 	defer p.starting.Unlock()
+	restored := s.pending(p)
 	err = s.through(p, shimapi.ReqStart, func() error {
+		if restored {
+			return s.restoreInit(ctx, p)
+		}
 		if err := p.io.open.OpenInput(); err != nil {
 			return fmt.Errorf("cannot start container %s: %w", r.ID, err)
 		}
@@ -97,6 +101,9 @@ func (s *Service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 	s.keepOrLog(p)
 	failpoint.Hit("shim.start.kept")
 	s.park(p) // its input was opened
+	if restored {
+		defer func() { go s.awaitExit(p) }()
+	}
 	return &task.StartResponse{Pid: uint32(p.pid)}, s.emit("/tasks/start", &events.TaskStart{ContainerID: r.ID, Pid: uint32(p.pid)})
 }
 
@@ -272,6 +279,8 @@ func (s *Service) Kill(_ context.Context, r *task.KillRequest) (*emptypb.Empty, 
 	switch {
 	case err != nil:
 		return nil, err
+	case p.kind == shimapi.Init && proc == nil && s.pending(p):
+		return empty, s.killPending(p, sig, r.All)
 	case p.kind == shimapi.Init:
 		return empty, c.Signal(sig, r.All)
 	case proc == nil:
@@ -409,7 +418,7 @@ func (s *Service) ResizePty(_ context.Context, r *task.ResizePtyRequest) (*empty
 	}
 	open := s.streamsOf(p)
 	if open == nil {
-		return nil, fmt.Errorf("cannot resize the terminal of exec %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("cannot resize the terminal of %s: it has not been started: %w", p.label(r.ID), errdefs.ErrFailedPrecondition)
 	}
 	return empty, open.Resize(r.Width, r.Height)
 }
@@ -431,14 +440,6 @@ func (s *Service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.E
 		open.CloseStdin()
 	}
 	return empty, s.keep(p)
-}
-
-// Checkpoint is not supported yet.
-func (s *Service) Checkpoint(_ context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	if _, err := s.find(r.ID, "", shimapi.ReqCheckpoint); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("cannot checkpoint container %s: checkpoint and restore are not supported: %w", r.ID, errdefs.ErrNotImplemented)
 }
 
 // Delete removes an ended or never started exec, or the ended or never started container.
@@ -505,7 +506,14 @@ func (s *Service) removeContainer(p *process) error {
 	s.mu.Lock()
 	parked := p.state == shimapi.Created
 	s.mu.Unlock()
-	if parked {
+	if s.pending(p) {
+		p.starting.Lock()
+		err := s.endPendingLocked(p, killed)
+		p.starting.Unlock()
+		if err != nil {
+			return err
+		}
+	} else if parked {
 		if err := s.container.Signal(9, false); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}

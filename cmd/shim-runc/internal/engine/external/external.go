@@ -94,7 +94,7 @@ func (e *Engine) guarded(fn func(r *runc.Runc) error) error {
 // failure is the last error in the program's log, or err if it wrote none, with its kind.
 func (e *Engine) failure(err error, log string) error {
 	data, _ := os.ReadFile(log)
-	said := lastError(data)
+	said, _, _ := strings.Cut(lastError(data), "\nlog file: ") // of criu: where it is kept says package criu
 	if said == "" {
 		return fmt.Errorf("%s: %w", filepath.Base(e.binary), err)
 	}
@@ -121,7 +121,7 @@ func lastError(log []byte) (said string) {
 }
 
 // Create makes a container whose init is parked before the user's program. On an error nothing is left of it. The
-// program reads the bundle's config.json itself; only process.terminal and what has to be clamped are changed there.
+// program reads the bundle's config.json itself; only what rewrite says is brought in line there.
 func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (*Container, error) {
 	begin := time.Now()
 	fail := func(err error) (*Container, error) { return nil, fmt.Errorf("cannot create container %s: %w", id, err) }
@@ -199,59 +199,6 @@ func (e *Engine) launch(io engine.IO, fn func(r *runc.Runc, s *streams) error) (
 		return nil, fmt.Errorf("cannot set up the terminal: %w", err)
 	}
 	return proc, nil
-}
-
-// rewrite makes the terminal, the rlimits and the oom_score_adj in the bundle's config.json those of p, and changes nothing
-// else there: the program may know fields that we do not.
-func rewrite(bundle string, p *specs.Process) error {
-	path := filepath.Join(bundle, "config.json")
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	var config, process map[string]json.RawMessage
-	if err := json.Unmarshal(data, &config); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(config["process"], &process); err != nil {
-		return err
-	}
-	var old specs.Process
-	if err := json.Unmarshal(config["process"], &old); err != nil {
-		return err
-	}
-	changed := false
-	for _, field := range []struct {
-		name string
-		same bool
-		now  any
-	}{
-		{"terminal", old.Terminal == p.Terminal, p.Terminal},
-		{"rlimits", slices.Equal(old.Rlimits, p.Rlimits), p.Rlimits},
-		{"oomScoreAdj", p.OOMScoreAdj == nil || old.OOMScoreAdj != nil && *old.OOMScoreAdj == *p.OOMScoreAdj, p.OOMScoreAdj},
-	} {
-		if field.same {
-			continue
-		}
-		changed = true
-		if process[field.name], err = json.Marshal(field.now); err != nil {
-			return err
-		}
-	}
-	if !changed {
-		return nil
-	}
-	if config["process"], err = json.Marshal(process); err != nil {
-		return err
-	}
-	if data, err = json.Marshal(config); err != nil {
-		return err
-	}
-	next := path + ".next"
-	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(next, path)
 }
 
 // Remove ends and removes what is left of a container that nobody keeps any more (its shim died). Nothing there is not

@@ -101,18 +101,17 @@ func TestRewrite(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config.json")
 	const before = `{"ociVersion":"1.0.2","next":{"a":[1,2]},"process":{"terminal":true,"cwd":"/","row":7,"rlimits":[{"type":"RLIMIT_NOFILE","hard":9,"soft":8}]}}`
-	write := func() os.FileInfo {
-		if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		fi, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fi
+	if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	limits := []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 9, Soft: 8}}
-	old := write()
+	if err := rewrite(dir, &specs.Process{Terminal: true, Rlimits: limits}); err != nil { // criu's configuration is always named
+		t.Fatal(err)
+	}
+	old, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := rewrite(dir, &specs.Process{Terminal: true, Rlimits: limits}); err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +126,7 @@ func TestRewrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"next":{"a":[1,2]},"ociVersion":"1.0.2","process":{"cwd":"/","oomScoreAdj":-5,"rlimits":[{"type":"RLIMIT_NOFILE","hard":5,"soft":5}],"row":7,"terminal":false}}`
+	want := `{"annotations":{"org.criu.config":"` + dir + `/criu.conf"},"next":{"a":[1,2]},"ociVersion":"1.0.2","process":{"cwd":"/","oomScoreAdj":-5,"rlimits":[{"type":"RLIMIT_NOFILE","hard":5,"soft":5}],"row":7,"terminal":false}}`
 	if string(data) != want {
 		t.Errorf("got  %s\nwant %s", data, want)
 	}
