@@ -28,6 +28,12 @@ type straight struct {
 	fifos string // directory for the FIFOs of streams
 }
 
+// aside is within for what a session has done beside its wait: it is not broken off in the end, because ttrpc would complain about
+// the answer.
+func (d *straight) aside(ctx context.Context, f func(ctx context.Context) error) error {
+	return d.within(context.WithoutCancel(ctx), asking, f)
+}
+
 // within gives a call of a shim the time that it may take.
 func (d *straight) within(ctx context.Context, limit time.Duration, f func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -41,21 +47,21 @@ func (d *straight) wait(ctx context.Context, exec string) (uint32, error) {
 }
 
 func (d *straight) kill(ctx context.Context, exec string, signal uint32, all bool) error {
-	return d.within(ctx, asking, func(ctx context.Context) error {
+	return d.aside(ctx, func(ctx context.Context) error {
 		_, err := d.c.Kill(ctx, &task.KillRequest{ID: d.shim.ID, ExecID: exec, Signal: signal, All: all})
 		return err
 	})
 }
 
 func (d *straight) resize(ctx context.Context, exec string, width, height uint32) error {
-	return d.within(ctx, asking, func(ctx context.Context) error {
+	return d.aside(ctx, func(ctx context.Context) error {
 		_, err := d.c.ResizePty(ctx, &task.ResizePtyRequest{ID: d.shim.ID, ExecID: exec, Width: width, Height: height})
 		return err
 	})
 }
 
 func (d *straight) closeStdin(ctx context.Context, exec string) error {
-	return d.within(ctx, asking, func(ctx context.Context) error {
+	return d.aside(ctx, func(ctx context.Context) error {
 		_, err := d.c.CloseIO(ctx, &task.CloseIORequest{ID: d.shim.ID, ExecID: exec, Stdin: true})
 		return err
 	})

@@ -3,7 +3,6 @@ package command_test
 import (
 	"bytes"
 	"compress/gzip"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -136,14 +135,16 @@ func TestShimProfiles(t *testing.T) {
 	}
 	w.shimFails([]string{"nothing", "goroutine", "trace"}, "pprof", "one", "nothing")
 	w.shimFails([]string{"profile", "10m"}, "pprof", "one", "profile", "--duration", "11m")
-	first := w.begin("shim", "--state", w.State(), "pprof", "one", "profile", "--duration", "3s")
+	first := w.begin("shim", "--state", w.State(), "pprof", "one", "profile", "--duration", "5m")
 	eventually(t, "one is being recorded", func() bool {
-		_, errs, status := w.mctl("shim", "--state", w.State(), "pprof", "one", "profile", "--duration", "1ms")
-		return status == 1 && strings.Contains(errs, "profile")
+		return strings.Contains(w.shim("pprof", "one", "goroutine", "--debug", "2"), "service.record(")
 	})
-	if status := first.end(t); status != 0 {
-		t.Errorf("status %d: %s", status, fmt.Sprint(&first.errs))
-	}
+	w.shimFails([]string{"profile", "in use"}, "pprof", "one", "profile", "--duration", "1ms")
+	_ = first.Process.Kill() // who has gone keeps nobody from recording
+	eventually(t, "another is recorded", func() bool {
+		_, _, status := w.mctl("shim", "--state", w.State(), "pprof", "one", "profile", "--duration", "1ms")
+		return status == 0
+	})
 }
 
 // TestShimOOM: who was killed for want of memory bears the mark, and the counters tell.

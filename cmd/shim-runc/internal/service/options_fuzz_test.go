@@ -18,7 +18,7 @@ import (
 // FuzzOptions: whatever a client sends as runtime options, it is options, or refused with a reason.
 func FuzzOptions(f *testing.F) {
 	for _, m := range []proto.Message{
-		&options.Options{NoPivotRoot: true, BinaryName: "crun", Root: "/x", IoUid: 1 << 31}, &options.Options{TaskApiAddress: "x"},
+		&options.Options{NoPivotRoot: true, BinaryName: "crun", Root: "/x", IoUid: 1 << 31},
 		&runtimeoptions.Options{ConfigBody: []byte("BinaryName = \"x\"\nSystemdCgroup = true")}, &runtimeoptions.Options{ConfigBody: []byte("[a]\nb=")},
 		&runtimeoptions.Options{}, &shim.ExecSpec{},
 	} {
