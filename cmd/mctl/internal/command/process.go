@@ -28,10 +28,10 @@ type ioFlags struct {
 
 func (f *ioFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.BoolVarP(&f.detach, "detach", "d", false, "return as soon as the process runs; its output is thrown away, unless --log-uri, --interactive or --tty is given")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "return as soon as the process runs; the last of its output is kept for logs, unless --log-uri, --interactive or --tty is given")
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "with --detach: keep the streams, for `mctl tasks attach` later")
 	fs.BoolVar(&f.nullIO, "null-io", false, "connect all streams to /dev/null")
-	fs.StringVar(&f.logURI, "log-uri", "", "`URI` where output goes instead: file:///PATH, json-file:///PATH?max-size=10m or cri:///PATH (docs/logging.md)")
+	fs.StringVar(&f.logURI, "log-uri", "", "`URI` where output goes instead: file:///PATH, json-file:///PATH?max-size=10m, cri:///PATH, binary:///PROGRAM or null:// (docs/logging.md)")
 	fs.StringVar(&f.fifoDir, "fifo-dir", "", "`directory` for the FIFOs of the streams (default: fifo, beside the daemon's socket)")
 	fs.StringVar(&f.pidFile, "pid-file", "", "`file` to write the process's pid to")
 	f.addSession(cmd)
