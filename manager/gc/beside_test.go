@@ -44,11 +44,7 @@ func TestChangedMeanwhile(t *testing.T) {
 				e.blob(e.ctx, smaller(i), nil)
 			}
 			var once sync.Once
-			e.heard = func(topic string) {
-				if topic == "/content/delete" {
-					once.Do(func() { need(e) })
-				}
-			}
+			e.between = func() { once.Do(func() { need(e) }) }
 			res := e.collect()
 			if res.Removed[metadata.Content] != batch {
 				t.Errorf("%v", res.Removed)

@@ -47,7 +47,8 @@ type Collector struct {
 	Events    Publisher
 	Log       *slog.Logger
 
-	one sync.Mutex // one collection at a time
+	one     sync.Mutex // one collection at a time
+	between func()     // called after each of its transactions, if set: tests change something there
 }
 
 // Result is what a collection did.
@@ -161,6 +162,9 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 				c.Log.Warn("what was collected could not be freed; the next start of the daemon tries again", "kind", r.kind, "name", r.key, "error", err)
 			}
 			failpoint.Hit("gc.freed")
+		}
+		if c.between != nil {
+			c.between()
 		}
 	}
 	return c.ingests(ctx, ns, now, res)

@@ -185,7 +185,7 @@ func (o *outbox) clear(tx *bolt.Tx) error {
 		return nil
 	}
 	c := b.Cursor()
-	for k, _ := c.First(); k != nil && len(k) == 8 && binary.BigEndian.Uint64(k) <= sent; k, _ = c.First() {
+	for k, _ := c.First(); len(k) == 8 && binary.BigEndian.Uint64(k) <= sent; k, _ = c.First() {
 		if err := b.Delete(k); err != nil {
 			return fmt.Errorf("cannot take an event out of the database that was told: %w", err)
 		}
