@@ -202,6 +202,7 @@ func (i Info) put(tx *metadata.Tx, ns string) error {
 	if err != nil {
 		return err
 	}
+	tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Content, Key: i.Digest.String()})
 	return metadata.Put(b, i.Digest.String(), &records.Blob{
 		Size_: i.Size, Labels: i.Labels, CreatedAt: i.CreatedAt.UnixNano(), UpdatedAt: i.UpdatedAt.UnixNano(),
 	})
@@ -285,7 +286,7 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 		if _, err := info(tx, ns, d); err != nil {
 			return err
 		}
-		if err := tx.Bucket(metadata.Path(ns, metadata.Content)...).Delete([]byte(d)); err != nil {
+		if err := Forget(tx, ns, d); err != nil {
 			return err
 		}
 		shared = false
@@ -305,6 +306,25 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 		}
 	}
 	return s.events.Publish(ctx, "/content/delete", &events.ContentDelete{Digest: d.String()})
+}
+
+// Forget removes the record of a blob inside a transaction, for those who are in one already. When that is committed, they
+// give its file back with Free.
+func Forget(tx *metadata.Tx, ns string, d digest.Digest) error {
+	b := tx.Bucket(metadata.Path(ns, metadata.Content)...)
+	if b == nil {
+		return nil
+	}
+	tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Content, Key: d.String(), Removed: true})
+	return b.Delete([]byte(d))
+}
+
+// Free removes the file of a blob that no namespace has any more.
+func (s *Store) Free(d digest.Digest) error {
+	if err := s.removeUnknown(d); err != nil {
+		return fmt.Errorf("cannot remove content %s: %w", d, err)
+	}
+	return nil
 }
 
 // Reader reads one blob. The caller closes it.

@@ -27,9 +27,6 @@ func (s *Store) Unknown() ([]digest.Digest, error) {
 	return r.unknown(), nil
 }
 
-// Free removes a blob's file if no namespace has a record of it.
-func (s *Store) Free(d digest.Digest) error { return s.removeUnknown(d) }
-
 // Blob is a record of a blob.
 type Blob struct {
 	Namespace string

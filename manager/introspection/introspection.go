@@ -26,6 +26,7 @@ const (
 	TypeSnapshotter = "io.containerd.snapshotter.v1"
 	TypeDiff        = "io.containerd.differ.v1"
 	TypeLease       = "io.containerd.lease.v1"
+	TypeGC          = "io.containerd.gc.v1"
 	TypeRuntime     = "io.containerd.runtime.v2"
 	TypeGRPC        = "io.containerd.grpc.v1"
 	TypeTTRPC       = "io.containerd.ttrpc.v1"

@@ -21,6 +21,7 @@ type DB struct {
 // Tx is one transaction; it is valid only inside the function it was passed to.
 type Tx struct {
 	*bolt.Tx
+	changes *[]Change // nil in a transaction that only reads
 }
 
 // View runs fn in a read-only transaction on a consistent snapshot. A page that cannot be read makes it fail with DataLoss.
@@ -36,7 +37,7 @@ func (db *DB) View(fn func(*Tx) error) (err error) {
 			panic(p)
 		}
 	}()
-	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{tx}) })
+	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{Tx: tx}) })
 }
 
 // Update runs fn, once, in a read-write transaction; it is on disk when Update returns nil, and undone on an error.

@@ -14,6 +14,8 @@ type group struct {
 	mu      sync.Mutex
 	waiting []*write // in order of arrival; empty when not busy
 	busy    bool     // somebody leads a round
+
+	watchers watchers
 }
 
 type write struct {
@@ -65,7 +67,7 @@ func (g *group) lead(db *DB, me *write) {
 			}
 		}
 	}()
-	commit(db, round)
+	g.commit(db, round)
 }
 
 // takeLocked takes the next round off the queue: all that wait, but at most one of the kind that runs once. That one
@@ -93,13 +95,14 @@ func (g *group) takeLocked() []*write {
 // commit runs round in one transaction. bolt has no savepoints: when one function fails all is undone, and the others
 // run again without it. The error of the one that failed counts only once the others are committed: it may have seen
 // what they wrote.
-func commit(db *DB, round []*write) {
+func (g *group) commit(db *DB, round []*write) {
 	var failed []*write
 	for {
 		var bad *write
+		var changes []Change
 		err := db.commit(func(btx *bolt.Tx) error {
 			for _, w := range round {
-				if !w.run(&Tx{btx}) {
+				if !w.run(&Tx{btx, &changes}) {
 					bad = w
 					return errUndo
 				}
@@ -114,7 +117,9 @@ func commit(db *DB, round []*write) {
 				for _, w := range failed {
 					w.err = err
 				}
+				return
 			}
+			g.watchers.tell(changes)
 			return
 		}
 		var rest []*write

@@ -134,7 +134,7 @@ func create(path string) error {
 	if err != nil {
 		return err
 	}
-	err = b.Update(func(tx *bolt.Tx) error { return migrate(&Tx{tx}, Schema, upgrades) })
+	err = b.Update(func(tx *bolt.Tx) error { return migrate(&Tx{Tx: tx}, Schema, upgrades) })
 	if err = errors.Join(err, b.Close()); err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func salvage(path, why string, log *slog.Logger) error {
 		return err
 	}
 	err = to.Update(func(btx *bolt.Tx) error {
-		tx := &Tx{btx}
+		tx := &Tx{Tx: btx}
 		if err := copyReadable(tx, path, r, log); err != nil {
 			return err
 		}

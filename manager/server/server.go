@@ -22,6 +22,7 @@ import (
 	"github.com/managerd/managerd/manager/config"
 	"github.com/managerd/managerd/manager/content"
 	"github.com/managerd/managerd/manager/events"
+	"github.com/managerd/managerd/manager/gc"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/tasks"
@@ -49,7 +50,8 @@ type Server struct {
 
 	content *content.Store // nil when it could not be opened
 
-	exchange *events.Exchange
+	exchange  *events.Exchange
+	collector *gc.Scheduler // nil: it is left out
 
 	watching  sync.WaitGroup // the watchdog, the recovery of content
 	listeners []net.Listener // gRPC, ttrpc
@@ -147,6 +149,15 @@ func (s *Server) Run(ctx context.Context) error {
 	s.Ready()
 	s.watch(ctx)
 	s.restoreContent(ctx)
+	collecting, endCollecting := context.WithCancel(ctx)
+	defer endCollecting()
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		if s.collector != nil {
+			s.collector.Run(collecting)
+		}
+	}()
 	if recovered != nil {
 		began := time.Now()
 		go func() {
@@ -165,6 +176,8 @@ func (s *Server) Run(ctx context.Context) error {
 	notify(s.log, daemon.SdNotifyStopping)
 	s.watching.Wait()
 	s.stop()
+	endCollecting()
+	<-collected
 	return err
 }
 

@@ -366,21 +366,11 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 func (s *store) Remove(ctx context.Context, key string) error {
 	var snap Snapshot
 	err := s.update(ctx, func(t table) error {
-		r, err := t.get(key)
-		if err != nil {
+		var err error
+		if snap, err = t.forget(key); err != nil {
 			return err
 		}
-		if child, ok := t.child(key); ok {
-			return fmt.Errorf("snapshot %q stands on it: %w", child, errdefs.ErrFailedPrecondition)
-		}
-		if snap, err = t.snapshot(key, r); err != nil {
-			// A parent whose record is damaged must not keep this one for ever.
-			snap = Snapshot{Ref: Ref{ID: r.Id, Namespace: t.ns, Key: key}, Kind: Kind(r.Kind)}
-		}
-		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
-			return err
-		}
-		return t.delete(key, r)
+		return leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name})
 	})
 	if err != nil {
 		return s.errorf("remove", key, err)
@@ -388,6 +378,20 @@ func (s *store) Remove(ctx context.Context, key string) error {
 	s.free(snap)
 	s.publish(ctx, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
 	return nil
+}
+
+// Forget removes the record of a snapshot inside a transaction, for those who are in one already. When that is committed,
+// they call free. FailedPrecondition: there are children, or no such snapshotter is loaded.
+func (s *Store) Forget(tx *metadata.Tx, ns, snapshotter, key string) (free func() error, err error) {
+	st, ok := s.named[snapshotter]
+	if !ok {
+		return nil, fmt.Errorf("snapshotter %q is not loaded: %w", snapshotter, errdefs.ErrFailedPrecondition)
+	}
+	snap, err := table{tx, ns, snapshotter}.forget(key)
+	if errdefs.IsNotFound(err) {
+		return func() error { return nil }, nil
+	}
+	return func() error { return st.backend.Remove(context.Background(), snap) }, err
 }
 
 func (s *store) Walk(ctx context.Context, f filters.Filter, fn func(Info) error) error {
