@@ -230,11 +230,7 @@ func (c *Cgroup) Kill(ctx context.Context) error {
 		if c.v2 != nil {
 			err = c.v2.Kill()
 		} else {
-			for _, pid := range pids {
-				if kerr := unix.Kill(pid, unix.SIGKILL); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
-					err = kerr
-				}
-			}
+			err = Signal(pids, unix.SIGKILL, c.Pids)
 			_ = c.v1.Thaw() // a frozen process dies when it is thawed
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -36,17 +36,17 @@ func NewTasks(s *tasks.Service, c *containers.Store, content checkpoints.Content
 // Register adds the service to a server.
 func (a *Tasks) Register(s *grpc.Server) {
 	api.RegisterTasksServer(s, a)
-	managerapi.RegisterShimsServer(s, &shims{tasks: a.tasks})
+	managerapi.RegisterTasksServer(s, &ownTasks{tasks: a.tasks})
 }
 
-// shims serves managerd.v1.Shims.
-type shims struct {
-	managerapi.UnimplementedShimsServer
+// ownTasks serves managerd.v1.Tasks.
+type ownTasks struct {
+	managerapi.UnimplementedTasksServer
 	tasks *tasks.Service
 }
 
 // Unresponsive says which shims do not answer.
-func (a *shims) Unresponsive(ctx context.Context, _ *managerapi.UnresponsiveRequest) (*managerapi.UnresponsiveResponse, error) {
+func (a *ownTasks) Unresponsive(ctx context.Context, _ *managerapi.UnresponsiveRequest) (*managerapi.UnresponsiveResponse, error) {
 	found, err := a.tasks.Unresponsive(ctx)
 	if err != nil {
 		return nil, toGRPC(err)
@@ -56,6 +56,11 @@ func (a *shims) Unresponsive(ctx context.Context, _ *managerapi.UnresponsiveRequ
 		resp.Since[id] = timestamppb.New(since)
 	}
 	return resp, nil
+}
+
+// Remove ends a task and takes it away.
+func (a *ownTasks) Remove(ctx context.Context, r *managerapi.RemoveRequest) (*managerapi.RemoveResponse, error) {
+	return &managerapi.RemoveResponse{}, toGRPC(a.tasks.Remove(ctx, r.Id))
 }
 
 var done = &emptypb.Empty{}

@@ -71,6 +71,9 @@ func NewStore(state string) (*Store, error) {
 // exist.
 func Existing(state string) *Store { return &Store{root: filepath.Join(state, Dir)} }
 
+// State is the daemon's state directory.
+func (s *Store) State() string { return filepath.Dir(s.root) }
+
 // Create makes the bundle of a task, with spec, JSON of the OCI runtime spec, as its config. It is there whole or not at
 // all. InvalidArgument for malformed JSON, AlreadyExists when there is one.
 func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {

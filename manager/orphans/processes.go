@@ -21,6 +21,9 @@ import (
 // ending is how long a process may take to be gone after SIGKILL.
 const ending = 10 * time.Second
 
+// leaving is how long shims whose task is gone may take to be gone too.
+const leaving = time.Second
+
 // process is a shim of ours, as /proc shows it.
 type process struct {
 	id      identity
@@ -95,8 +98,12 @@ func started(pid int) (ticks uint64, parent int) {
 func (p Places) processes() (out []process) {
 	eachPID(func(pid int) {
 		ticks, _ := started(pid) // before the rest is read: a later process of that number is another one
+		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		if err != nil || ticks == 0 || !strings.HasPrefix(cwd, p.bundleDir()+"/") {
+			return // no shim of ours works elsewhere; and of strangers nothing is read that may hang with them
+		}
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || ticks == 0 {
+		if err != nil {
 			return
 		}
 		argv := strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")
@@ -117,14 +124,10 @@ func (p Places) processes() (out []process) {
 		if s.bundle != filepath.Join(p.bundleDir(), s.task.Namespace, s.task.ID) {
 			return
 		}
-		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-		if err != nil {
-			return
-		}
 		in, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
 		is, err2 := os.Stat(s.bundle)
-		if !strings.HasPrefix(cwd, p.bundleDir()+"/") || err != nil {
-			return // no shim of ours works elsewhere
+		if err != nil {
+			return
 		}
 		s.deleted = err2 != nil || !os.SameFile(in, is)
 		out = append(out, s)
@@ -144,7 +147,14 @@ func eachPID(fn func(pid int)) {
 // shims finds those whose bundle is gone, whose task is not there, or which another keeps.
 func (p Places) shims() ([]Orphan, error) {
 	var out []Orphan
+	deadline := time.Now().Add(leaving)
 	for _, s := range p.processes() {
+		for (s.deleted || !p.owned(s.task)) && s.id.alive() && time.Now().Before(deadline) {
+			time.Sleep(20 * time.Millisecond) // its task was just deleted: it is about to end
+		}
+		if !s.id.alive() {
+			continue
+		}
 		problem := ""
 		switch {
 		case s.deleted:
@@ -191,18 +201,7 @@ func (p Places) childrenOf(shim int) (out []identity) {
 
 // endShim ends an orphaned shim and what it is the parent of, and removes their cgroups when they are empty then.
 func (p Places) endShim(ctx context.Context, s process, children []identity) error {
-	groups := map[string]bool{}
-	for _, c := range children {
-		for _, g := range groupsOf(c.pid) {
-			groups[g] = true
-		}
-	}
-	for _, g := range groupsOf(os.Getpid()) {
-		delete(groups, g) // a container without a cgroup of its own
-	}
-	for _, g := range groupsOf(s.id.pid) {
-		delete(groups, g)
-	}
+	groups := s.groups(children)
 	errs := []error{s.id.kill(ctx)} // first: it would tell, and write, of the others
 	for _, c := range children {
 		errs = append(errs, c.kill(ctx))
@@ -210,22 +209,47 @@ func (p Places) endShim(ctx context.Context, s process, children []identity) err
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	for _, g := range slices.Sorted(mapKeys(groups)) {
-		if len(processesIn(g)) == 0 {
-			errs = append(errs, removeTree(g))
-		}
-	}
-	return errors.Join(errs...)
+	return p.Clear(ctx, groups)
 }
 
-func mapKeys(m map[string]bool) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
+// groups gives the cgroups of a shim's children that are neither its own nor ours: those are the container's.
+func (s process) groups(children []identity) []string {
+	var out []string
+	not := append(groupsOf(os.Getpid()), groupsOf(s.id.pid)...)
+	for _, c := range children {
+		for _, g := range groupsOf(c.pid) {
+			if !slices.Contains(not, g) && !slices.Contains(out, g) {
+				out = append(out, g)
 			}
 		}
 	}
+	slices.Sort(out)
+	return out
+}
+
+// Groups gives the cgroups of the container of a task whose shim lives.
+func (p Places) Groups(t Task) (out []string) {
+	for _, s := range p.processes() {
+		if s.task == t {
+			out = append(out, s.groups(p.childrenOf(s.id.pid))...)
+		}
+	}
+	return out
+}
+
+// Clear ends what still runs in the cgroups of a container that is gone, and removes them.
+func (p Places) Clear(ctx context.Context, groups []string) error {
+	var errs []error
+	for _, g := range groups {
+		for _, pid := range processesIn(g) {
+			ticks, _ := started(pid)
+			if ticks != 0 && slices.Contains(processesIn(g), pid) { // the number is still that of one of them
+				errs = append(errs, identity{pid, ticks}.kill(ctx))
+			}
+		}
+		errs = append(errs, removeTree(g))
+	}
+	return errors.Join(errs...)
 }
 
 // removeTree removes an empty cgroup and those below it.
@@ -252,4 +276,15 @@ func removeTree(dir string) error {
 		}
 	}
 	return nil
+}
+
+// EndShims ends the shims of a task and the processes that they are parents of, whatever state they are in.
+func (p Places) EndShims(ctx context.Context, t Task) error {
+	var errs []error
+	for _, s := range p.processes() {
+		if s.task == t {
+			errs = append(errs, p.endShim(ctx, s, p.childrenOf(s.id.pid)))
+		}
+	}
+	return errors.Join(errs...)
 }

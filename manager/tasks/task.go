@@ -36,6 +36,7 @@ type Task struct {
 	waits    map[string]*wait
 	overdue  <-chan struct{} // closed when the shim answers what it has not answered in time; nil: it does not owe any
 	silent   time.Time       // when what is overdue was asked
+	doomed   bool            // it is removed as soon as its process has ended
 }
 
 // deletion is a Delete under way: whoever else asks for it waits for its end.

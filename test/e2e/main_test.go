@@ -58,6 +58,25 @@ func newUser(t *testing.T) *user {
 	return u
 }
 
+// hoarder is newUser with a daemon that collects no garbage: what a test loses is there until it looks.
+func hoarder(t *testing.T) *user {
+	t.Helper()
+	u := newUser(t)
+	file := filepath.Join(u.Dir, "config.toml")
+	config := "version = 3\ndisabled_plugins = [\"io.containerd.gc.v1.scheduler\"]\n"
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	u.Args = append(u.Args, "--config", file)
+	if err := u.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
 // ctr runs a command that must succeed, and gives its standard output.
 func (u *user) ctr(args ...string) string {
 	u.t.Helper()

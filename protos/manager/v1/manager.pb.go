@@ -401,6 +401,86 @@ func (x *Orphan) GetError() string {
 	return ""
 }
 
+type RemoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveRequest) Reset() {
+	*x = RemoveRequest{}
+	mi := &file_manager_v1_manager_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveRequest) ProtoMessage() {}
+
+func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_manager_v1_manager_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
+func (*RemoveRequest) Descriptor() ([]byte, []int) {
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RemoveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RemoveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveResponse) Reset() {
+	*x = RemoveResponse{}
+	mi := &file_manager_v1_manager_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveResponse) ProtoMessage() {}
+
+func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_manager_v1_manager_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
+func (*RemoveResponse) Descriptor() ([]byte, []int) {
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{6}
+}
+
 type UnresponsiveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -409,7 +489,7 @@ type UnresponsiveRequest struct {
 
 func (x *UnresponsiveRequest) Reset() {
 	*x = UnresponsiveRequest{}
-	mi := &file_manager_v1_manager_proto_msgTypes[5]
+	mi := &file_manager_v1_manager_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +501,7 @@ func (x *UnresponsiveRequest) String() string {
 func (*UnresponsiveRequest) ProtoMessage() {}
 
 func (x *UnresponsiveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_manager_v1_manager_proto_msgTypes[5]
+	mi := &file_manager_v1_manager_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +514,7 @@ func (x *UnresponsiveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnresponsiveRequest.ProtoReflect.Descriptor instead.
 func (*UnresponsiveRequest) Descriptor() ([]byte, []int) {
-	return file_manager_v1_manager_proto_rawDescGZIP(), []int{5}
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{7}
 }
 
 type UnresponsiveResponse struct {
@@ -446,7 +526,7 @@ type UnresponsiveResponse struct {
 
 func (x *UnresponsiveResponse) Reset() {
 	*x = UnresponsiveResponse{}
-	mi := &file_manager_v1_manager_proto_msgTypes[6]
+	mi := &file_manager_v1_manager_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +538,7 @@ func (x *UnresponsiveResponse) String() string {
 func (*UnresponsiveResponse) ProtoMessage() {}
 
 func (x *UnresponsiveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_manager_v1_manager_proto_msgTypes[6]
+	mi := &file_manager_v1_manager_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +551,7 @@ func (x *UnresponsiveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnresponsiveResponse.ProtoReflect.Descriptor instead.
 func (*UnresponsiveResponse) Descriptor() ([]byte, []int) {
-	return file_manager_v1_manager_proto_rawDescGZIP(), []int{6}
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UnresponsiveResponse) GetSince() map[string]*timestamppb.Timestamp {
@@ -518,7 +598,10 @@ const file_manager_v1_manager_proto_rawDesc = "" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x18\n" +
 	"\acommand\x18\x05 \x01(\tR\acommand\x12\x14\n" +
 	"\x05fixed\x18\x06 \x01(\bR\x05fixed\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05error\"\x15\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\x1f\n" +
+	"\rRemoveRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
+	"\x0eRemoveResponse\"\x15\n" +
 	"\x13UnresponsiveRequest\"\xb0\x01\n" +
 	"\x14UnresponsiveResponse\x12B\n" +
 	"\x05since\x18\x01 \x03(\v2,.managerd.v1.UnresponsiveResponse.SinceEntryR\x05since\x1aT\n" +
@@ -529,9 +612,10 @@ const file_manager_v1_manager_proto_rawDesc = "" +
 	"\x06Events\x12C\n" +
 	"\x06Replay\x12\x1a.managerd.v1.ReplayRequest\x1a\x1b.managerd.v1.ReplayResponse0\x012F\n" +
 	"\x04Fsck\x12>\n" +
-	"\x05Check\x12\x19.managerd.v1.CheckRequest\x1a\x1a.managerd.v1.CheckResponse2\\\n" +
-	"\x05Shims\x12S\n" +
-	"\fUnresponsive\x12 .managerd.v1.UnresponsiveRequest\x1a!.managerd.v1.UnresponsiveResponseB8Z6github.com/managerd/managerd/protos/manager/v1;managerb\x06proto3"
+	"\x05Check\x12\x19.managerd.v1.CheckRequest\x1a\x1a.managerd.v1.CheckResponse2\x9f\x01\n" +
+	"\x05Tasks\x12S\n" +
+	"\fUnresponsive\x12 .managerd.v1.UnresponsiveRequest\x1a!.managerd.v1.UnresponsiveResponse\x12A\n" +
+	"\x06Remove\x12\x1a.managerd.v1.RemoveRequest\x1a\x1b.managerd.v1.RemoveResponseB8Z6github.com/managerd/managerd/protos/manager/v1;managerb\x06proto3"
 
 var (
 	file_manager_v1_manager_proto_rawDescOnce sync.Once
@@ -545,36 +629,40 @@ func file_manager_v1_manager_proto_rawDescGZIP() []byte {
 	return file_manager_v1_manager_proto_rawDescData
 }
 
-var file_manager_v1_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_manager_v1_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_manager_v1_manager_proto_goTypes = []any{
 	(*ReplayRequest)(nil),         // 0: managerd.v1.ReplayRequest
 	(*ReplayResponse)(nil),        // 1: managerd.v1.ReplayResponse
 	(*CheckRequest)(nil),          // 2: managerd.v1.CheckRequest
 	(*CheckResponse)(nil),         // 3: managerd.v1.CheckResponse
 	(*Orphan)(nil),                // 4: managerd.v1.Orphan
-	(*UnresponsiveRequest)(nil),   // 5: managerd.v1.UnresponsiveRequest
-	(*UnresponsiveResponse)(nil),  // 6: managerd.v1.UnresponsiveResponse
-	nil,                           // 7: managerd.v1.UnresponsiveResponse.SinceEntry
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 9: google.protobuf.Any
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
+	(*RemoveRequest)(nil),         // 5: managerd.v1.RemoveRequest
+	(*RemoveResponse)(nil),        // 6: managerd.v1.RemoveResponse
+	(*UnresponsiveRequest)(nil),   // 7: managerd.v1.UnresponsiveRequest
+	(*UnresponsiveResponse)(nil),  // 8: managerd.v1.UnresponsiveResponse
+	nil,                           // 9: managerd.v1.UnresponsiveResponse.SinceEntry
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 11: google.protobuf.Any
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
 }
 var file_manager_v1_manager_proto_depIdxs = []int32{
-	8,  // 0: managerd.v1.ReplayRequest.since_time:type_name -> google.protobuf.Timestamp
-	8,  // 1: managerd.v1.ReplayResponse.timestamp:type_name -> google.protobuf.Timestamp
-	9,  // 2: managerd.v1.ReplayResponse.event:type_name -> google.protobuf.Any
-	10, // 3: managerd.v1.CheckRequest.older:type_name -> google.protobuf.Duration
+	10, // 0: managerd.v1.ReplayRequest.since_time:type_name -> google.protobuf.Timestamp
+	10, // 1: managerd.v1.ReplayResponse.timestamp:type_name -> google.protobuf.Timestamp
+	11, // 2: managerd.v1.ReplayResponse.event:type_name -> google.protobuf.Any
+	12, // 3: managerd.v1.CheckRequest.older:type_name -> google.protobuf.Duration
 	4,  // 4: managerd.v1.CheckResponse.orphans:type_name -> managerd.v1.Orphan
-	7,  // 5: managerd.v1.UnresponsiveResponse.since:type_name -> managerd.v1.UnresponsiveResponse.SinceEntry
-	8,  // 6: managerd.v1.UnresponsiveResponse.SinceEntry.value:type_name -> google.protobuf.Timestamp
+	9,  // 5: managerd.v1.UnresponsiveResponse.since:type_name -> managerd.v1.UnresponsiveResponse.SinceEntry
+	10, // 6: managerd.v1.UnresponsiveResponse.SinceEntry.value:type_name -> google.protobuf.Timestamp
 	0,  // 7: managerd.v1.Events.Replay:input_type -> managerd.v1.ReplayRequest
 	2,  // 8: managerd.v1.Fsck.Check:input_type -> managerd.v1.CheckRequest
-	5,  // 9: managerd.v1.Shims.Unresponsive:input_type -> managerd.v1.UnresponsiveRequest
-	1,  // 10: managerd.v1.Events.Replay:output_type -> managerd.v1.ReplayResponse
-	3,  // 11: managerd.v1.Fsck.Check:output_type -> managerd.v1.CheckResponse
-	6,  // 12: managerd.v1.Shims.Unresponsive:output_type -> managerd.v1.UnresponsiveResponse
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
+	7,  // 9: managerd.v1.Tasks.Unresponsive:input_type -> managerd.v1.UnresponsiveRequest
+	5,  // 10: managerd.v1.Tasks.Remove:input_type -> managerd.v1.RemoveRequest
+	1,  // 11: managerd.v1.Events.Replay:output_type -> managerd.v1.ReplayResponse
+	3,  // 12: managerd.v1.Fsck.Check:output_type -> managerd.v1.CheckResponse
+	8,  // 13: managerd.v1.Tasks.Unresponsive:output_type -> managerd.v1.UnresponsiveResponse
+	6,  // 14: managerd.v1.Tasks.Remove:output_type -> managerd.v1.RemoveResponse
+	11, // [11:15] is the sub-list for method output_type
+	7,  // [7:11] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -591,7 +679,7 @@ func file_manager_v1_manager_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_manager_v1_manager_proto_rawDesc), len(file_manager_v1_manager_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -237,103 +237,145 @@ var Fsck_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Shims_Unresponsive_FullMethodName = "/managerd.v1.Shims/Unresponsive"
+	Tasks_Unresponsive_FullMethodName = "/managerd.v1.Tasks/Unresponsive"
+	Tasks_Remove_FullMethodName       = "/managerd.v1.Tasks/Remove"
 )
 
-// ShimsClient is the client API for Shims service.
+// TasksClient is the client API for Tasks service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
-type ShimsClient interface {
+type TasksClient interface {
 	// Unresponsive says at once which shims of the namespace have not answered in time, and since when.
 	Unresponsive(ctx context.Context, in *UnresponsiveRequest, opts ...grpc.CallOption) (*UnresponsiveResponse, error)
+	// Remove ends a task and takes it away, whatever state it and its shim are in. None is no error. FAILED_PRECONDITION names
+	// a process that does not end; the rest is done when it has.
+	Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveResponse, error)
 }
 
-type shimsClient struct {
+type tasksClient struct {
 	cc grpc.ClientConnInterface
 }
 
-func NewShimsClient(cc grpc.ClientConnInterface) ShimsClient {
-	return &shimsClient{cc}
+func NewTasksClient(cc grpc.ClientConnInterface) TasksClient {
+	return &tasksClient{cc}
 }
 
-func (c *shimsClient) Unresponsive(ctx context.Context, in *UnresponsiveRequest, opts ...grpc.CallOption) (*UnresponsiveResponse, error) {
+func (c *tasksClient) Unresponsive(ctx context.Context, in *UnresponsiveRequest, opts ...grpc.CallOption) (*UnresponsiveResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UnresponsiveResponse)
-	err := c.cc.Invoke(ctx, Shims_Unresponsive_FullMethodName, in, out, cOpts...)
+	err := c.cc.Invoke(ctx, Tasks_Unresponsive_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-// ShimsServer is the server API for Shims service.
-// All implementations must embed UnimplementedShimsServer
-// for forward compatibility.
-type ShimsServer interface {
-	// Unresponsive says at once which shims of the namespace have not answered in time, and since when.
-	Unresponsive(context.Context, *UnresponsiveRequest) (*UnresponsiveResponse, error)
-	mustEmbedUnimplementedShimsServer()
+func (c *tasksClient) Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveResponse)
+	err := c.cc.Invoke(ctx, Tasks_Remove_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
-// UnimplementedShimsServer must be embedded to have
+// TasksServer is the server API for Tasks service.
+// All implementations must embed UnimplementedTasksServer
+// for forward compatibility.
+type TasksServer interface {
+	// Unresponsive says at once which shims of the namespace have not answered in time, and since when.
+	Unresponsive(context.Context, *UnresponsiveRequest) (*UnresponsiveResponse, error)
+	// Remove ends a task and takes it away, whatever state it and its shim are in. None is no error. FAILED_PRECONDITION names
+	// a process that does not end; the rest is done when it has.
+	Remove(context.Context, *RemoveRequest) (*RemoveResponse, error)
+	mustEmbedUnimplementedTasksServer()
+}
+
+// UnimplementedTasksServer must be embedded to have
 // forward compatible implementations.
 //
 // NOTE: this should be embedded by value instead of pointer to avoid a nil
 // pointer dereference when methods are called.
-type UnimplementedShimsServer struct{}
+type UnimplementedTasksServer struct{}
 
-func (UnimplementedShimsServer) Unresponsive(context.Context, *UnresponsiveRequest) (*UnresponsiveResponse, error) {
+func (UnimplementedTasksServer) Unresponsive(context.Context, *UnresponsiveRequest) (*UnresponsiveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unresponsive not implemented")
 }
-func (UnimplementedShimsServer) mustEmbedUnimplementedShimsServer() {}
-func (UnimplementedShimsServer) testEmbeddedByValue()               {}
+func (UnimplementedTasksServer) Remove(context.Context, *RemoveRequest) (*RemoveResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
+}
+func (UnimplementedTasksServer) mustEmbedUnimplementedTasksServer() {}
+func (UnimplementedTasksServer) testEmbeddedByValue()               {}
 
-// UnsafeShimsServer may be embedded to opt out of forward compatibility for this service.
-// Use of this interface is not recommended, as added methods to ShimsServer will
+// UnsafeTasksServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to TasksServer will
 // result in compilation errors.
-type UnsafeShimsServer interface {
-	mustEmbedUnimplementedShimsServer()
+type UnsafeTasksServer interface {
+	mustEmbedUnimplementedTasksServer()
 }
 
-func RegisterShimsServer(s grpc.ServiceRegistrar, srv ShimsServer) {
-	// If the following call panics, it indicates UnimplementedShimsServer was
+func RegisterTasksServer(s grpc.ServiceRegistrar, srv TasksServer) {
+	// If the following call panics, it indicates UnimplementedTasksServer was
 	// embedded by pointer and is nil.  This will cause panics if an
 	// unimplemented method is ever invoked, so we test this at initialization
 	// time to prevent it from happening at runtime later due to I/O.
 	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
 		t.testEmbeddedByValue()
 	}
-	s.RegisterService(&Shims_ServiceDesc, srv)
+	s.RegisterService(&Tasks_ServiceDesc, srv)
 }
 
-func _Shims_Unresponsive_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+func _Tasks_Unresponsive_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UnresponsiveRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(ShimsServer).Unresponsive(ctx, in)
+		return srv.(TasksServer).Unresponsive(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: Shims_Unresponsive_FullMethodName,
+		FullMethod: Tasks_Unresponsive_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(ShimsServer).Unresponsive(ctx, req.(*UnresponsiveRequest))
+		return srv.(TasksServer).Unresponsive(ctx, req.(*UnresponsiveRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-// Shims_ServiceDesc is the grpc.ServiceDesc for Shims service.
+func _Tasks_Remove_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TasksServer).Remove(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Tasks_Remove_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TasksServer).Remove(ctx, req.(*RemoveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Tasks_ServiceDesc is the grpc.ServiceDesc for Tasks service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
-var Shims_ServiceDesc = grpc.ServiceDesc{
-	ServiceName: "managerd.v1.Shims",
-	HandlerType: (*ShimsServer)(nil),
+var Tasks_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "managerd.v1.Tasks",
+	HandlerType: (*TasksServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
 			MethodName: "Unresponsive",
-			Handler:    _Shims_Unresponsive_Handler,
+			Handler:    _Tasks_Unresponsive_Handler,
+		},
+		{
+			MethodName: "Remove",
+			Handler:    _Tasks_Remove_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

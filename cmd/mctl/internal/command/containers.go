@@ -157,21 +157,31 @@ func (c *cli) containersInfo() *cobra.Command {
 }
 
 func (c *cli) containersRm() *cobra.Command {
-	var keep bool
+	var keep, force bool
 	cmd := &cobra.Command{
 		Use: "rm ID...", Aliases: []string{"delete", "del", "remove"}, Short: "Remove containers, with their snapshots", Args: args(1, -1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
-				return each(ids, func(id string) error { return removeContainer(ctx, cl, id, keep) })
+				return each(ids, func(id string) error { return removeContainer(ctx, cl, id, keep, force) })
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep-snapshot", false, "leave the snapshot")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "end its task, whatever state that is in; none there is no error")
 	return cmd
 }
 
-func removeContainer(ctx context.Context, cl *client.Client, id string, keep bool) error {
+func removeContainer(ctx context.Context, cl *client.Client, id string, keep, force bool) error {
+	if force {
+		t, _ := (&process{cl: cl, id: id}).get(ctx) // whatever its shim answers
+		if err := removeTask(ctx, cl, id, t); err != nil {
+			return err
+		}
+	}
 	r, err := cl.Containers.Get(ctx, &containersapi.GetContainerRequest{ID: id})
+	if force && errdefs.IsNotFound(err) {
+		return nil
+	}
 	if err != nil {
 		return ofContainer(err)
 	}

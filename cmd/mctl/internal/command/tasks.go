@@ -78,7 +78,7 @@ func (c *cli) tasksLs() *cobra.Command {
 				}
 				var since map[string]*timestamppb.Timestamp
 				if slices.ContainsFunc(resp.Tasks, func(t *tasktypes.Process) bool { return t.Status == tasktypes.Status_UNKNOWN }) {
-					r, err := managerapi.NewShimsClient(cl.Conn).Unresponsive(ctx, &managerapi.UnresponsiveRequest{})
+					r, err := managerapi.NewTasksClient(cl.Conn).Unresponsive(ctx, &managerapi.UnresponsiveRequest{})
 					if err != nil && !errdefs.IsNotImplemented(err) { // another daemon does not know
 						return err
 					}
@@ -177,6 +177,11 @@ func (c *cli) tasksRm() *cobra.Command {
 	cmd := c.eachTask("rm ID...", []string{"delete", "del", "remove"}, "Remove tasks that have ended", func(ctx context.Context, cl *client.Client, id string) error {
 		p := &process{c: c, cl: cl, id: id, exec: exec}
 		t, err := p.get(ctx)
+		if force && exec == "" { // whatever its shim answers
+			if rerr := removeTask(ctx, cl, id, t); !errdefs.IsNotImplemented(rerr) {
+				return rerr
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -197,9 +202,18 @@ func (c *cli) tasksRm() *cobra.Command {
 		session.Forget(t.Stdin, t.Stdout, t.Stderr)
 		return nil
 	})
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill one that runs")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "end one that runs, whatever state it and its shim are in; none there is no error")
 	cmd.Flags().StringVar(&exec, "exec-id", "", "`id` of an exec to remove instead")
 	return cmd
+}
+
+// removeTask has the daemon end a task and remove it, whatever state it is in. t is what it was; nil: there was none.
+func removeTask(ctx context.Context, cl *client.Client, id string, t *tasktypes.Process) error {
+	_, err := managerapi.NewTasksClient(cl.Conn).Remove(ctx, &managerapi.RemoveRequest{Id: id})
+	if err == nil && t != nil {
+		session.Forget(t.Stdin, t.Stdout, t.Stderr)
+	}
+	return err
 }
 
 type psRow struct {

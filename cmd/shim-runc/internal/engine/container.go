@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/reaper"
 )
 
@@ -260,10 +261,8 @@ func (c *Container) Signal(sig unix.Signal, all bool) error {
 		if err != nil {
 			return fmt.Errorf("cannot list processes of container %s: %w", c.id, err)
 		}
-		for _, pid := range pids {
-			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("cannot signal process %d of container %s: %w", pid, c.id, err)
-			}
+		if err := cgroups.Signal(pids, sig, lc.Processes); err != nil {
+			return fmt.Errorf("container %s: %w", c.id, err)
 		}
 		return nil
 	}
@@ -329,10 +328,14 @@ func killAll(lc *libcontainer.Container) error {
 		if err != nil || len(pids) == 0 {
 			return nil //nolint:nilerr // the cgroup is gone: nothing is left to kill
 		}
-		for _, pid := range pids {
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("cannot kill process %d: %w", pid, err)
+		if err := cgroups.Signal(pids, unix.SIGKILL, func() ([]int, error) {
+			now, err := lc.Processes()
+			if err != nil {
+				return nil, nil //nolint:nilerr // the cgroup is gone
 			}
+			return now, nil
+		}); err != nil {
+			return err
 		}
 		if st, err := lc.Status(); err == nil && st == libcontainer.Paused {
 			_ = lc.Resume()

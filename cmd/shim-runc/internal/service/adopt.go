@@ -1,7 +1,6 @@
 package service
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -274,7 +273,7 @@ func (s *Service) endHolders(p *process) {
 	for _, pid := range pids {
 		for _, fd := range []string{"0", "1", "2"} {
 			if to, err := os.Readlink(filepath.Join("/proc", fmt.Sprint(pid), "fd", fd)); err == nil && strings.HasPrefix(to, prefix) {
-				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				if err := cgroups.Signal([]int{pid}, unix.SIGKILL, s.container.Pids); err != nil {
 					s.cfg.Log.Error("cannot end a process of an exec", "exec", p.execID, "pid", pid, "error", err)
 				}
 				break

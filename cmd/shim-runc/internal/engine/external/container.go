@@ -131,10 +131,8 @@ func (c *Container) Signal(sig unix.Signal, all bool) error {
 		if err != nil {
 			return err
 		}
-		for _, pid := range pids {
-			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("cannot signal process %d of container %s: %w", pid, c.id, err)
-			}
+		if err := cgroups.Signal(pids, sig, c.Pids); err != nil {
+			return fmt.Errorf("container %s: %w", c.id, err)
 		}
 		return nil
 	}
