@@ -358,6 +358,7 @@ type Handover struct {
 	Version         string        `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
 	Revision        string        `protobuf:"bytes,12,opt,name=revision,proto3" json:"revision,omitempty"`
 	FrozenNano      int64         `protobuf:"varint,13,opt,name=frozen_nano,json=frozenNano,proto3" json:"frozen_nano,omitempty"`
+	Sandbox         *Sandbox      `protobuf:"bytes,40,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 }
 
 func (m *Handover) Reset()         { *m = Handover{} }
@@ -484,6 +485,239 @@ func (m *Handover) GetFrozenNano() int64 {
 	return 0
 }
 
+func (m *Handover) GetSandbox() *Sandbox {
+	if m != nil {
+		return m.Sandbox
+	}
+	return nil
+}
+
+// Sandbox is what a shim keeps that keeps no container but what several share.
+type Sandbox struct {
+	Schema          uint32    `protobuf:"varint,1,opt,name=schema,proto3" json:"schema,omitempty"`
+	BootId          string    `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Id              string    `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	State           string    `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	CreatedUnixNano int64     `protobuf:"varint,5,opt,name=created_unix_nano,json=createdUnixNano,proto3" json:"created_unix_nano,omitempty"`
+	Kinds           []string  `protobuf:"bytes,6,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	Spec            []byte    `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
+	Shm             bool      `protobuf:"varint,8,opt,name=shm,proto3" json:"shm,omitempty"`
+	Cgroup          string    `protobuf:"bytes,9,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	CgroupMade      bool      `protobuf:"varint,10,opt,name=cgroup_made,json=cgroupMade,proto3" json:"cgroup_made,omitempty"`
+	Pid             uint32    `protobuf:"varint,11,opt,name=pid,proto3" json:"pid,omitempty"`
+	StartTicks      uint64    `protobuf:"varint,12,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
+	ExitStatus      uint32    `protobuf:"varint,13,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	ExitedUnixNano  int64     `protobuf:"varint,14,opt,name=exited_unix_nano,json=exitedUnixNano,proto3" json:"exited_unix_nano,omitempty"`
+	ExitUnknown     string    `protobuf:"bytes,15,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"`
+	Members         []*Member `protobuf:"bytes,16,rep,name=members,proto3" json:"members,omitempty"`
+}
+
+func (m *Sandbox) Reset()         { *m = Sandbox{} }
+func (m *Sandbox) String() string { return proto.CompactTextString(m) }
+func (*Sandbox) ProtoMessage()    {}
+func (*Sandbox) Descriptor() ([]byte, []int) {
+	return fileDescriptor_ee7d34fd7910728e, []int{4}
+}
+func (m *Sandbox) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Sandbox) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Sandbox.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Sandbox) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Sandbox.Merge(m, src)
+}
+func (m *Sandbox) XXX_Size() int {
+	return m.Size()
+}
+func (m *Sandbox) XXX_DiscardUnknown() {
+	xxx_messageInfo_Sandbox.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Sandbox proto.InternalMessageInfo
+
+func (m *Sandbox) GetSchema() uint32 {
+	if m != nil {
+		return m.Schema
+	}
+	return 0
+}
+
+func (m *Sandbox) GetBootId() string {
+	if m != nil {
+		return m.BootId
+	}
+	return ""
+}
+
+func (m *Sandbox) GetId() string {
+	if m != nil {
+		return m.Id
+	}
+	return ""
+}
+
+func (m *Sandbox) GetState() string {
+	if m != nil {
+		return m.State
+	}
+	return ""
+}
+
+func (m *Sandbox) GetCreatedUnixNano() int64 {
+	if m != nil {
+		return m.CreatedUnixNano
+	}
+	return 0
+}
+
+func (m *Sandbox) GetKinds() []string {
+	if m != nil {
+		return m.Kinds
+	}
+	return nil
+}
+
+func (m *Sandbox) GetSpec() []byte {
+	if m != nil {
+		return m.Spec
+	}
+	return nil
+}
+
+func (m *Sandbox) GetShm() bool {
+	if m != nil {
+		return m.Shm
+	}
+	return false
+}
+
+func (m *Sandbox) GetCgroup() string {
+	if m != nil {
+		return m.Cgroup
+	}
+	return ""
+}
+
+func (m *Sandbox) GetCgroupMade() bool {
+	if m != nil {
+		return m.CgroupMade
+	}
+	return false
+}
+
+func (m *Sandbox) GetPid() uint32 {
+	if m != nil {
+		return m.Pid
+	}
+	return 0
+}
+
+func (m *Sandbox) GetStartTicks() uint64 {
+	if m != nil {
+		return m.StartTicks
+	}
+	return 0
+}
+
+func (m *Sandbox) GetExitStatus() uint32 {
+	if m != nil {
+		return m.ExitStatus
+	}
+	return 0
+}
+
+func (m *Sandbox) GetExitedUnixNano() int64 {
+	if m != nil {
+		return m.ExitedUnixNano
+	}
+	return 0
+}
+
+func (m *Sandbox) GetExitUnknown() string {
+	if m != nil {
+		return m.ExitUnknown
+	}
+	return ""
+}
+
+func (m *Sandbox) GetMembers() []*Member {
+	if m != nil {
+		return m.Members
+	}
+	return nil
+}
+
+// Member is a container that was made by way of a sandbox's shim: a shim of its own keeps it.
+type Member struct {
+	Id     string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Socket string `protobuf:"bytes,2,opt,name=socket,proto3" json:"socket,omitempty"`
+	Bundle string `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+}
+
+func (m *Member) Reset()         { *m = Member{} }
+func (m *Member) String() string { return proto.CompactTextString(m) }
+func (*Member) ProtoMessage()    {}
+func (*Member) Descriptor() ([]byte, []int) {
+	return fileDescriptor_ee7d34fd7910728e, []int{5}
+}
+func (m *Member) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Member) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Member.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Member) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Member.Merge(m, src)
+}
+func (m *Member) XXX_Size() int {
+	return m.Size()
+}
+func (m *Member) XXX_DiscardUnknown() {
+	xxx_messageInfo_Member.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Member proto.InternalMessageInfo
+
+func (m *Member) GetId() string {
+	if m != nil {
+		return m.Id
+	}
+	return ""
+}
+
+func (m *Member) GetSocket() string {
+	if m != nil {
+		return m.Socket
+	}
+	return ""
+}
+
+func (m *Member) GetBundle() string {
+	if m != nil {
+		return m.Bundle
+	}
+	return ""
+}
+
 // Connection is one client's.
 type Connection struct {
 	Fd     int32  `protobuf:"varint,1,opt,name=fd,proto3" json:"fd,omitempty"`
@@ -494,7 +728,7 @@ func (m *Connection) Reset()         { *m = Connection{} }
 func (m *Connection) String() string { return proto.CompactTextString(m) }
 func (*Connection) ProtoMessage()    {}
 func (*Connection) Descriptor() ([]byte, []int) {
-	return fileDescriptor_ee7d34fd7910728e, []int{4}
+	return fileDescriptor_ee7d34fd7910728e, []int{6}
 }
 func (m *Connection) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -548,7 +782,7 @@ func (m *Descriptor) Reset()         { *m = Descriptor{} }
 func (m *Descriptor) String() string { return proto.CompactTextString(m) }
 func (*Descriptor) ProtoMessage()    {}
 func (*Descriptor) Descriptor() ([]byte, []int) {
-	return fileDescriptor_ee7d34fd7910728e, []int{5}
+	return fileDescriptor_ee7d34fd7910728e, []int{7}
 }
 func (m *Descriptor) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -603,6 +837,8 @@ func init() {
 	proto.RegisterType((*Table)(nil), "managerd.shimstate.Table")
 	proto.RegisterType((*Parcel)(nil), "managerd.shimstate.Parcel")
 	proto.RegisterType((*Handover)(nil), "managerd.shimstate.Handover")
+	proto.RegisterType((*Sandbox)(nil), "managerd.shimstate.Sandbox")
+	proto.RegisterType((*Member)(nil), "managerd.shimstate.Member")
 	proto.RegisterType((*Connection)(nil), "managerd.shimstate.Connection")
 	proto.RegisterType((*Descriptor)(nil), "managerd.shimstate.Descriptor")
 }
@@ -610,56 +846,67 @@ func init() {
 func init() { proto.RegisterFile("shimstate/shimstate.proto", fileDescriptor_ee7d34fd7910728e) }
 
 var fileDescriptor_ee7d34fd7910728e = []byte{
-	// 770 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x7c, 0x54, 0xcd, 0x6e, 0x23, 0x45,
-	0x10, 0xce, 0x78, 0x6c, 0xc7, 0x2e, 0x3b, 0xd9, 0x6c, 0x0b, 0x41, 0x2f, 0x3f, 0x66, 0xf0, 0xc9,
-	0xe2, 0xe0, 0x48, 0x01, 0x09, 0x21, 0x2e, 0x68, 0x01, 0x89, 0x5c, 0xd0, 0xd2, 0xec, 0x5e, 0xf6,
-	0x62, 0xb5, 0xa7, 0x3b, 0x71, 0xcb, 0x76, 0xf7, 0xa8, 0xbb, 0x9d, 0x04, 0x9e, 0x82, 0x67, 0xe0,
-	0x69, 0x38, 0xee, 0x91, 0x0b, 0x12, 0x4a, 0x5e, 0x83, 0x03, 0xaa, 0xea, 0x99, 0x71, 0x96, 0xdd,
-	0xec, 0xad, 0xbe, 0xaf, 0xba, 0xa7, 0xba, 0xbe, 0xfa, 0x6a, 0xe0, 0x49, 0x58, 0x99, 0x6d, 0x88,
-	0x32, 0xea, 0xd3, 0x36, 0x9a, 0x57, 0xde, 0x45, 0xc7, 0xd8, 0x56, 0x5a, 0x79, 0xa9, 0xbd, 0x9a,
-	0xb7, 0x99, 0xe9, 0xbf, 0x39, 0x1c, 0x3e, 0xf3, 0xae, 0xd4, 0x21, 0xb0, 0xf7, 0xa1, 0x1f, 0xca,
-	0x95, 0xde, 0x4a, 0x9e, 0x15, 0xd9, 0xec, 0x48, 0xd4, 0x88, 0x7d, 0x00, 0x87, 0x4b, 0xe7, 0xe2,
-	0xc2, 0x28, 0xde, 0x29, 0xb2, 0xd9, 0x50, 0xf4, 0x11, 0x9e, 0x2b, 0xf6, 0x19, 0x8c, 0x4b, 0x67,
-	0xa3, 0x34, 0x56, 0x7b, 0xcc, 0xe6, 0x94, 0x1d, 0xb5, 0xdc, 0xb9, 0xc2, 0xbb, 0xfa, 0x46, 0x97,
-	0x98, 0xed, 0xa6, 0xbb, 0x08, 0xcf, 0x15, 0x7b, 0x0f, 0x7a, 0xf4, 0x02, 0xde, 0x23, 0x3a, 0x01,
-	0x76, 0x02, 0x79, 0x65, 0x14, 0xef, 0x53, 0x7d, 0x0c, 0xd9, 0xa7, 0x30, 0x0a, 0x51, 0xfa, 0xb8,
-	0x88, 0xa6, 0x5c, 0x07, 0x7e, 0x58, 0x64, 0xb3, 0xae, 0x00, 0xa2, 0x9e, 0x23, 0xc3, 0x3e, 0x84,
-	0x41, 0xd4, 0x7e, 0x6b, 0xac, 0xdc, 0xf0, 0x41, 0x91, 0xcd, 0x06, 0xa2, 0xc5, 0xa9, 0x88, 0x32,
-	0x96, 0x0f, 0x9b, 0x22, 0xca, 0x58, 0xea, 0x33, 0x2a, 0xb7, 0x8b, 0x1c, 0xd2, 0x93, 0x12, 0xaa,
-	0x79, 0xed, 0x3d, 0x1f, 0xb5, 0xbc, 0xf6, 0x1e, 0x9f, 0x60, 0x6c, 0xb5, 0x8b, 0x0b, 0x6d, 0x95,
-	0x56, 0x7c, 0x4c, 0x45, 0x80, 0xa8, 0x1f, 0x90, 0x61, 0x0c, 0xba, 0xa1, 0xd2, 0x25, 0x3f, 0x2a,
-	0xb2, 0xd9, 0x58, 0x50, 0x8c, 0x97, 0xf4, 0x8d, 0x89, 0x0b, 0xec, 0x6b, 0x17, 0xf8, 0x31, 0x75,
-	0x04, 0x48, 0xfd, 0x42, 0x0c, 0x9b, 0xc1, 0x09, 0x22, 0xad, 0x16, 0x3b, 0x6b, 0x6e, 0x16, 0x56,
-	0x5a, 0xc7, 0x1f, 0x15, 0xd9, 0x2c, 0x17, 0xc7, 0x89, 0x7f, 0x61, 0xcd, 0xcd, 0x4f, 0xd2, 0x3a,
-	0x94, 0x99, 0x3e, 0xb5, 0xb3, 0x6b, 0xeb, 0xae, 0x2d, 0x3f, 0x49, 0x32, 0x23, 0xf7, 0x22, 0x51,
-	0x28, 0xc2, 0x46, 0xee, 0x6c, 0xb9, 0xd2, 0x9e, 0x3f, 0xa6, 0x74, 0x8b, 0x31, 0x47, 0x72, 0x19,
-	0x7b, 0xc9, 0x59, 0x12, 0xa8, 0xc1, 0xd3, 0x97, 0xd0, 0x7b, 0x2e, 0x97, 0x1b, 0xfd, 0xe0, 0xec,
-	0xbf, 0x86, 0x61, 0x95, 0xec, 0xa1, 0x03, 0xef, 0x14, 0xf9, 0x6c, 0x74, 0xf6, 0xd1, 0xfc, 0x4d,
-	0x1f, 0xcd, 0x6b, 0x0f, 0x89, 0xfd, 0xe9, 0xe9, 0x1f, 0x19, 0xf4, 0x9f, 0x49, 0x5f, 0xea, 0x0d,
-	0xfb, 0x18, 0x86, 0x56, 0x6e, 0x75, 0xa8, 0x64, 0xa9, 0xa9, 0xc0, 0x50, 0xec, 0x89, 0x37, 0x6c,
-	0xd4, 0x79, 0xa7, 0x8d, 0xf2, 0xff, 0xdb, 0x68, 0x6d, 0xac, 0x0a, 0xbc, 0x5b, 0xe4, 0x38, 0x61,
-	0x02, 0x38, 0x10, 0xe5, 0x5d, 0xc5, 0x7b, 0x44, 0x52, 0x8c, 0x27, 0xaf, 0x57, 0x6e, 0xa3, 0xc9,
-	0x5c, 0x03, 0x91, 0xc0, 0xf4, 0xef, 0x1c, 0x06, 0x3f, 0x4a, 0xab, 0xdc, 0x95, 0xf6, 0x0f, 0x8a,
-	0x70, 0x0a, 0xbd, 0x88, 0x2a, 0xd1, 0xcb, 0x46, 0x67, 0x4f, 0xde, 0x26, 0x00, 0xc9, 0x28, 0xd2,
-	0x39, 0x56, 0xa0, 0x63, 0x4a, 0xe9, 0xad, 0x8c, 0xc6, 0xd9, 0x66, 0x2f, 0xee, 0x51, 0xec, 0x73,
-	0x78, 0x4c, 0x43, 0x78, 0x6d, 0xfc, 0x5d, 0x1a, 0xff, 0xa3, 0x3a, 0xd1, 0xce, 0x9f, 0xc3, 0x61,
-	0x25, 0xfd, 0x1a, 0xe7, 0x97, 0x96, 0xa5, 0x81, 0xa8, 0xeb, 0x85, 0xf3, 0xd7, 0xd2, 0xa3, 0x2f,
-	0xfb, 0xb4, 0x1a, 0x7b, 0x82, 0xda, 0x71, 0xe5, 0x5a, 0x47, 0xda, 0x9a, 0x9e, 0xa8, 0x11, 0xfb,
-	0x16, 0x50, 0x5b, 0xab, 0x4b, 0x7c, 0x49, 0xe0, 0x03, 0x9a, 0xea, 0xe4, 0x6d, 0x4d, 0x7d, 0xd7,
-	0x1e, 0x13, 0xf7, 0xaf, 0xb0, 0x33, 0xe8, 0xae, 0xf4, 0x46, 0xf1, 0xe1, 0xc3, 0x57, 0xbf, 0xd7,
-	0xa1, 0xf4, 0xa6, 0x8a, 0xce, 0x0b, 0x3a, 0xcb, 0x3e, 0x01, 0x70, 0x1b, 0xb5, 0x58, 0x1a, 0x2b,
-	0xfd, 0xaf, 0xb4, 0x79, 0x3d, 0x31, 0x74, 0x1b, 0xf5, 0x94, 0x08, 0x6c, 0xf2, 0x4a, 0xfb, 0x80,
-	0x72, 0xa5, 0xed, 0x6b, 0x20, 0xfa, 0xd7, 0xeb, 0x2b, 0x43, 0xa9, 0x71, 0xf2, 0x76, 0x83, 0x71,
-	0xcb, 0x2e, 0xbc, 0xfb, 0x4d, 0xdb, 0x24, 0xe0, 0x11, 0x09, 0x08, 0x89, 0x42, 0xed, 0xa6, 0x5f,
-	0x02, 0xec, 0x9b, 0x60, 0xc7, 0xd0, 0xb9, 0x50, 0x34, 0xdc, 0x9e, 0xe8, 0x5c, 0x90, 0x42, 0x3b,
-	0xeb, 0xb5, 0x4c, 0x9e, 0x1b, 0x8b, 0x1a, 0x4d, 0xcf, 0x01, 0xf6, 0xef, 0xbf, 0x6f, 0xbe, 0xec,
-	0x35, 0xf3, 0x31, 0xe8, 0xa2, 0xdf, 0x6a, 0xc3, 0x52, 0x5c, 0x97, 0xc8, 0x9b, 0x12, 0x4f, 0x7f,
-	0xfe, 0xf3, 0x76, 0x92, 0xbd, 0xba, 0x9d, 0x64, 0xff, 0xdc, 0x4e, 0xb2, 0xdf, 0xef, 0x26, 0x07,
-	0xaf, 0xee, 0x26, 0x07, 0x7f, 0xdd, 0x4d, 0x0e, 0x5e, 0x7e, 0x75, 0x69, 0xe2, 0x6a, 0xb7, 0x9c,
-	0x97, 0x6e, 0x7b, 0xda, 0x08, 0xb8, 0x0f, 0xe8, 0x97, 0x1d, 0xf6, 0xff, 0xf0, 0x6f, 0xda, 0x68,
-	0xd9, 0xa7, 0xdc, 0x17, 0xff, 0x05, 0x00, 0x00, 0xff, 0xff, 0xd6, 0xf5, 0x39, 0xb8, 0xeb, 0x05,
-	0x00, 0x00,
+	// 945 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x94, 0x56, 0xcd, 0x6e, 0x1b, 0x37,
+	0x17, 0xf5, 0x68, 0xf4, 0x7b, 0x25, 0xdb, 0x32, 0xf1, 0x21, 0x1f, 0x93, 0xb6, 0xaa, 0xaa, 0x95,
+	0x90, 0x85, 0x0c, 0xb8, 0x29, 0x8a, 0xa2, 0x9b, 0x22, 0x6d, 0x81, 0x78, 0x91, 0x22, 0x65, 0x92,
+	0x4d, 0x36, 0x02, 0x35, 0xa4, 0x2d, 0x42, 0x1a, 0x72, 0x40, 0xce, 0xd8, 0x6a, 0x9f, 0xa2, 0x8b,
+	0x3e, 0x41, 0x9f, 0xa6, 0xcb, 0x2c, 0xb3, 0x2c, 0xec, 0xd7, 0xe8, 0xa2, 0xe0, 0xe5, 0xcc, 0x48,
+	0xfe, 0x2b, 0xd2, 0x1d, 0xcf, 0xb9, 0x97, 0x43, 0xf2, 0xde, 0x73, 0x0f, 0x06, 0x1e, 0xbb, 0xa5,
+	0x4a, 0x5d, 0xce, 0x73, 0x79, 0x5c, 0xaf, 0x66, 0x99, 0x35, 0xb9, 0x21, 0x24, 0xe5, 0x9a, 0x9f,
+	0x4b, 0x2b, 0x66, 0x75, 0x64, 0xf2, 0x77, 0x0c, 0x9d, 0x57, 0xd6, 0x24, 0xd2, 0x39, 0xf2, 0x08,
+	0xda, 0x2e, 0x59, 0xca, 0x94, 0xd3, 0x68, 0x1c, 0x4d, 0xf7, 0x59, 0x89, 0xc8, 0xff, 0xa1, 0xb3,
+	0x30, 0x26, 0x9f, 0x2b, 0x41, 0x1b, 0xe3, 0x68, 0xda, 0x63, 0x6d, 0x0f, 0x4f, 0x05, 0xf9, 0x02,
+	0x06, 0x89, 0xd1, 0x39, 0x57, 0x5a, 0x5a, 0x1f, 0x8d, 0x31, 0xda, 0xaf, 0xb9, 0x53, 0xe1, 0xf7,
+	0xca, 0x8d, 0x4c, 0x7c, 0xb4, 0x19, 0xf6, 0x7a, 0x78, 0x2a, 0xc8, 0xff, 0xa0, 0x85, 0x37, 0xa0,
+	0x2d, 0xa4, 0x03, 0x20, 0x43, 0x88, 0x33, 0x25, 0x68, 0x1b, 0xcf, 0xf7, 0x4b, 0xf2, 0x39, 0xf4,
+	0x5d, 0xce, 0x6d, 0x3e, 0xcf, 0x55, 0xb2, 0x72, 0xb4, 0x33, 0x8e, 0xa6, 0x4d, 0x06, 0x48, 0xbd,
+	0xf1, 0x0c, 0x79, 0x02, 0xdd, 0x5c, 0xda, 0x54, 0x69, 0xbe, 0xa6, 0xdd, 0x71, 0x34, 0xed, 0xb2,
+	0x1a, 0x87, 0x43, 0x84, 0xd2, 0xb4, 0x57, 0x1d, 0x22, 0x94, 0xc6, 0x77, 0xe6, 0xc2, 0x14, 0x39,
+	0x85, 0x70, 0xa5, 0x80, 0x4a, 0x5e, 0x5a, 0x4b, 0xfb, 0x35, 0x2f, 0xad, 0xf5, 0x57, 0x50, 0x3a,
+	0x2b, 0xf2, 0xb9, 0xd4, 0x42, 0x0a, 0x3a, 0xc0, 0x43, 0x00, 0xa9, 0x1f, 0x3d, 0x43, 0x08, 0x34,
+	0x5d, 0x26, 0x13, 0xba, 0x3f, 0x8e, 0xa6, 0x03, 0x86, 0x6b, 0xbf, 0x49, 0x6e, 0x54, 0x3e, 0xf7,
+	0xef, 0x2a, 0x1c, 0x3d, 0xc0, 0x17, 0x81, 0xa7, 0x5e, 0x23, 0x43, 0xa6, 0x30, 0xf4, 0x48, 0x8a,
+	0x79, 0xa1, 0xd5, 0x66, 0xae, 0xb9, 0x36, 0xf4, 0x70, 0x1c, 0x4d, 0x63, 0x76, 0x10, 0xf8, 0xb7,
+	0x5a, 0x6d, 0x7e, 0xe2, 0xda, 0xf8, 0x32, 0xe3, 0xa7, 0x0a, 0xbd, 0xd2, 0xe6, 0x52, 0xd3, 0x61,
+	0x28, 0xb3, 0xe7, 0xde, 0x06, 0xca, 0x17, 0x61, 0xcd, 0x0b, 0x9d, 0x2c, 0xa5, 0xa5, 0x47, 0x18,
+	0xae, 0xb1, 0x8f, 0x61, 0xb9, 0x94, 0x3e, 0xa7, 0x24, 0x14, 0xa8, 0xc2, 0x93, 0x77, 0xd0, 0x7a,
+	0xc3, 0x17, 0x6b, 0xf9, 0x60, 0xef, 0xbf, 0x81, 0x5e, 0x16, 0xe4, 0x21, 0x1d, 0x6d, 0x8c, 0xe3,
+	0x69, 0xff, 0xe4, 0x93, 0xd9, 0x5d, 0x1d, 0xcd, 0x4a, 0x0d, 0xb1, 0x6d, 0xf6, 0xe4, 0x8f, 0x08,
+	0xda, 0xaf, 0xb8, 0x4d, 0xe4, 0x9a, 0x7c, 0x0a, 0x3d, 0xcd, 0x53, 0xe9, 0x32, 0x9e, 0x48, 0x3c,
+	0xa0, 0xc7, 0xb6, 0xc4, 0x1d, 0x19, 0x35, 0xfe, 0x55, 0x46, 0xf1, 0x6d, 0x19, 0xad, 0x94, 0x16,
+	0x8e, 0x36, 0xc7, 0xb1, 0xef, 0x30, 0x02, 0xdf, 0x10, 0x61, 0x4d, 0x46, 0x5b, 0x48, 0xe2, 0xda,
+	0x67, 0x5e, 0x2e, 0xcd, 0x5a, 0xa2, 0xb8, 0xba, 0x2c, 0x80, 0xc9, 0xef, 0x4d, 0xe8, 0xbe, 0xe0,
+	0x5a, 0x98, 0x0b, 0x69, 0x1f, 0x2c, 0xc2, 0x31, 0xb4, 0x72, 0x5f, 0x25, 0xbc, 0x59, 0xff, 0xe4,
+	0xf1, 0x7d, 0x05, 0xc0, 0x32, 0xb2, 0x90, 0x47, 0xc6, 0x5e, 0x31, 0x09, 0xb7, 0x9a, 0xe7, 0xca,
+	0xe8, 0x6a, 0x2e, 0x76, 0x28, 0xf2, 0x14, 0x8e, 0xb0, 0x09, 0x37, 0xda, 0xdf, 0xc4, 0xf6, 0x1f,
+	0x96, 0x81, 0xba, 0xff, 0x14, 0x3a, 0x19, 0xb7, 0x2b, 0xdf, 0xbf, 0x30, 0x2c, 0x15, 0xf4, 0x75,
+	0x3d, 0x33, 0xf6, 0x92, 0x5b, 0xaf, 0xcb, 0x36, 0x8e, 0xc6, 0x96, 0xc0, 0xe7, 0x98, 0x64, 0x25,
+	0x73, 0x9c, 0x9a, 0x16, 0x2b, 0x11, 0xf9, 0x0e, 0x7c, 0x6d, 0xb5, 0x4c, 0xfc, 0x4d, 0x1c, 0xed,
+	0x62, 0x57, 0x47, 0xf7, 0x3d, 0xea, 0xfb, 0x3a, 0x8d, 0xed, 0x6e, 0x21, 0x27, 0xd0, 0x5c, 0xca,
+	0xb5, 0xa0, 0xbd, 0x87, 0xb7, 0xfe, 0x20, 0x5d, 0x62, 0x55, 0x96, 0x1b, 0xcb, 0x30, 0x97, 0x7c,
+	0x06, 0x60, 0xd6, 0x62, 0xbe, 0x50, 0x9a, 0xdb, 0x5f, 0x70, 0xf2, 0x5a, 0xac, 0x67, 0xd6, 0xe2,
+	0x39, 0x12, 0xfe, 0x91, 0x17, 0xd2, 0x3a, 0x5f, 0xae, 0x30, 0x7d, 0x15, 0xf4, 0xfa, 0xb5, 0xf2,
+	0x42, 0x61, 0x68, 0x10, 0xb4, 0x5d, 0x61, 0x3f, 0x65, 0x67, 0xd6, 0xfc, 0x2a, 0x75, 0x28, 0xe0,
+	0x3e, 0x16, 0x10, 0x02, 0x85, 0xb5, 0xfb, 0x0a, 0x3a, 0x8e, 0x6b, 0xb1, 0x30, 0x1b, 0x3a, 0xc5,
+	0xe6, 0xdd, 0xab, 0xde, 0xd7, 0x21, 0x85, 0x55, 0xb9, 0x93, 0x0f, 0x31, 0x74, 0x4a, 0xf2, 0xbf,
+	0xdb, 0xe2, 0x01, 0x34, 0x6a, 0x9d, 0x36, 0xd4, 0x8e, 0xd5, 0x35, 0x77, 0xad, 0xee, 0x29, 0x1c,
+	0x25, 0x56, 0xf2, 0x9b, 0x0a, 0x68, 0x05, 0x05, 0x94, 0x81, 0x5a, 0x01, 0xb5, 0xca, 0xdb, 0xb7,
+	0x54, 0x8e, 0xb6, 0xd3, 0xd9, 0xb1, 0x9d, 0x21, 0xc4, 0x6e, 0x99, 0x96, 0x46, 0xe8, 0x97, 0xfe,
+	0xfa, 0xc9, 0xb9, 0x35, 0x45, 0x56, 0x9a, 0x60, 0x89, 0x7c, 0xe9, 0xc2, 0x6a, 0x9e, 0x72, 0x21,
+	0xb1, 0x21, 0x5d, 0x06, 0x81, 0x7a, 0xc9, 0x45, 0xed, 0xc5, 0xfd, 0x07, 0xbd, 0x78, 0x70, 0xc7,
+	0x8b, 0x6f, 0x99, 0xde, 0xfe, 0x47, 0x99, 0xde, 0xc1, 0x47, 0x99, 0xde, 0xe1, 0x5d, 0xd3, 0x7b,
+	0x06, 0x9d, 0x54, 0xa6, 0x0b, 0x69, 0x1d, 0x1d, 0xa2, 0x10, 0x9f, 0xdc, 0xd7, 0xdb, 0x97, 0x98,
+	0xc2, 0xaa, 0xd4, 0xc9, 0x0b, 0x68, 0x07, 0xaa, 0xec, 0x53, 0x54, 0xf7, 0x69, 0x3b, 0x2f, 0x65,
+	0x3f, 0xcb, 0x79, 0x79, 0x04, 0xed, 0x45, 0xa1, 0xc5, 0x5a, 0x56, 0xde, 0x13, 0xd0, 0xe4, 0x19,
+	0xc0, 0x76, 0x40, 0xfc, 0xd7, 0xce, 0xc2, 0xd7, 0x5a, 0xac, 0x71, 0x86, 0x5f, 0x2b, 0xb4, 0x95,
+	0x3c, 0xa8, 0x63, 0xc0, 0x4a, 0x34, 0x39, 0x05, 0xd8, 0xce, 0xc6, 0xae, 0xb1, 0x45, 0x37, 0x8c,
+	0x8d, 0x40, 0xd3, 0x77, 0xb9, 0xbc, 0x0a, 0xae, 0xcb, 0x23, 0xe2, 0xea, 0x88, 0xe7, 0x3f, 0xff,
+	0x79, 0x35, 0x8a, 0xde, 0x5f, 0x8d, 0xa2, 0xbf, 0xae, 0x46, 0xd1, 0x6f, 0xd7, 0xa3, 0xbd, 0xf7,
+	0xd7, 0xa3, 0xbd, 0x0f, 0xd7, 0xa3, 0xbd, 0x77, 0x5f, 0x9f, 0xab, 0x7c, 0x59, 0x2c, 0x66, 0x89,
+	0x49, 0x8f, 0xab, 0x9a, 0x6c, 0x17, 0xf8, 0x3b, 0xe0, 0xb6, 0xff, 0x07, 0xdf, 0xd6, 0xab, 0x45,
+	0x1b, 0x63, 0x5f, 0xfe, 0x13, 0x00, 0x00, 0xff, 0xff, 0x5e, 0x28, 0xa3, 0x0a, 0x47, 0x08, 0x00,
+	0x00,
 }
 
 func (m *Process) Marshal() (dAtA []byte, err error) {
@@ -950,6 +1197,20 @@ func (m *Handover) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	_ = i
 	var l int
 	_ = l
+	if m.Sandbox != nil {
+		{
+			size, err := m.Sandbox.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintShimstate(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0xc2
+	}
 	if m.FrozenNano != 0 {
 		i = encodeVarintShimstate(dAtA, i, uint64(m.FrozenNano))
 		i--
@@ -1047,6 +1308,190 @@ func (m *Handover) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		i = encodeVarintShimstate(dAtA, i, uint64(m.Schema))
 		i--
 		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Sandbox) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Sandbox) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Sandbox) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Members) > 0 {
+		for iNdEx := len(m.Members) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Members[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintShimstate(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x1
+			i--
+			dAtA[i] = 0x82
+		}
+	}
+	if len(m.ExitUnknown) > 0 {
+		i -= len(m.ExitUnknown)
+		copy(dAtA[i:], m.ExitUnknown)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.ExitUnknown)))
+		i--
+		dAtA[i] = 0x7a
+	}
+	if m.ExitedUnixNano != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.ExitedUnixNano))
+		i--
+		dAtA[i] = 0x70
+	}
+	if m.ExitStatus != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.ExitStatus))
+		i--
+		dAtA[i] = 0x68
+	}
+	if m.StartTicks != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.StartTicks))
+		i--
+		dAtA[i] = 0x60
+	}
+	if m.Pid != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Pid))
+		i--
+		dAtA[i] = 0x58
+	}
+	if m.CgroupMade {
+		i--
+		if m.CgroupMade {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x50
+	}
+	if len(m.Cgroup) > 0 {
+		i -= len(m.Cgroup)
+		copy(dAtA[i:], m.Cgroup)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Cgroup)))
+		i--
+		dAtA[i] = 0x4a
+	}
+	if m.Shm {
+		i--
+		if m.Shm {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x40
+	}
+	if len(m.Spec) > 0 {
+		i -= len(m.Spec)
+		copy(dAtA[i:], m.Spec)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Spec)))
+		i--
+		dAtA[i] = 0x3a
+	}
+	if len(m.Kinds) > 0 {
+		for iNdEx := len(m.Kinds) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Kinds[iNdEx])
+			copy(dAtA[i:], m.Kinds[iNdEx])
+			i = encodeVarintShimstate(dAtA, i, uint64(len(m.Kinds[iNdEx])))
+			i--
+			dAtA[i] = 0x32
+		}
+	}
+	if m.CreatedUnixNano != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.CreatedUnixNano))
+		i--
+		dAtA[i] = 0x28
+	}
+	if len(m.State) > 0 {
+		i -= len(m.State)
+		copy(dAtA[i:], m.State)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.State)))
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Id) > 0 {
+		i -= len(m.Id)
+		copy(dAtA[i:], m.Id)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Id)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.BootId) > 0 {
+		i -= len(m.BootId)
+		copy(dAtA[i:], m.BootId)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.BootId)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Schema != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Schema))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Member) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Member) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Member) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Bundle) > 0 {
+		i -= len(m.Bundle)
+		copy(dAtA[i:], m.Bundle)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Bundle)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Socket) > 0 {
+		i -= len(m.Socket)
+		copy(dAtA[i:], m.Socket)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Socket)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.Id) > 0 {
+		i -= len(m.Id)
+		copy(dAtA[i:], m.Id)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Id)))
+		i--
+		dAtA[i] = 0xa
 	}
 	return len(dAtA) - i, nil
 }
@@ -1321,6 +1766,100 @@ func (m *Handover) Size() (n int) {
 	}
 	if m.FrozenNano != 0 {
 		n += 1 + sovShimstate(uint64(m.FrozenNano))
+	}
+	if m.Sandbox != nil {
+		l = m.Sandbox.Size()
+		n += 2 + l + sovShimstate(uint64(l))
+	}
+	return n
+}
+
+func (m *Sandbox) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Schema != 0 {
+		n += 1 + sovShimstate(uint64(m.Schema))
+	}
+	l = len(m.BootId)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Id)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.State)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.CreatedUnixNano != 0 {
+		n += 1 + sovShimstate(uint64(m.CreatedUnixNano))
+	}
+	if len(m.Kinds) > 0 {
+		for _, s := range m.Kinds {
+			l = len(s)
+			n += 1 + l + sovShimstate(uint64(l))
+		}
+	}
+	l = len(m.Spec)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.Shm {
+		n += 2
+	}
+	l = len(m.Cgroup)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.CgroupMade {
+		n += 2
+	}
+	if m.Pid != 0 {
+		n += 1 + sovShimstate(uint64(m.Pid))
+	}
+	if m.StartTicks != 0 {
+		n += 1 + sovShimstate(uint64(m.StartTicks))
+	}
+	if m.ExitStatus != 0 {
+		n += 1 + sovShimstate(uint64(m.ExitStatus))
+	}
+	if m.ExitedUnixNano != 0 {
+		n += 1 + sovShimstate(uint64(m.ExitedUnixNano))
+	}
+	l = len(m.ExitUnknown)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if len(m.Members) > 0 {
+		for _, e := range m.Members {
+			l = e.Size()
+			n += 2 + l + sovShimstate(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *Member) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Id)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Socket)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Bundle)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
 	}
 	return n
 }
@@ -2602,6 +3141,652 @@ func (m *Handover) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		case 40:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Sandbox", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Sandbox == nil {
+				m.Sandbox = &Sandbox{}
+			}
+			if err := m.Sandbox.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipShimstate(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Sandbox) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowShimstate
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Sandbox: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Sandbox: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Schema", wireType)
+			}
+			m.Schema = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Schema |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field BootId", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.BootId = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Id", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Id = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field State", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.State = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field CreatedUnixNano", wireType)
+			}
+			m.CreatedUnixNano = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.CreatedUnixNano |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Kinds", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Kinds = append(m.Kinds, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Spec", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Spec = append(m.Spec[:0], dAtA[iNdEx:postIndex]...)
+			if m.Spec == nil {
+				m.Spec = []byte{}
+			}
+			iNdEx = postIndex
+		case 8:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Shm", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Shm = bool(v != 0)
+		case 9:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cgroup", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cgroup = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 10:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field CgroupMade", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.CgroupMade = bool(v != 0)
+		case 11:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Pid", wireType)
+			}
+			m.Pid = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Pid |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 12:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartTicks", wireType)
+			}
+			m.StartTicks = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartTicks |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 13:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExitStatus", wireType)
+			}
+			m.ExitStatus = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ExitStatus |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 14:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExitedUnixNano", wireType)
+			}
+			m.ExitedUnixNano = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ExitedUnixNano |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 15:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExitUnknown", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.ExitUnknown = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 16:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Members", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Members = append(m.Members, &Member{})
+			if err := m.Members[len(m.Members)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipShimstate(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Member) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowShimstate
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Member: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Member: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Id", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Id = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Socket", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Socket = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Bundle", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Bundle = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := skipShimstate(dAtA[iNdEx:])

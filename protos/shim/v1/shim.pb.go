@@ -79,6 +79,7 @@ type DescribeResponse struct {
 	// Duration in nanoseconds of each phase of the last create, start and exec, by phase name.
 	Timings       map[string]int64 `protobuf:"bytes,13,rep,name=timings,proto3" json:"timings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	OomKills      uint64           `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"` // how many of the container's processes the kernel has killed for want of memory, that were told of
+	Sandbox       *Sandbox         `protobuf:"bytes,40,opt,name=sandbox,proto3" json:"sandbox,omitempty"`                    // of a shim that keeps a sandbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -211,6 +212,97 @@ func (x *DescribeResponse) GetOomKills() uint64 {
 	return 0
 }
 
+func (x *DescribeResponse) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+type Sandbox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`           // created, running, stopped; empty: none was made
+	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`              // of the init of a shared pid namespace; 0: there is none
+	Namespaces    []string               `protobuf:"bytes,3,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // that are held, as the OCI runtime spec names them
+	ExitStatus    uint32                 `protobuf:"varint,4,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	Members       []string               `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"` // containers that were made by way of this shim
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sandbox) Reset() {
+	*x = Sandbox{}
+	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sandbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sandbox) ProtoMessage() {}
+
+func (x *Sandbox) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
+func (*Sandbox) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Sandbox) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Sandbox) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Sandbox) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Sandbox) GetExitStatus() uint32 {
+	if x != nil {
+		return x.ExitStatus
+	}
+	return 0
+}
+
+func (x *Sandbox) GetExitedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExitedAt
+	}
+	return nil
+}
+
+func (x *Sandbox) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -231,7 +323,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -243,7 +335,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_shim_v1_shim_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -256,7 +348,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{2}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Process) GetContainerId() string {
@@ -352,7 +444,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +456,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_shim_v1_shim_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +469,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{3}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EventsRequest) GetSince() uint64 {
@@ -399,7 +491,7 @@ type EventRecord struct {
 
 func (x *EventRecord) Reset() {
 	*x = EventRecord{}
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +503,7 @@ func (x *EventRecord) String() string {
 func (*EventRecord) ProtoMessage() {}
 
 func (x *EventRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +516,7 @@ func (x *EventRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRecord.ProtoReflect.Descriptor instead.
 func (*EventRecord) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{4}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EventRecord) GetSeq() uint64 {
@@ -464,7 +556,7 @@ type ParkRequest struct {
 
 func (x *ParkRequest) Reset() {
 	*x = ParkRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +568,7 @@ func (x *ParkRequest) String() string {
 func (*ParkRequest) ProtoMessage() {}
 
 func (x *ParkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +581,7 @@ func (x *ParkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkRequest.ProtoReflect.Descriptor instead.
 func (*ParkRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ParkRequest) GetSocket() string {
@@ -507,7 +599,7 @@ type ParkResponse struct {
 
 func (x *ParkResponse) Reset() {
 	*x = ParkResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +611,7 @@ func (x *ParkResponse) String() string {
 func (*ParkResponse) ProtoMessage() {}
 
 func (x *ParkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +624,7 @@ func (x *ParkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkResponse.ProtoReflect.Descriptor instead.
 func (*ParkResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
 }
 
 type UpgradeRequest struct {
@@ -545,7 +637,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +649,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +662,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -600,7 +692,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +704,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +717,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpgradeResponse) GetVersion() string {
@@ -672,7 +764,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +776,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +789,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExitsRequest) GetSince() uint64 {
@@ -722,7 +814,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +826,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +839,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Exit) GetSeq() uint64 {
@@ -808,7 +900,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +912,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +925,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExitsResponse) GetExits() []*Exit {
@@ -848,7 +940,7 @@ var File_shim_v1_shim_proto protoreflect.FileDescriptor
 const file_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
 	"\x12shim/v1/shim.proto\x12\x10managerd.shim.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xa7\x04\n" +
+	"\x0fDescribeRequest\"\xdc\x04\n" +
 	"\x10DescribeResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -867,10 +959,21 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"goroutines\x12\x10\n" +
 	"\x03fds\x18\f \x01(\rR\x03fds\x12I\n" +
 	"\atimings\x18\r \x03(\v2/.managerd.shim.v1.DescribeResponse.TimingsEntryR\atimings\x12\x1b\n" +
-	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x1a:\n" +
+	"\toom_kills\x18\x0e \x01(\x04R\boomKills\x123\n" +
+	"\asandbox\x18( \x01(\v2\x19.managerd.shim.v1.SandboxR\asandbox\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xeb\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xc5\x01\n" +
+	"\aSandbox\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x03 \x03(\tR\n" +
+	"namespaces\x12\x1f\n" +
+	"\vexit_status\x18\x04 \x01(\rR\n" +
+	"exitStatus\x127\n" +
+	"\texited_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12\x18\n" +
+	"\amembers\x18\x06 \x03(\tR\amembers\"\xeb\x02\n" +
 	"\aProcess\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
@@ -939,48 +1042,51 @@ func file_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_shim_v1_shim_proto_rawDescData
 }
 
-var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_shim_v1_shim_proto_goTypes = []any{
 	(*DescribeRequest)(nil),       // 0: managerd.shim.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 1: managerd.shim.v1.DescribeResponse
-	(*Process)(nil),               // 2: managerd.shim.v1.Process
-	(*EventsRequest)(nil),         // 3: managerd.shim.v1.EventsRequest
-	(*EventRecord)(nil),           // 4: managerd.shim.v1.EventRecord
-	(*ParkRequest)(nil),           // 5: managerd.shim.v1.ParkRequest
-	(*ParkResponse)(nil),          // 6: managerd.shim.v1.ParkResponse
-	(*UpgradeRequest)(nil),        // 7: managerd.shim.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),       // 8: managerd.shim.v1.UpgradeResponse
-	(*ExitsRequest)(nil),          // 9: managerd.shim.v1.ExitsRequest
-	(*Exit)(nil),                  // 10: managerd.shim.v1.Exit
-	(*ExitsResponse)(nil),         // 11: managerd.shim.v1.ExitsResponse
-	nil,                           // 12: managerd.shim.v1.DescribeResponse.TimingsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 14: google.protobuf.Any
+	(*Sandbox)(nil),               // 2: managerd.shim.v1.Sandbox
+	(*Process)(nil),               // 3: managerd.shim.v1.Process
+	(*EventsRequest)(nil),         // 4: managerd.shim.v1.EventsRequest
+	(*EventRecord)(nil),           // 5: managerd.shim.v1.EventRecord
+	(*ParkRequest)(nil),           // 6: managerd.shim.v1.ParkRequest
+	(*ParkResponse)(nil),          // 7: managerd.shim.v1.ParkResponse
+	(*UpgradeRequest)(nil),        // 8: managerd.shim.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),       // 9: managerd.shim.v1.UpgradeResponse
+	(*ExitsRequest)(nil),          // 10: managerd.shim.v1.ExitsRequest
+	(*Exit)(nil),                  // 11: managerd.shim.v1.Exit
+	(*ExitsResponse)(nil),         // 12: managerd.shim.v1.ExitsResponse
+	nil,                           // 13: managerd.shim.v1.DescribeResponse.TimingsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 15: google.protobuf.Any
 }
 var file_shim_v1_shim_proto_depIdxs = []int32{
-	13, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
-	2,  // 1: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
-	12, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
-	13, // 3: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
-	13, // 4: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
-	14, // 5: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
-	13, // 6: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	10, // 7: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
-	0,  // 8: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
-	3,  // 9: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
-	9,  // 10: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
-	5,  // 11: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
-	7,  // 12: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
-	1,  // 13: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
-	4,  // 14: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
-	11, // 15: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
-	6,  // 16: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
-	8,  // 17: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	14, // 0: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
+	3,  // 1: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
+	13, // 2: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
+	2,  // 3: managerd.shim.v1.DescribeResponse.sandbox:type_name -> managerd.shim.v1.Sandbox
+	14, // 4: managerd.shim.v1.Sandbox.exited_at:type_name -> google.protobuf.Timestamp
+	14, // 5: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
+	14, // 6: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
+	15, // 7: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
+	14, // 8: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	11, // 9: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
+	0,  // 10: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
+	4,  // 11: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
+	10, // 12: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
+	6,  // 13: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
+	8,  // 14: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
+	1,  // 15: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
+	5,  // 16: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
+	12, // 17: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
+	7,  // 18: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
+	9,  // 19: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
+	15, // [15:20] is the sub-list for method output_type
+	10, // [10:15] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_shim_v1_shim_proto_init() }
@@ -994,7 +1100,7 @@ func file_shim_v1_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_v1_shim_proto_rawDesc), len(file_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
