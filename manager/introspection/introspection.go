@@ -27,6 +27,7 @@ const (
 	TypeDiff        = "io.containerd.differ.v1"
 	TypeLease       = "io.containerd.lease.v1"
 	TypeRuntime     = "io.containerd.runtime.v2"
+	TypeSandbox     = "io.containerd.sandbox.controller.v1"
 	TypeGRPC        = "io.containerd.grpc.v1"
 	TypeTTRPC       = "io.containerd.ttrpc.v1"
 )

@@ -23,6 +23,7 @@ import (
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/sandboxes"
 	"github.com/managerd/managerd/manager/tasks"
 )
 
@@ -40,11 +41,12 @@ type Server struct {
 	plugins *introspection.Registry
 	health  *health.Server
 
-	grpc  *grpc.Server
-	calls *calls
-	ttrpc *ttrpc.Server
-	tasks *tasks.Service // nil when they could not be built
-	db    *metadata.DB
+	grpc      *grpc.Server
+	calls     *calls
+	ttrpc     *ttrpc.Server
+	tasks     *tasks.Service        // nil when they could not be built
+	sandboxes *sandboxes.Controller // so, too
+	db        *metadata.DB
 
 	exchange *events.Exchange
 
@@ -116,6 +118,11 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		}
 	}
+	if s.sandboxes != nil {
+		if err := s.sandboxes.Recover(); err != nil {
+			s.log.Error("not every sandbox could be looked for", "error", err)
+		}
+	}
 	failed := make(chan error, 4)
 	serve := func(what, address string, uid, gid int, fn func(net.Listener) error) error {
 		l, err := listen(address, uid, gid)
@@ -183,6 +190,9 @@ func (s *Server) stop() {
 	case <-done:
 	case <-time.After(flushing): // a stream whose handler waits for its client
 	}
+	if s.sandboxes != nil {
+		s.sandboxes.Close()
+	}
 	if s.tasks != nil {
 		s.tasks.Close()
 	}
@@ -204,6 +214,9 @@ func (s *Server) Close() error {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if s.sandboxes != nil {
+		s.sandboxes.Close()
 	}
 	if s.tasks != nil {
 		s.tasks.Close()

@@ -26,7 +26,7 @@ type args struct {
 
 // Main runs one verb and returns the exit status: 0, 1 after a failure, 2 for a command line that makes no sense.
 func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	if len(argv) == 1 && argv[0] == sandbox.ChildVerb {
+	if len(argv) > 0 && argv[0] == sandbox.ChildVerb {
 		return child(stderr)
 	}
 	a, err := parse(argv, stderr)

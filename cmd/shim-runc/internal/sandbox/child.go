@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ChildVerb is the verb under which this program is the first process in new namespaces. Its argv[0] is "sandbox".
+// ChildVerb is the verb under which this program is the first process in new namespaces. The bundle follows, for those who
+// look at a list of processes.
 const ChildVerb = "sandbox-child"
 
 // What the two say to each other: the child when all is set up, else a sentence why not; its maker when it may go on.

@@ -61,7 +61,7 @@ func Make(ctx context.Context, p *Plan, bundle string, r *reaper.Reaper) (_ *Mak
 		}
 	}
 	if len(p.made) > 0 {
-		if err := m.launch(ctx, p, r); err != nil {
+		if err := m.launch(ctx, p, bundle, r); err != nil {
 			return nil, err
 		}
 		for _, k := range kinds {
@@ -122,7 +122,7 @@ func (m *Maker) Abandon(bundle string) error {
 }
 
 // launch starts the child in the new namespaces, and returns when it has set them up.
-func (m *Maker) launch(ctx context.Context, p *Plan, r *reaper.Reaper) error {
+func (m *Maker) launch(ctx context.Context, p *Plan, bundle string, r *reaper.Reaper) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func (m *Maker) launch(ctx context.Context, p *Plan, r *reaper.Reaper) error {
 	if err == nil {
 		attr.Files = []*os.File{in, out, null}
 		m.proc, err = r.Fork(func() (int, error) {
-			proc, err := os.StartProcess(self, []string{"sandbox", ChildVerb}, attr)
+			proc, err := os.StartProcess(self, []string{self, ChildVerb, bundle}, attr)
 			if err != nil {
 				return 0, err
 			}

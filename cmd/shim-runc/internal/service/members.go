@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/shimapi"
 )
@@ -259,6 +260,11 @@ func (b *Sandbox) Connect(ctx context.Context, r *task.ConnectRequest) (*task.Co
 		return b.Service.Connect(ctx, r)
 	}
 	return forward(ctx, b, r.ID, r, (*shimapi.Client).Connect)
+}
+
+// Park has nothing to do: all that there is of a sandbox is in its bundle.
+func (b *Sandbox) Park(context.Context, *shim.ParkRequest) (*shim.ParkResponse, error) {
+	return &shim.ParkResponse{}, nil
 }
 
 // Shutdown ends nothing: a daemon asks for it behind every task that it has deleted, and the sandbox is there for others.

@@ -391,14 +391,19 @@ func (b *Sandbox) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 	if err := b.mine(r.SandboxID); err != nil {
 		return nil, err
 	}
-	record, err := b.check(r.SandboxID, boxStop)
-	if err == nil {
-		if err := b.stop(ctx, 0); err != nil {
+	b.transition.Lock() // a Create under way decides first
+	defer b.transition.Unlock()
+	if _, err := b.check(r.SandboxID, boxUse); err == nil {
+		b.transition.Unlock()
+		err := b.stop(ctx, 0)
+		b.transition.Lock()
+		if err != nil {
 			return nil, fmt.Errorf("cannot end sandbox %s: %w", b.cfg.ID, err)
 		}
 	}
-	b.transition.Lock() // a Create under way decides first
-	defer b.transition.Unlock()
+	b.state.Lock()
+	record := b.record
+	b.state.Unlock()
 	if record.CgroupMade {
 		if err := cgroups.Remove(record.Cgroup); err != nil {
 			b.cfg.Log.Warn("the cgroup of a sandbox stays: something is in it", "error", err)
