@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -283,6 +285,31 @@ func endpoint(shim *shims.Shim) (address string, version uint32) {
 		version = uint32(p.Version)
 	}
 	return "ttrpc+" + shim.Address, version
+}
+
+// UpgradeShims replaces, in the background and one after the other, the code of those shims that run another version than that
+// on disk.
+func (c *Controller) UpgradeShims() error {
+	return c.background(func() {
+		version, err := c.shims.Version(c.ctx)
+		if err != nil {
+			c.log.Error("shims of sandboxes are not upgraded", "error", err)
+			return
+		}
+		c.mu.Lock()
+		all := slices.Collect(maps.Values(c.all))
+		c.mu.Unlock()
+		for _, i := range all {
+			select {
+			case <-i.settled:
+			case <-c.ctx.Done():
+				return
+			}
+			if shim, _ := i.now(); shim != nil && shim.Own && c.ctx.Err() == nil {
+				c.shims.Renew(namespaces.With(c.ctx, i.key.ns), shim, version, false) // it has no execs
+			}
+		}
+	})
 }
 
 // Platform says what a sandbox's containers run on.

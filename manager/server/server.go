@@ -122,6 +122,11 @@ func (s *Server) Run(ctx context.Context) error {
 		if err := s.sandboxes.Recover(); err != nil {
 			s.log.Error("not every sandbox could be looked for", "error", err)
 		}
+		if s.cfg.Task.UpgradeShims != "never" {
+			if err := s.sandboxes.UpgradeShims(); err != nil {
+				return err
+			}
+		}
 	}
 	failed := make(chan error, 4)
 	serve := func(what, address string, uid, gid int, fn func(net.Listener) error) error {

@@ -48,7 +48,7 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case shimapi.VerbDelete:
 		err = remove(a, stdout, stderr)
 	case shimapi.VerbServe, shimapi.VerbAdopt:
-		err = serve(a)
+		err = sandbox.Main(func() error { return serve(a) })
 	case handover.CheckVerb:
 		err = handover.Check(stdin, stdout)
 	}

@@ -42,6 +42,7 @@ type Sandbox struct {
 	state   sync.Mutex // guards all below
 	record  shimstate.Sandbox
 	init    *reaper.Process // nil: no pid namespace is shared
+	home    *sandbox.Home   // not nil: our first thread is in the namespaces
 	exited  chan struct{}   // closed once the exit is in the ledger
 	members map[string]*member
 }
@@ -141,6 +142,10 @@ func (b *Sandbox) CreateSandbox(ctx context.Context, r *api.CreateSandboxRequest
 		return nil, err
 	}
 	undo.add(func() error { return made.Abandon(b.cfg.Bundle) })
+	if err := b.enter(record.Kinds); err != nil {
+		return nil, err
+	}
+	undo.add(b.leave)
 	if made.Init != nil {
 		record.Pid, record.StartTicks = uint32(made.Init.Pid()), reaper.StartTicks(made.Init.Pid())
 	}
@@ -247,7 +252,7 @@ func (b *Sandbox) StartSandbox(_ context.Context, r *api.StartSandboxRequest) (*
 		return nil, err
 	}
 	return &api.StartSandboxResponse{
-		Pid: b.pid(record), CreatedAt: timestamppb.New(time.Unix(0, record.CreatedUnixNano)), Spec: &anypb.Any{TypeUrl: specType, Value: record.Spec},
+		Pid: b.pid(), CreatedAt: timestamppb.New(time.Unix(0, record.CreatedUnixNano)), Spec: &anypb.Any{TypeUrl: specType, Value: record.Spec},
 	}, nil
 }
 
@@ -331,9 +336,26 @@ func (b *Sandbox) conclude(exit reaper.Exit) {
 	close(b.exited)
 }
 
+// enter makes this process one of those that are in the namespaces, as far as it can be.
+func (b *Sandbox) enter(kinds []string) error {
+	home, err := sandbox.Enter(b.cfg.Bundle, kinds)
+	b.state.Lock()
+	defer b.state.Unlock()
+	b.home = home
+	return err
+}
+
+func (b *Sandbox) leave() error {
+	b.state.Lock()
+	home := b.home
+	b.home = nil
+	b.state.Unlock()
+	return home.Leave()
+}
+
 // letGo removes what the sandbox holds.
 func (b *Sandbox) letGo() {
-	if err := sandbox.Unpin(b.cfg.Bundle); err != nil {
+	if err := errors.Join(b.leave(), sandbox.Unpin(b.cfg.Bundle)); err != nil {
 		b.cfg.Log.Error("cannot let go of the namespaces of a sandbox", "error", err)
 	}
 }
@@ -353,8 +375,15 @@ func (b *Sandbox) WaitSandbox(ctx context.Context, r *api.WaitSandboxRequest) (*
 	return &api.WaitSandboxResponse{ExitStatus: b.record.ExitStatus, ExitedAt: timestamppb.New(time.Unix(0, b.record.ExitedUnixNano))}, nil
 }
 
-// pid is a process in the sandbox's namespaces: the init, if there is one. 0: there is none.
-func (b *Sandbox) pid(record shimstate.Sandbox) uint32 { return record.Pid }
+// pid is a process in the sandbox's namespaces: the init, if there is one, or this one. 0: there is none.
+func (b *Sandbox) pid() uint32 {
+	b.state.Lock()
+	defer b.state.Unlock()
+	if b.record.Pid == 0 && b.home != nil {
+		return uint32(os.Getpid())
+	}
+	return b.record.Pid
+}
 
 // SandboxStatus says how it is; Verbose adds the spec as it was carried out.
 func (b *Sandbox) SandboxStatus(_ context.Context, r *api.SandboxStatusRequest) (*api.SandboxStatusResponse, error) {
@@ -363,7 +392,7 @@ func (b *Sandbox) SandboxStatus(_ context.Context, r *api.SandboxStatusRequest) 
 		return nil, fmt.Errorf("cannot tell the status: %w", err)
 	}
 	resp := &api.SandboxStatusResponse{
-		SandboxID: b.cfg.ID, Pid: b.pid(record), State: shimapi.SandboxNotReady, CreatedAt: timestamppb.New(time.Unix(0, record.CreatedUnixNano)),
+		SandboxID: b.cfg.ID, Pid: b.pid(), State: shimapi.SandboxNotReady, CreatedAt: timestamppb.New(time.Unix(0, record.CreatedUnixNano)),
 	}
 	if record.State == string(shimapi.Running) {
 		resp.State = shimapi.SandboxReady

@@ -139,6 +139,9 @@ func (b *Sandbox) goOn(r *shimstate.Sandbox) error {
 	if missing := sandbox.Missing(b.cfg.Bundle, r.Kinds); missing != "" {
 		b.cfg.Log.Error("a namespace of the sandbox is not pinned any more: no container can join it", "namespace", missing)
 	}
+	if err := b.enter(r.Kinds); err != nil {
+		b.cfg.Log.Error("clients do not find the sandbox's namespaces by the pid of its shim", "error", err)
+	}
 	if r.Pid != 0 {
 		init, err := b.cfg.Reaper.Adopt(int(r.Pid), r.StartTicks, nil)
 		if err != nil {

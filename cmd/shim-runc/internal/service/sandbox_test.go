@@ -35,7 +35,7 @@ func TestSandbox(t *testing.T) {
 	spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1", "net/ipv4/conf/lo/forwarding": "0"}
 	b := serveBox(t, "sandbox", spec)
 	of := b.startBox()
-	if st := b.status(); st.State != shimapi.SandboxReady || st.Pid != 0 || st.CreatedAt.AsTime().IsZero() {
+	if st := b.status(); st.State != shimapi.SandboxReady || st.Pid != uint32(b.cmd.Process.Pid) || st.CreatedAt.AsTime().IsZero() {
 		t.Errorf("status: %v", st)
 	}
 	if d := b.describeBox(); d.Sandbox.GetState() != "running" || len(d.Sandbox.Namespaces) != 3 || len(d.Processes) != 0 {
@@ -63,6 +63,7 @@ func TestSandbox(t *testing.T) {
 	if got := two.capture("read", "cat", "/dev/shm/file"); got != "hello\n" {
 		t.Errorf("/dev/shm of the other member: %q", got)
 	}
+	b.seen(first)
 	if st := b.status(); !strings.Contains(st.Info["spec"], filepath.Join(b.dir, shimapi.ShmDir)) {
 		t.Errorf("info: %v", st.Info)
 	}
@@ -77,8 +78,15 @@ func TestSandbox(t *testing.T) {
 	if left := mountsIn(b.dir); len(left) > 0 {
 		t.Errorf("after the stop: %v", left)
 	}
-	if st := b.status(); st.State != shimapi.SandboxNotReady || st.ExitedAt.AsTime().IsZero() {
+	if st := b.status(); st.State != shimapi.SandboxNotReady || st.ExitedAt.AsTime().IsZero() || st.Pid != 0 {
 		t.Errorf("status: %v", st)
+	}
+	for _, name := range []string{"net", "ipc", "uts"} {
+		ours, err1 := os.Readlink("/proc/self/ns/" + name)
+		shims, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", b.cmd.Process.Pid, name))
+		if ours != shims || err1 != nil || err2 != nil {
+			t.Errorf("after the stop the shim's %s is %s, must be %s", name, shims, ours)
+		}
 	}
 	b.stop(0) // is no error
 }
@@ -90,6 +98,16 @@ func (b *box) describeBox() *shim.DescribeResponse {
 		b.t.Fatal(shimapi.FromWire(err))
 	}
 	return d
+}
+
+// seen checks that clients find the namespaces, which members have told, by the pid of the sandbox.
+func (b *box) seen(members string) {
+	b.t.Helper()
+	for _, name := range []string{"net", "ipc", "uts"} {
+		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", b.status().Pid, name)); err != nil || !strings.Contains(members, ns+"\n") {
+			b.t.Errorf("/proc/PID/ns/%s is %s (%v), members have %q", name, ns, err, members)
+		}
+	}
 }
 
 // TestSandboxPID: members see each other's processes, and the sandbox's init takes the exits of orphans. Its end is that of
@@ -198,6 +216,7 @@ func TestSandboxKilled(t *testing.T) {
 			t.Errorf("after the upgrade: %v", d)
 		}
 		two := running(t, fmt.Sprintf("s-two%d", i), joined(of))
+		b.seen(two.capture("look", "sh", "-c", "for n in net ipc uts; do readlink /proc/self/ns/$n; done"))
 		if got := two.capture("read", "sh", "-c", "hostname; cat /dev/shm/file"); got != "pod\nhello\n" {
 			t.Errorf("a member that came later sees %q", got)
 		}
@@ -227,6 +246,9 @@ func TestSandboxUser(t *testing.T) {
 	spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmni": "77"}
 	b := serveBox(t, "user", spec)
 	of := b.startBox()
+	if st := b.status(); st.Pid != 0 { // nobody is in all of them
+		t.Errorf("status: %v", st)
+	}
 	fi, err := os.Stat(filepath.Join(b.dir, shimapi.ShmDir))
 	if err != nil {
 		t.Fatal(err)
