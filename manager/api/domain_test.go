@@ -94,9 +94,9 @@ func domainServer(t *testing.T) (context.Context, *domain) {
 			t.Fatal(err)
 		}
 		api.NewContainers(containers.NewStore(db), x).Register(s)
-		api.NewImages(images.NewStore(db), x).Register(s)
+		api.NewImages(images.NewStore(db), x, nil).Register(s)
 		api.NewContent(blobs).Register(s)
-		api.NewLeases(leases.NewStore(db)).Register(s)
+		api.NewLeases(leases.NewStore(db), nil).Register(s)
 		api.NewNamespaces(metadata.NewNamespaces(db), x).Register(s)
 		api.NewEvents(x).Register(s)
 	})

@@ -21,13 +21,25 @@ import (
 // Images serves containerd.services.images.v1.Images.
 type Images struct {
 	api.UnimplementedImagesServer
-	store  *images.Store
-	events Publisher
+	store   *images.Store
+	events  Publisher
+	collect Collect
 }
 
-// NewImages serves store.
-func NewImages(store *images.Store, events Publisher) *Images {
-	return &Images{store: store, events: events}
+// Collect removes what nobody needs, and returns when that is done; nil when there is no collector.
+type Collect func(context.Context) error
+
+// now collects when a client asks for that with a deletion.
+func (c Collect) now(ctx context.Context, sync bool) error {
+	if !sync || c == nil {
+		return nil
+	}
+	return c(ctx)
+}
+
+// NewImages serves store. collect is called by deletions that ask for it.
+func NewImages(store *images.Store, events Publisher, collect Collect) *Images {
+	return &Images{store: store, events: events, collect: collect}
 }
 
 // Register adds the service to a server.
@@ -105,10 +117,13 @@ func (a *Images) Update(ctx context.Context, r *api.UpdateImageRequest) (*api.Up
 	return &api.UpdateImageResponse{Image: imageToWire(i)}, nil
 }
 
-// Delete removes an image.
+// Delete removes an image, and with Sync what only that needed.
 func (a *Images) Delete(ctx context.Context, r *api.DeleteImageRequest) (*emptypb.Empty, error) {
 	if err := a.store.Delete(ctx, r.Name, digest.Digest(r.GetTarget().GetDigest())); err != nil {
 		return nil, toGRPC(err)
 	}
-	return done, toGRPC(a.events.Publish(ctx, "/images/delete", &events.ImageDelete{Name: r.Name}))
+	if err := a.events.Publish(ctx, "/images/delete", &events.ImageDelete{Name: r.Name}); err != nil {
+		return nil, toGRPC(err)
+	}
+	return done, toGRPC(a.collect.now(ctx, r.Sync))
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/managerd/managerd/manager/introspection"
+	"github.com/managerd/managerd/manager/metadata"
 )
 
 // RuntimeInfo asks the runtime at path (empty: the default one) about itself; options are what it would be given.
@@ -85,6 +86,9 @@ func (a *Introspection) PluginInfo(ctx context.Context, r *api.PluginInfoRequest
 
 func pluginToWire(p introspection.Plugin) *api.Plugin {
 	w := &api.Plugin{Type: p.Type, ID: p.ID, Requires: p.Requires, Exports: p.Exports, Capabilities: p.Capabilities}
+	if warning := p.Warning(); warning != "" { // the API has no word for it
+		w.Exports = metadata.With(p.Exports, "warning", warning)
+	}
 	for _, name := range p.Platforms {
 		if spec, err := platforms.Parse(name); err == nil {
 			w.Platforms = append(w.Platforms, &types.Platform{OS: spec.OS, Architecture: spec.Architecture, Variant: spec.Variant})

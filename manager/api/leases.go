@@ -15,11 +15,14 @@ import (
 // Leases serves containerd.services.leases.v1.Leases.
 type Leases struct {
 	api.UnimplementedLeasesServer
-	store *leases.Store
+	store   *leases.Store
+	collect Collect
 }
 
-// NewLeases serves store.
-func NewLeases(store *leases.Store) *Leases { return &Leases{store: store} }
+// NewLeases serves store. collect is called by deletions that ask for it.
+func NewLeases(store *leases.Store, collect Collect) *Leases {
+	return &Leases{store: store, collect: collect}
+}
 
 // Register adds the service to a server.
 func (a *Leases) Register(s *grpc.Server) { api.RegisterLeasesServer(s, a) }
@@ -37,9 +40,12 @@ func (a *Leases) Create(ctx context.Context, r *api.CreateRequest) (*api.CreateR
 	return &api.CreateResponse{Lease: leaseToWire(l)}, nil
 }
 
-// Delete removes a lease.
+// Delete removes a lease, and with Sync what only that kept.
 func (a *Leases) Delete(ctx context.Context, r *api.DeleteRequest) (*emptypb.Empty, error) {
-	return done, toGRPC(a.store.Delete(ctx, r.ID))
+	if err := a.store.Delete(ctx, r.ID); err != nil {
+		return nil, toGRPC(err)
+	}
+	return done, toGRPC(a.collect.now(ctx, r.Sync))
 }
 
 // List gives the leases that match.

@@ -10,10 +10,12 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/identifiers"
 	"github.com/managerd/managerd/manager/tasks"
+	managerapi "github.com/managerd/managerd/protos/manager/v1"
 )
 
 // Tasks serves containerd.services.tasks.v1.Tasks.
@@ -26,7 +28,29 @@ type Tasks struct {
 func NewTasks(s *tasks.Service) *Tasks { return &Tasks{tasks: s} }
 
 // Register adds the service to a server.
-func (a *Tasks) Register(s *grpc.Server) { api.RegisterTasksServer(s, a) }
+func (a *Tasks) Register(s *grpc.Server) {
+	api.RegisterTasksServer(s, a)
+	managerapi.RegisterShimsServer(s, &shims{tasks: a.tasks})
+}
+
+// shims serves managerd.v1.Shims.
+type shims struct {
+	managerapi.UnimplementedShimsServer
+	tasks *tasks.Service
+}
+
+// Unresponsive says which shims do not answer.
+func (a *shims) Unresponsive(ctx context.Context, _ *managerapi.UnresponsiveRequest) (*managerapi.UnresponsiveResponse, error) {
+	found, err := a.tasks.Unresponsive(ctx)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	resp := &managerapi.UnresponsiveResponse{Since: map[string]*timestamppb.Timestamp{}}
+	for id, since := range found {
+		resp.Since[id] = timestamppb.New(since)
+	}
+	return resp, nil
+}
 
 var done = &emptypb.Empty{}
 

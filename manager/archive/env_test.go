@@ -79,7 +79,7 @@ func newEnv(t *testing.T, overWire bool) *env {
 	}
 	srv := grpc.NewServer()
 	api.NewContent(e.blobs).Register(srv)
-	api.NewImages(e.names, x).Register(srv)
+	api.NewImages(e.names, x, nil).Register(srv)
 	api.NewSnapshots(e.store).Register(srv)
 	api.NewDiff(local.NewContent(e.blobs)).Register(srv)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))

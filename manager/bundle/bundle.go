@@ -32,6 +32,7 @@ const SandboxDir = "io.containerd.sandbox.controller.v1.shim"
 const (
 	cursorFile = "events.cursor"    // sequence number of the last event that was handed on, 8 bytes, little endian; then the bundle's random name
 	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
+	recordFile = "container"        // what the daemon noted of the container, see SetRecord
 	newPrefix  = ".new-"            // a bundle that is being made; ids never begin with a dot
 	oldPrefix  = ".old-"            // one that is being removed
 )
@@ -241,6 +242,26 @@ func (b *Bundle) SetShim(binary string, p shimapi.BootstrapParams) error {
 		return err
 	}
 	return b.write(shimapi.BootstrapFile, data)
+}
+
+// SetRecord notes what the container of the task is, for a daemon whose database is lost. It means nothing to this package.
+func (b *Bundle) SetRecord(record []byte) error {
+	return os.WriteFile(b.file(recordFile), record, 0o600)
+}
+
+// Record gives what SetRecord noted, nil for nothing, and the container's spec.
+func (b *Bundle) Record() (record, spec []byte, err error) {
+	record, err = os.ReadFile(b.file(recordFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
+	}
+	if spec, err = os.ReadFile(b.file(shimapi.ConfigFile)); err != nil {
+		return nil, nil, err
+	}
+	if !json.Valid(spec) {
+		return nil, nil, fmt.Errorf("%s is malformed: %w", b.file(shimapi.ConfigFile), errdefs.ErrDataLoss)
+	}
+	return record, spec, nil
 }
 
 // write replaces a file of the bundle: whoever reads it finds the old or the new one, whole.

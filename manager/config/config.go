@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -34,6 +35,7 @@ type Config struct {
 	Native          Snapshotter
 	Task            Task
 	ContentSharing  string // shared or isolated
+	GC              GC
 }
 
 // Socket is a Unix socket and who owns it.
@@ -64,6 +66,19 @@ type Snapshotter struct{ RootPath string }
 type Task struct {
 	Shim         string
 	UpgradeShims string // never, idle or always
+}
+
+// GC says when what nobody needs is collected, see package gc. The delays are Go durations.
+type GC struct {
+	PauseThreshold                       float64
+	DeletionThreshold, MutationThreshold int
+	ScheduleDelay, StartupDelay          string
+}
+
+// Delay reads a duration that Validate has found to be one.
+func Delay(s string) time.Duration {
+	d, _ := time.ParseDuration(s)
+	return d
 }
 
 // Default is the configuration without a file.
@@ -149,6 +164,21 @@ func socketPathOrNone(v any) string {
 func natural(v any) string {
 	if n := v.(int); n < 0 {
 		return fmt.Sprintf("%d must not be negative", n)
+	}
+	return ""
+}
+
+func duration(v any) string {
+	s := v.(string)
+	if d, err := time.ParseDuration(s); err != nil || d < 0 {
+		return fmt.Sprintf("%q must be a duration such as 100ms or 2s, not negative", s)
+	}
+	return ""
+}
+
+func threshold(v any) string {
+	if f := v.(float64); !(f >= 0 && f <= 0.5) {
+		return fmt.Sprintf("%g is not between 0 and 0.5", f)
 	}
 	return ""
 }

@@ -134,7 +134,7 @@ oom_score = 0
     sandbox_image = "registry.k8s.io/pause:3.6"
     [plugins."io.containerd.grpc.v1.cri".containerd]
       snapshotter = "overlayfs"
-`, []string{`13: plugins."io.containerd.gc.v1.scheduler": has no effect`, `15: plugins."io.containerd.grpc.v1.cri": has no effect`}},
+`, []string{`15: plugins."io.containerd.grpc.v1.cri": has no effect`}},
 		"version 3": {"version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'x'\n[plugins.'io.containerd.grpc.v1.cri']\n", []string{`2: plugins."io.containerd.cri.v1.images": has no effect`}},
 		"slips": {"version = 2\nrot = \"/a\"\n[grpc]\nadress = \"/x\"\n[plugins.\"io.containerd.snapshotter.v1.overlayfs\"]\nroot_pth = \"/x\"\nupperdir_label = true\n", []string{
 			"2: rot: is not known and has no effect; did you mean root?", "4: grpc.adress: is not known and has no effect; did you mean grpc.address?", "6: ", "7: "}},

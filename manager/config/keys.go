@@ -15,7 +15,7 @@ import (
 type key struct {
 	path  []string
 	doc   string
-	def   any               // string, int or []string
+	def   any               // string, int, float64 or []string
 	field func(*Config) any // a pointer to def's type
 	check func(any) string  // what is wrong with a value, as the rest of a sentence; nil when nothing can be
 }
@@ -43,6 +43,7 @@ var (
 	overlayfsSection = []string{"plugins", snapshotterType + ".overlayfs"}
 	nativeSection    = []string{"plugins", snapshotterType + ".native"}
 	boltSection      = []string{"plugins", "io.containerd.metadata.v1.bolt"}
+	gcSection        = []string{"plugins", "io.containerd.gc.v1.scheduler"}
 	taskSection      = []string{"plugins", "io.containerd.runtime.v2.task"}
 )
 
@@ -93,6 +94,16 @@ var keys = []key{
 
 	{in(boltSection, "content_sharing_policy"), "Whether a namespace gets a blob that another one has by its digest alone (shared), or has to write it again (isolated).", "shared",
 		func(c *Config) any { return &c.ContentSharing }, oneOf("shared", "isolated")},
+	{in(gcSection, "pause_threshold"), "Greatest part of the time during which the collector may keep others from writing, 0 to 0.5.", 0.02,
+		func(c *Config) any { return &c.GC.PauseThreshold }, threshold},
+	{in(gcSection, "deletion_threshold"), "After how many deletions a collection does not wait for pause_threshold; 0: it always does.", 0,
+		func(c *Config) any { return &c.GC.DeletionThreshold }, natural},
+	{in(gcSection, "mutation_threshold"), "After how many changes a collection is due though nothing was deleted; 0: never.", 100,
+		func(c *Config) any { return &c.GC.MutationThreshold }, natural},
+	{in(gcSection, "schedule_delay"), "How long, after a deletion, a collection waits for more to do.", "1s",
+		func(c *Config) any { return &c.GC.ScheduleDelay }, duration},
+	{in(gcSection, "startup_delay"), "When, after the start of the daemon, the first collection is.", "100ms",
+		func(c *Config) any { return &c.GC.StartupDelay }, duration},
 	{in(overlayfsSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
 		func(c *Config) any { return &c.Overlayfs.RootPath }, absoluteOrNone},
 	{in(nativeSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
@@ -132,6 +143,8 @@ func set(field, v any) {
 		*f = v.(string)
 	case *int:
 		*f = v.(int)
+	case *float64:
+		*f = v.(float64)
 	case *[]string:
 		*f = append([]string{}, v.([]string)...)
 	default:
@@ -146,6 +159,8 @@ func value(field any) any {
 		return *f
 	case *int:
 		return *f
+	case *float64:
+		return *f
 	case *[]string:
 		return *f
 	}
@@ -157,6 +172,8 @@ func literal(v any) string {
 	switch v := v.(type) {
 	case int:
 		return strconv.Itoa(v)
+	case float64:
+		return strconv.FormatFloat(v, 'f', -1, 64)
 	case string:
 		if plain.MatchString(v) {
 			return `"` + v + `"`

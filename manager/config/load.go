@@ -260,6 +260,14 @@ func convert(def, v any) (any, error) {
 			return s, nil
 		}
 		return nil, fmt.Errorf("must be a string, not %s", describe(v))
+	case float64:
+		switch n := v.(type) {
+		case float64:
+			return n, nil
+		case int64:
+			return float64(n), nil
+		}
+		return nil, fmt.Errorf("must be a number, not %s", describe(v))
 	case int:
 		if n, ok := v.(int64); ok {
 			if int64(int(n)) == n {

@@ -123,6 +123,7 @@ func (s *Store) Create(ctx context.Context, c Container) (Container, error) {
 		if b.Get([]byte(c.ID)) != nil {
 			return fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: c.ID})
 		return metadata.Put(b, c.ID, encode(c))
 	})
 	return c, err
@@ -147,6 +148,7 @@ func (s *Store) Update(ctx context.Context, c Container, paths ...string) (out C
 			return fmt.Errorf("cannot update container %q: %w", c.ID, err)
 		}
 		out.UpdatedAt = time.Now().UTC()
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: out.ID})
 		return metadata.Put(b, out.ID, encode(out))
 	})
 	return out, err
@@ -163,6 +165,7 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 		if _, err := get(b, id); err != nil {
 			return err
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Containers, Key: id, Removed: true})
 		return b.Delete([]byte(id))
 	})
 }

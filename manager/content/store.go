@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,8 +114,15 @@ func (s *Store) path(d digest.Digest) string {
 }
 
 func (s *Store) sweep() error {
+	r, err := s.db.Recovery()
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		return nil // what has no record may be what the record was lost of: see Restore
+	}
 	known := map[string]bool{}
-	err := s.db.View(func(tx *metadata.Tx) error {
+	err = s.db.View(func(tx *metadata.Tx) error {
 		return eachNamespace(tx, func(ns string) error {
 			return metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Content)...), func(d string, _ *records.Blob) error {
 				known[d] = true
@@ -122,6 +130,10 @@ func (s *Store) sweep() error {
 			})
 		})
 	})
+	if errdefs.IsDataLoss(err) {
+		slog.Error("a record of content cannot be read; unknown content is not removed", "error", err)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("cannot look for unknown content: %w", err)
 	}
@@ -190,6 +202,7 @@ func (i Info) put(tx *metadata.Tx, ns string) error {
 	if err != nil {
 		return err
 	}
+	tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Content, Key: i.Digest.String()})
 	return metadata.Put(b, i.Digest.String(), &records.Blob{
 		Size_: i.Size, Labels: i.Labels, CreatedAt: i.CreatedAt.UnixNano(), UpdatedAt: i.UpdatedAt.UnixNano(),
 	})
@@ -273,7 +286,7 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 		if _, err := info(tx, ns, d); err != nil {
 			return err
 		}
-		if err := tx.Bucket(metadata.Path(ns, metadata.Content)...).Delete([]byte(d)); err != nil {
+		if err := Forget(tx, ns, d); err != nil {
 			return err
 		}
 		shared = false
@@ -293,6 +306,25 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 		}
 	}
 	return s.events.Publish(ctx, "/content/delete", &events.ContentDelete{Digest: d.String()})
+}
+
+// Forget removes the record of a blob inside a transaction, for those who are in one already. When that is committed, they
+// give its file back with Free.
+func Forget(tx *metadata.Tx, ns string, d digest.Digest) error {
+	b := tx.Bucket(metadata.Path(ns, metadata.Content)...)
+	if b == nil {
+		return nil
+	}
+	tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Content, Key: d.String(), Removed: true})
+	return b.Delete([]byte(d))
+}
+
+// Free removes the file of a blob that no namespace has any more.
+func (s *Store) Free(d digest.Digest) error {
+	if err := s.removeUnknown(d); err != nil {
+		return fmt.Errorf("cannot remove content %s: %w", d, err)
+	}
+	return nil
 }
 
 // Reader reads one blob. The caller closes it.

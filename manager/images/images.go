@@ -15,6 +15,7 @@ import (
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 	records "github.com/managerd/managerd/protos/metadata"
@@ -112,6 +113,7 @@ func (s *Store) Create(ctx context.Context, i Image) (Image, error) {
 		if b.Get([]byte(i.Name)) != nil {
 			return fmt.Errorf("image %q: %w", i.Name, errdefs.ErrAlreadyExists)
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Images, Key: i.Name, Expires: expiry(i)})
 		return metadata.Put(b, i.Name, encode(i))
 	})
 	return i, err
@@ -152,6 +154,7 @@ func (s *Store) Update(ctx context.Context, i Image, paths ...string) (out Image
 			return fmt.Errorf("cannot update image %q: %w", i.Name, err)
 		}
 		out.UpdatedAt = time.Now().UTC()
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Images, Key: out.Name, Expires: expiry(out)})
 		return metadata.Put(tx.Bucket(metadata.Path(ns, metadata.Images)...), out.Name, encode(out))
 	})
 	return out, err
@@ -171,8 +174,23 @@ func (s *Store) Delete(ctx context.Context, name string, target digest.Digest) e
 		if target != "" && i.Target.Digest != target {
 			return fmt.Errorf("image %q is %s by now, not %s: %w", name, i.Target.Digest, target, errdefs.ErrNotFound)
 		}
-		return tx.Bucket(metadata.Path(ns, metadata.Images)...).Delete([]byte(name))
+		return Forget(tx, ns, name)
 	})
+}
+
+// Forget removes a name inside a transaction, for those who are in one already.
+func Forget(tx *metadata.Tx, ns, name string) error {
+	b := tx.Bucket(metadata.Path(ns, metadata.Images)...)
+	if b == nil {
+		return nil
+	}
+	tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Images, Key: name, Removed: true})
+	return b.Delete([]byte(name))
+}
+
+func expiry(i Image) time.Time {
+	at, _ := leases.Expiry(i.Labels)
+	return at
 }
 
 func validate(i Image) error {

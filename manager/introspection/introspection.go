@@ -26,6 +26,7 @@ const (
 	TypeSnapshotter = "io.containerd.snapshotter.v1"
 	TypeDiff        = "io.containerd.differ.v1"
 	TypeLease       = "io.containerd.lease.v1"
+	TypeGC          = "io.containerd.gc.v1"
 	TypeRuntime     = "io.containerd.runtime.v2"
 	TypeSandbox     = "io.containerd.sandbox.controller.v1"
 	TypeGRPC        = "io.containerd.grpc.v1"
@@ -39,11 +40,20 @@ type Plugin struct {
 	Platforms    []string          // such as linux/amd64; empty: it does not depend on one
 	Exports      map[string]string // such as where a snapshotter stores
 	Capabilities []string
-	Err          error // why it does not work; one that wraps NotImplemented means that this machine cannot
+	Warn         func() string // what somebody should look at, though it works; nil, or empty: nothing
+	Err          error         // why it does not work; one that wraps NotImplemented means that this machine cannot
 }
 
 // Skipped tells whether the plugin is left out because this machine cannot have it, which is nobody's failure.
 func (p Plugin) Skipped() bool { return errdefs.IsNotImplemented(p.Err) }
+
+// Warning is what somebody should look at, though the plugin works; empty for nothing.
+func (p Plugin) Warning() string {
+	if p.Warn == nil || p.Err != nil {
+		return ""
+	}
+	return p.Warn()
+}
 
 // Name is the plugin's full name, as configuration files spell it: TYPE.ID.
 func (p Plugin) Name() string { return p.Type + "." + p.ID }

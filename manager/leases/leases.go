@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +34,21 @@ const ExpireLabel = "containerd.io/gc.expire"
 
 // FlatLabel on a lease says that it keeps its own resources only, not what those refer to.
 const FlatLabel = "containerd.io/gc.flat"
+
+// Expiry is when a lease, or an image, with these labels ends by itself; false when it does not. A time that cannot be read
+// is none: nothing is lost for a slip of the pen.
+func Expiry(labels map[string]string) (at time.Time, ok bool) {
+	v, ok := labels[ExpireLabel]
+	if !ok {
+		return at, false
+	}
+	at, err := time.Parse(time.RFC3339, v)
+	if err != nil {
+		slog.Warn("an expiry that is no RFC 3339 time does not count", "label", ExpireLabel, "value", v)
+		return time.Time{}, false
+	}
+	return at, true
+}
 
 const maxID = 256
 
@@ -90,6 +106,8 @@ func (s *Store) Create(ctx context.Context, id string, labels map[string]string)
 		if b.Get([]byte(id)) != nil {
 			return fmt.Errorf("lease %q: %w", id, errdefs.ErrAlreadyExists)
 		}
+		at, _ := Expiry(labels)
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Leases, Key: id, Expires: at})
 		return metadata.Put(b, id, &records.Lease{CreatedAt: l.CreatedAt.UnixNano(), Labels: labels})
 	})
 	if err != nil {
@@ -101,13 +119,23 @@ func (s *Store) Create(ctx context.Context, id string, labels map[string]string)
 // Delete removes a lease; what only it kept becomes collectable.
 func (s *Store) Delete(ctx context.Context, id string) error {
 	return s.update(ctx, "delete", id, func(tx *metadata.Tx, ns string) error {
-		if b := tx.Bucket(metadata.Path(ns, metadata.LeaseResources)...); b != nil && b.Bucket([]byte(id)) != nil {
-			if err := b.DeleteBucket([]byte(id)); err != nil {
-				return err
-			}
-		}
-		return tx.Bucket(metadata.Path(ns, metadata.Leases)...).Delete([]byte(id))
+		return Forget(tx, ns, id)
 	})
+}
+
+// Forget removes a lease inside a transaction, for those who are in one already.
+func Forget(tx *metadata.Tx, ns, id string) error {
+	if b := tx.Bucket(metadata.Path(ns, metadata.LeaseResources)...); b != nil && b.Bucket([]byte(id)) != nil {
+		if err := b.DeleteBucket([]byte(id)); err != nil {
+			return err
+		}
+	}
+	b := tx.Bucket(metadata.Path(ns, metadata.Leases)...)
+	if b == nil {
+		return nil
+	}
+	tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Leases, Key: id, Removed: true})
+	return b.Delete([]byte(id))
 }
 
 // List gives the leases that match f, ordered by id.
@@ -152,6 +180,7 @@ func (s *Store) DeleteResource(ctx context.Context, id string, r Resource) error
 		if b == nil {
 			return nil
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Leases, Key: id})
 		return b.Delete(r.key())
 	})
 }

@@ -96,6 +96,7 @@ func attach(tx *metadata.Tx, ns, id string, r Resource) error {
 	if err != nil {
 		return err
 	}
+	tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Leases, Key: id})
 	return b.Put(r.key(), []byte{})
 }
 

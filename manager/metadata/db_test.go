@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -212,11 +213,26 @@ func TestUpgrade(t *testing.T) {
 	if v, keys := stored(); v != 3 || keys != "c0000 from1 from2 " || len(ran) != 2 {
 		t.Errorf("version %d with %s, steps %v", v, keys, ran)
 	}
-	// What this code knows is older now.
+	// What this code knows is older now. The database says that this version may work with it, and stays what it is; then
+	// that it may not.
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "schema version is 3") {
-		t.Error(err)
+	db, err = Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, db, 2)
+	if v, _ := stored(); v != 3 {
+		t.Errorf("an older version has made it %d", v)
+	}
+	err = db.Update(func(tx *Tx) error { return tx.Bucket(string(schemaBucket)).Put(readableKey, []byte{2, 0, 0, 0}) })
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, open := range []func(string) (*DB, error){Open, func(path string) (*DB, error) { return OpenAnyway(path, true, slog.Default()) }} {
+		if _, err := open(path); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "schema version is 3") {
+			t.Error(err)
+		}
 	}
 }

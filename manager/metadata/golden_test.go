@@ -98,7 +98,12 @@ func dump(tx *Tx) (string, error) {
 			return nil
 		})
 	}
-	err := tx.ForEach(func(name []byte, b *bolt.Bucket) error { return walk(b, []string{string(name)}) })
+	err := tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+		if bytes.Equal(name, identityBucket) {
+			return nil // each database has another
+		}
+		return walk(b, []string{string(name)})
+	})
 	return strings.Join(lines, "\n") + "\n", err
 }
 

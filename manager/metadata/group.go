@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"errors"
+	"runtime/debug"
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
@@ -13,6 +14,8 @@ type group struct {
 	mu      sync.Mutex
 	waiting []*write // in order of arrival; empty when not busy
 	busy    bool     // somebody leads a round
+
+	watchers watchers
 }
 
 type write struct {
@@ -30,7 +33,7 @@ var (
 
 // do returns when fn was committed or has failed. Of the writers of one round one leads and runs all; then it hands the
 // lead to the first of those who came meanwhile.
-func (g *group) do(db *bolt.DB, fn func(*Tx) error, once bool) error {
+func (g *group) do(db *DB, fn func(*Tx) error, once bool) error {
 	w := &write{fn: fn, once: once, turn: make(chan bool, 1), err: errEnded}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, w)
@@ -46,7 +49,7 @@ func (g *group) do(db *bolt.DB, fn func(*Tx) error, once bool) error {
 	return w.err
 }
 
-func (g *group) lead(db *bolt.DB, me *write) {
+func (g *group) lead(db *DB, me *write) {
 	g.mu.Lock()
 	round := g.takeLocked()
 	g.mu.Unlock()
@@ -64,7 +67,7 @@ func (g *group) lead(db *bolt.DB, me *write) {
 			}
 		}
 	}()
-	commit(db, round)
+	g.commit(db, round)
 }
 
 // takeLocked takes the next round off the queue: all that wait, but at most one of the kind that runs once. That one
@@ -92,13 +95,14 @@ func (g *group) takeLocked() []*write {
 // commit runs round in one transaction. bolt has no savepoints: when one function fails all is undone, and the others
 // run again without it. The error of the one that failed counts only once the others are committed: it may have seen
 // what they wrote.
-func commit(db *bolt.DB, round []*write) {
+func (g *group) commit(db *DB, round []*write) {
 	var failed []*write
 	for {
 		var bad *write
-		err := db.Update(func(btx *bolt.Tx) error {
+		var changes []Change
+		err := db.commit(func(btx *bolt.Tx) error {
 			for _, w := range round {
-				if !w.run(&Tx{btx}) {
+				if !w.run(&Tx{btx, &changes}) {
 					bad = w
 					return errUndo
 				}
@@ -113,7 +117,9 @@ func commit(db *bolt.DB, round []*write) {
 				for _, w := range failed {
 					w.err = err
 				}
+				return
 			}
+			g.watchers.tell(changes)
 			return
 		}
 		var rest []*write
@@ -130,8 +136,14 @@ func commit(db *bolt.DB, round []*write) {
 
 // run tells whether fn succeeded. A panic is kept for the goroutine whose function it was.
 func (w *write) run(tx *Tx) (ok bool) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		switch {
+		case p == nil:
+		case fromBolt(p):
+			w.err, ok = damageOf(p), false
+		default:
 			w.thrown, ok = p, false
 		}
 	}()

@@ -91,3 +91,54 @@ func Time(ns int64) time.Time {
 	}
 	return time.Unix(0, ns).UTC()
 }
+
+// EachDamaged calls fn for every record of a namespace that cannot be read.
+func EachDamaged(tx *Tx, ns string, fn func(path []string, key string, cause error) error) error {
+	var walk func(b *bolt.Bucket, path []string, make func() Record) error
+	walk = func(b *bolt.Bucket, path []string, make func() Record) error {
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(k, v []byte) error {
+			if v == nil {
+				return walk(b.Bucket(k), append(path[:len(path):len(path)], string(k)), make)
+			}
+			if err := make().Unmarshal(v); err != nil {
+				return fn(path, string(k), err)
+			}
+			return nil
+		})
+	}
+	for _, kind := range []string{Containers, Images, Leases, Content, Snapshots} {
+		path := Path(ns, kind)
+		if err := walk(tx.Bucket(path...), path, parse[kind]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// damagedBucket keeps, at the top, records that were set aside, by their path.
+const damagedBucket = "damaged"
+
+// SetAside moves the record key of the bucket at path to where nobody reads it. NotFound when it is not there.
+func (db *DB) SetAside(path []string, key string) error {
+	return db.Update(func(tx *Tx) error {
+		b := tx.Bucket(path...)
+		var v []byte
+		if b != nil {
+			v = b.Get([]byte(key))
+		}
+		if v == nil {
+			return fmt.Errorf("record %q of bucket %q: %w", key, path, errdefs.ErrNotFound)
+		}
+		to, err := tx.MakeBucket(append([]string{damagedBucket}, path...)...)
+		if err != nil {
+			return err
+		}
+		if err := to.Put([]byte(key), append([]byte{}, v...)); err != nil {
+			return err
+		}
+		return b.Delete([]byte(key))
+	})
+}

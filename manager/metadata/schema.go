@@ -3,13 +3,18 @@ package metadata
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 )
 
-// Schema is the version that this code writes. Version n reads n and n-1.
+// Schema is the version that this code writes. Version n reads n and n-1, and a newer one that says so.
 //
-//	schema                          uint32, little endian: the version
+//	schema/version                  uint32, little endian
+//	schema/readable-by              uint32, little endian: the oldest version that may read and write the database as it is
+//	identity/id                     16 bytes that no other database has
+//	recovery/record                 metadata.Recovery: what was damaged and is to be made again, see recovery.go
 //	v1/
 //	  NAMESPACE/
 //	    labels/                     KEY → value: the namespace's own labels
@@ -25,9 +30,13 @@ import (
 //	snapshot-ids/                   SNAPSHOTTER → uint64, big endian: the highest id that was given out
 const Schema = 1
 
+// readableBy is the oldest version that may work with what this code writes. Raise it with a change that an older version
+// would misread or destroy; a version behind it then refuses the database instead.
+const readableBy = 1
+
 const root = "v1"
 
-var schemaBucket, schemaKey = []byte("schema"), []byte("version")
+var schemaBucket, schemaKey, readableKey = []byte("schema"), []byte("version"), []byte("readable-by")
 
 // The kinds of object kept per namespace.
 const (
@@ -62,16 +71,19 @@ func migrate(tx *Tx, schema uint32, upgrades map[uint32]func(*Tx) error) error {
 		if _, err := tx.MakeBucket(Path()...); err != nil {
 			return err
 		}
-		return b.Put(schemaKey, binary.LittleEndian.AppendUint32(nil, schema))
+		return setSchemaVersion(b, schema)
 	}
 	if len(v) != 4 {
 		return fmt.Errorf("schema version has %d bytes, must be 4: %w", len(v), errdefs.ErrDataLoss)
 	}
 	found := binary.LittleEndian.Uint32(v)
-	for n := found; n != schema; n++ {
+	if found > schema && minReader(b) > schema {
+		return tooNew(found, schema)
+	}
+	for n := found; n < schema; n++ {
 		up := upgrades[n]
-		if n > schema || up == nil {
-			return fmt.Errorf("schema version is %d, this managerd knows %d; run the version that wrote it: %w", found, schema, errdefs.ErrFailedPrecondition)
+		if up == nil {
+			return tooNew(found, schema)
 		}
 		if err := up(tx); err != nil {
 			return fmt.Errorf("cannot bring schema version %d to %d: %w", n, n+1, err)
@@ -80,8 +92,28 @@ func migrate(tx *Tx, schema uint32, upgrades map[uint32]func(*Tx) error) error {
 	if tx.Bucket(Path()...) == nil {
 		return fmt.Errorf("bucket %q is missing: %w", root, errdefs.ErrDataLoss)
 	}
-	if found == schema {
-		return nil
+	if found > schema || found == schema && b.Get(readableKey) != nil {
+		return nil // what a newer version has written stays its own
+	}
+	return setSchemaVersion(b, schema)
+}
+
+func setSchemaVersion(b *bolt.Bucket, schema uint32) error {
+	if err := b.Put(readableKey, binary.LittleEndian.AppendUint32(nil, readableBy)); err != nil {
+		return err
 	}
 	return b.Put(schemaKey, binary.LittleEndian.AppendUint32(nil, schema))
+}
+
+// minReader is the oldest version that may work with the database whose schema bucket b is. One that does not say is for
+// the version that wrote it.
+func minReader(b *bolt.Bucket) uint32 {
+	if v := b.Get(readableKey); len(v) == 4 {
+		return binary.LittleEndian.Uint32(v)
+	}
+	return math.MaxUint32
+}
+
+func tooNew(found, known uint32) error {
+	return fmt.Errorf("its schema version is %d, this managerd knows %d; run the version that wrote it: %w", found, known, errdefs.ErrFailedPrecondition)
 }

@@ -46,7 +46,7 @@ func listen(path string, uid, gid int) (net.Listener, error) {
 		_ = c.Close()
 		return nil, fmt.Errorf("cannot listen on %s: another process serves it: %w", path, errdefs.ErrUnavailable)
 	}
-	temp := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d", filepath.Base(path), os.Getpid()))
+	temp := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%d", os.Getpid())) // short: an address has 107 bytes
 	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("cannot listen on %s: %w", path, err)
 	}

@@ -17,10 +17,12 @@ import (
 	"github.com/managerd/managerd/manager/api"
 	"github.com/managerd/managerd/manager/archive/local"
 	"github.com/managerd/managerd/manager/bundle"
+	"github.com/managerd/managerd/manager/config"
 	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/content"
 	"github.com/managerd/managerd/manager/eventlog"
 	"github.com/managerd/managerd/manager/events"
+	"github.com/managerd/managerd/manager/gc"
 	"github.com/managerd/managerd/manager/images"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/leases"
@@ -43,6 +45,15 @@ type parts struct {
 	content   *content.Store
 	snapshots *snapshots.Store
 	shims     *shims.Manager
+	collector *gc.Scheduler // nil: it is left out
+}
+
+// collect is what the API calls when a client waits for a collection.
+func (p *parts) collect(ctx context.Context) error {
+	if p.collector == nil {
+		return fmt.Errorf("the collector does not work: %w", errdefs.ErrUnavailable)
+	}
+	return p.collector.Collect(ctx)
 }
 
 // plugin is one part of the daemon: what it is called, what it needs, and how it is built.
@@ -152,15 +163,11 @@ func (s *Server) list(ctx context.Context) []plugin {
 			}
 			return err
 		}},
-		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt"}, vital: true, build: func() (err error) {
-			if s.db, err = metadata.Open(filepath.Join(s.cfg.Root, "metadata.db")); err == nil {
-				s.closers = append(s.closers, s.db.Close)
-			}
-			return err
-		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt", Warn: s.recoveryWarning}, vital: true, build: s.openDatabase},
 		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
 			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
 			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, p.exchange)
+			s.content = p.content
 			return err
 		}},
 		s.snapshotter(ctx, &p, overlayfs.Name, platform, func(root string) (snapshots.Backend, error) { return overlayfs.New(root) }),
@@ -168,6 +175,14 @@ func (s *Server) list(ctx context.Context) []plugin {
 		{Plugin: introspection.Plugin{Type: introspection.TypeDiff, ID: "walking", Platforms: platform,
 			Requires: []string{introspection.TypeContent}}, build: func() error { return nil }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},
+		{Plugin: introspection.Plugin{Type: introspection.TypeGC, ID: "scheduler", Requires: meta}, build: func() error {
+			p.collector = gc.NewScheduler(&gc.Collector{DB: s.db, Content: p.content, Snapshots: p.snapshots, Events: p.exchange, Log: s.log}, gc.Settings{
+				PauseThreshold: s.cfg.GC.PauseThreshold, DeletionThreshold: s.cfg.GC.DeletionThreshold, MutationThreshold: s.cfg.GC.MutationThreshold,
+				ScheduleDelay: config.Delay(s.cfg.GC.ScheduleDelay), StartupDelay: config.Delay(s.cfg.GC.StartupDelay),
+			})
+			s.collector = p.collector
+			return nil
+		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeRuntime, ID: "task", Platforms: platform, Requires: meta},
 			build: func() error { return s.buildTasks(&p) }},
 
@@ -186,11 +201,12 @@ func (s *Server) list(ctx context.Context) []plugin {
 			return nil
 		}},
 		service("containers", meta, func() register { return api.NewContainers(containers.NewStore(s.db), p.exchange) }),
-		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), p.exchange) }),
-		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db)) }),
+		service("images", meta, func() register { return api.NewImages(images.NewStore(s.db), p.exchange, p.collect) }),
+		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db), p.collect) }),
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
 		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register { return api.NewTasks(s.tasks) }),
 		{Plugin: introspection.Plugin{Type: introspection.TypeSandbox, ID: sandboxes.Sandboxer, Platforms: platform,
 			Requires: []string{introspection.TypeRuntime}}, build: func() error { return s.buildSandboxes(&p) }},
@@ -261,6 +277,9 @@ func (s *Server) buildTasks(p *parts) error {
 	bundles, err := bundle.NewStore(s.cfg.State)
 	if err != nil {
 		return err
+	}
+	if err := s.restoreContainers(bundles); err != nil {
+		s.log.Error("the containers of tasks could not be made again", "error", err) // the tasks run all the same
 	}
 	// Without it tasks run all the same; a shim that dies takes terminals and inputs with it then.
 	lot, err := parking.Open(filepath.Join(s.cfg.State, wire.SocketName), s.log)

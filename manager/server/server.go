@@ -20,7 +20,9 @@ import (
 	"google.golang.org/grpc/health"
 
 	"github.com/managerd/managerd/manager/config"
+	"github.com/managerd/managerd/manager/content"
 	"github.com/managerd/managerd/manager/events"
+	"github.com/managerd/managerd/manager/gc"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/sandboxes"
@@ -48,9 +50,12 @@ type Server struct {
 	sandboxes *sandboxes.Controller // so, too
 	db        *metadata.DB
 
-	exchange *events.Exchange
+	content *content.Store // nil when it could not be opened
 
-	watching  sync.WaitGroup // the watchdog
+	exchange  *events.Exchange
+	collector *gc.Scheduler // nil: it is left out
+
+	watching  sync.WaitGroup // the watchdog, the recovery of content
 	listeners []net.Listener // gRPC, ttrpc
 	side      []*sideServer  // metrics, debugging
 	closers   []func() error // run backwards by Close
@@ -155,6 +160,16 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.Ready()
 	s.watch(ctx)
+	s.restoreContent(ctx)
+	collecting, endCollecting := context.WithCancel(ctx)
+	defer endCollecting()
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		if s.collector != nil {
+			s.collector.Run(collecting)
+		}
+	}()
 	if recovered != nil {
 		began := time.Now()
 		go func() {
@@ -173,6 +188,8 @@ func (s *Server) Run(ctx context.Context) error {
 	notify(s.log, daemon.SdNotifyStopping)
 	s.watching.Wait()
 	s.stop()
+	endCollecting()
+	<-collected
 	return err
 }
 

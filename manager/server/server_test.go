@@ -243,23 +243,48 @@ func TestPartFails(t *testing.T) {
 	}
 }
 
+// TestDamagedDatabase: the daemon starts, and says to everybody who asks that the database is another one.
 func TestDamagedDatabase(t *testing.T) {
 	cfg := settings(t)
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(cfg.Root, "metadata.db")
-	if err := os.WriteFile(path, bytes.Repeat([]byte("x"), 100000), 0o600); err != nil {
+	path := filepath.Join(cfg.Root, MetadataFile)
+	broken := bytes.Repeat([]byte("x"), 100000)
+	if err := os.WriteFile(path, broken, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := New(context.Background(), cfg, logger(&buffer{}))
-	if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "damaged") {
-		t.Errorf("%v", err)
+	for range 2 { // also after the next start
+		r := run(t, cfg, nil)
+		aside, err := filepath.Glob(path + ".damaged-*")
+		if err != nil || len(aside) != 1 {
+			t.Fatalf("%v, %v", aside, err)
+		}
+		if data, err := os.ReadFile(aside[0]); err != nil || !bytes.Equal(data, broken) {
+			t.Errorf("%d bytes, %v", len(data), err)
+		}
+		resp, err := introspectionapi.NewIntrospectionClient(r).Plugins(context.Background(), &introspectionapi.PluginsRequest{Filters: []string{"id==bolt"}})
+		if err != nil || len(resp.Plugins) != 1 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		if p := resp.Plugins[0]; p.InitErr != nil || !strings.Contains(p.Exports["warning"], aside[0]) {
+			t.Errorf("%v", p)
+		}
+		if log := r.log.String(); !strings.Contains(log, "damaged") || !strings.Contains(log, aside[0]) {
+			t.Errorf("the log says nothing:\n%s", log)
+		}
+		for service, want := range map[string]grpc_health_v1.HealthCheckResponse_ServingStatus{
+			"": grpc_health_v1.HealthCheckResponse_SERVING, "metadata": grpc_health_v1.HealthCheckResponse_NOT_SERVING,
+		} {
+			h, err := grpc_health_v1.NewHealthClient(r).Check(context.Background(), &grpc_health_v1.HealthCheckRequest{Service: service})
+			if err != nil || h.Status != want {
+				t.Errorf("health of %q: %v, %v", service, h, err)
+			}
+		}
+		if err := r.stop(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := os.Remove(path); err != nil { // nothing was held, and nothing else is in the way
-		t.Fatal(err)
-	}
-	run(t, cfg, nil)
 }
 
 // slow is a service with one method that answers when it is told to, and one that panics.

@@ -36,6 +36,9 @@ func (s *Server) serveSide() error {
 		}
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		if s.collector != nil {
+			registry.MustRegister(s.collector.Metrics()...)
+		}
 		mux := http.NewServeMux()
 		mux.Handle("/v1/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 		s.serveHTTP("metrics", l, mux)

@@ -40,16 +40,19 @@ func (s *Server) status() string {
 	if err != nil {
 		return err.Error()
 	}
-	failed := ""
+	failed, warnings := "", ""
 	for _, p := range all {
+		if w := p.Warning(); w != "" {
+			warnings += "; " + w
+		}
 		if p.Err != nil && !p.Skipped() {
 			failed += " " + p.Name()
 		}
 	}
 	if failed == "" {
-		return "serving"
+		return "serving" + warnings
 	}
-	return "serving, without" + failed
+	return "serving, without" + failed + warnings
 }
 
 // watch feeds the service manager's watchdog (WatchdogSec=) as long as the daemon answers, through its own socket and

@@ -61,6 +61,7 @@ func (t table) put(key string, r *records.Snapshot) error {
 			return err
 		}
 	}
+	t.tx.Changed(metadata.Change{Namespace: t.ns, Kind: metadata.SnapshotKind(t.name), Key: key})
 	return metadata.Put(b, key, r)
 }
 
@@ -69,6 +70,7 @@ func (t table) delete(key string, r *records.Snapshot) error {
 	if err := t.bucket().Delete([]byte(key)); err != nil {
 		return err
 	}
+	t.tx.Changed(metadata.Change{Namespace: t.ns, Kind: metadata.SnapshotKind(t.name), Key: key, Removed: true})
 	if err := t.prune(metadata.Snapshots); err != nil || r.Parent == "" {
 		return err
 	}
@@ -78,6 +80,23 @@ func (t table) delete(key string, r *records.Snapshot) error {
 		}
 	}
 	return t.prune(children)
+}
+
+// forget deletes a snapshot that has no children, and gives what its storage goes by.
+func (t table) forget(key string) (Snapshot, error) {
+	r, err := t.get(key)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if child, ok := t.child(key); ok {
+		return Snapshot{}, fmt.Errorf("snapshot %q stands on it: %w", child, errdefs.ErrFailedPrecondition)
+	}
+	snap, err := t.snapshot(key, r)
+	if err != nil {
+		// A parent whose record is damaged must not keep this one for ever.
+		snap = Snapshot{Ref: Ref{ID: r.Id, Namespace: t.ns, Key: key}, Kind: Kind(r.Kind)}
+	}
+	return snap, t.delete(key, r)
 }
 
 func (t table) prune(kind string) error {

@@ -132,6 +132,8 @@ func (s *store) update(ctx context.Context, fn func(table) error) error {
 }
 
 func (s *store) Update(ctx context.Context, in Info, fields ...string) (out Info, err error) {
+	var ns string
+	var changed *records.Snapshot
 	err = s.update(ctx, func(t table) error {
 		r, err := t.get(in.Name)
 		if err != nil {
@@ -164,11 +166,13 @@ func (s *store) Update(ctx context.Context, in Info, fields ...string) (out Info
 		}
 		r.Labels, r.UpdatedAt = labels, time.Now().UnixNano()
 		out = info(in.Name, r)
+		ns, changed = t.ns, r
 		return t.put(in.Name, r)
 	})
 	if err != nil {
 		return Info{}, s.errorf("update", in.Name, err)
 	}
+	s.note(ns, in.Name, changed)
 	return out, nil
 }
 
@@ -259,6 +263,9 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 	if err := s.backend.Create(ctx, snap); err != nil {
 		return nil, s.errorf("prepare", key, err)
 	}
+	now := time.Now().UnixNano()
+	r := &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}
+	s.note(snap.Namespace, key, r)
 	err := s.update(ctx, func(t table) error {
 		if err := check(t); err != nil {
 			return err
@@ -266,8 +273,7 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 		if !slices.Equal(snap.Parents, expected) {
 			return fmt.Errorf("parent %q was replaced meanwhile: %w", parent, errdefs.ErrAborted)
 		}
-		now := time.Now().UnixNano()
-		if err := t.put(key, &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}); err != nil {
+		if err := t.put(key, r); err != nil {
 			return err
 		}
 		if err := t.mark(snap.ID); err != nil {
@@ -321,6 +327,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 	}
 	to := snap.Ref
 	to.Key = name
+	var committed *records.Snapshot
 	usage, err := s.backend.Commit(ctx, snap, to)
 	if err != nil {
 		return s.errorf("commit", key, err)
@@ -339,6 +346,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 		r.Kind, r.Labels, r.Inodes, r.Size_ = string(Committed), labels, usage.Inodes, usage.Size
 		r.UpdatedAt = time.Now().UnixNano()
 		r.CreatedAt = r.UpdatedAt
+		committed = r
 		if err := t.put(name, r); err != nil {
 			return err
 		}
@@ -350,6 +358,7 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 	if err != nil {
 		return s.errorf("commit", key, err)
 	}
+	s.note(snap.Namespace, name, committed)
 	s.publish(ctx, "/snapshot/commit", &events.SnapshotCommit{Key: key, Name: name, Snapshotter: s.name})
 	return nil
 }
@@ -357,21 +366,11 @@ func (s *store) Commit(ctx context.Context, name, key string, labels map[string]
 func (s *store) Remove(ctx context.Context, key string) error {
 	var snap Snapshot
 	err := s.update(ctx, func(t table) error {
-		r, err := t.get(key)
-		if err != nil {
+		var err error
+		if snap, err = t.forget(key); err != nil {
 			return err
 		}
-		if child, ok := t.child(key); ok {
-			return fmt.Errorf("snapshot %q stands on it: %w", child, errdefs.ErrFailedPrecondition)
-		}
-		if snap, err = t.snapshot(key, r); err != nil {
-			// A parent whose record is damaged must not keep this one for ever.
-			snap = Snapshot{Ref: Ref{ID: r.Id, Namespace: t.ns, Key: key}, Kind: Kind(r.Kind)}
-		}
-		if err := leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name}); err != nil {
-			return err
-		}
-		return t.delete(key, r)
+		return leases.Detach(ctx, t.tx, t.ns, leases.Resource{ID: key, Type: leases.Snapshots + s.name})
 	})
 	if err != nil {
 		return s.errorf("remove", key, err)
@@ -379,6 +378,20 @@ func (s *store) Remove(ctx context.Context, key string) error {
 	s.free(snap)
 	s.publish(ctx, "/snapshot/remove", &events.SnapshotRemove{Key: key, Snapshotter: s.name})
 	return nil
+}
+
+// Forget removes the record of a snapshot inside a transaction, for those who are in one already. When that is committed,
+// they call free. FailedPrecondition: there are children, or no such snapshotter is loaded.
+func (s *Store) Forget(tx *metadata.Tx, ns, snapshotter, key string) (free func() error, err error) {
+	st, ok := s.named[snapshotter]
+	if !ok {
+		return nil, fmt.Errorf("snapshotter %q is not loaded: %w", snapshotter, errdefs.ErrFailedPrecondition)
+	}
+	snap, err := table{tx, ns, snapshotter}.forget(key)
+	if errdefs.IsNotFound(err) {
+		return func() error { return nil }, nil
+	}
+	return func() error { return st.backend.Remove(context.Background(), snap) }, err
 }
 
 func (s *store) Walk(ctx context.Context, f filters.Filter, fn func(Info) error) error {

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"sync"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/managerd/managerd/manager/metadata"
 )
 
@@ -43,6 +45,9 @@ func (i *ids) now() (last uint64, pending map[uint64]bool) {
 // open finds out where IDs continue and sweeps what has no record. A record that cannot be read stops the sweep, not
 // the snapshotter.
 func (s *store) open(ctx context.Context) error {
+	if err := s.restore(); err != nil {
+		return err
+	}
 	var have map[uint64]bool
 	err := s.db.View(func(tx *metadata.Tx) (err error) {
 		s.ids.last = highest(tx.Bucket(marks), s.name)
@@ -56,6 +61,9 @@ func (s *store) open(ctx context.Context) error {
 	for id := range have {
 		s.ids.last = max(s.ids.last, id)
 	}
+	if r, err := s.db.Recovery(); err != nil || r != nil {
+		keepAll = true // what has no record may be what the record was lost of
+	}
 	return s.backend.Sweep(ctx, func(id uint64) bool {
 		s.ids.last = max(s.ids.last, id)
 		return keepAll || have[id]
@@ -64,6 +72,11 @@ func (s *store) open(ctx context.Context) error {
 
 // Cleanup works beside requests: storage that is being made has an ID that is pending, or later than the sweep.
 func (s *store) Cleanup(ctx context.Context) error {
+	if r, err := s.db.Recovery(); err != nil {
+		return fmt.Errorf("cannot clean up snapshotter %s: %w", s.name, err)
+	} else if r != nil {
+		return fmt.Errorf("cannot clean up snapshotter %s: the database is being recovered, `mctl fsck` says how; storage without a record may be in use: %w", s.name, errdefs.ErrFailedPrecondition)
+	}
 	last, pending := s.ids.now() // before the records are read: what is not pending any more has its record
 	var have map[uint64]bool
 	err := s.db.View(func(tx *metadata.Tx) (err error) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/managerd/managerd/cgroups/early"
 	"github.com/managerd/managerd/manager/bundle"
+	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/shims"
 )
@@ -71,6 +72,7 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	if b, err = s.makeBundle(ctx, ns, r.ID, c.Spec.GetValue()); err != nil {
 		return 0, err
 	}
+	s.noteContainer(b, c)
 	if shim, err = s.shims.Spawn(ctx, b, runtime, r.Options); err != nil {
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
 	}
@@ -89,6 +91,17 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	t.settle(shim, nil)
 	s.follow(t, b, shim)
 	return resp.Pid, nil
+}
+
+// noteContainer keeps the container in the bundle, for the day when the database is lost; the task does not need it.
+func (s *Service) noteContainer(b *bundle.Bundle, c containers.Container) {
+	note, err := containers.Note(c)
+	if err == nil {
+		err = b.SetRecord(note)
+	}
+	if err != nil {
+		s.log.Warn("cannot note what a container is", "namespace", b.Namespace, "id", b.ID, "error", err)
+	}
 }
 
 // makeBundle makes the bundle of a task that was reserved. What an earlier task of the same name left behind, and nobody

@@ -41,7 +41,7 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 	s.mu.Lock()
 	for _, b := range found {
 		t := newTask(key{b.Namespace, b.ID})
-		t.adopt = func() { s.adopt(t, b) }
+		t.found, t.adopt = b, func() { s.adopt(t, b) }
 		s.tasks[t.key] = t
 		jobs <- t
 	}
@@ -95,6 +95,7 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 	s.follow(t, b, shim)
 	// A shim that is wedged holds nobody up: its task is adopted, and its answer judged when it comes.
 	answered, late := make(chan struct{}), make(chan struct{})
+	t.owes(answered, time.Now())
 	err = s.background(func() {
 		state, err := shim.State(s.in(b.Namespace), &task.StateRequest{ID: b.ID})
 		defer close(answered)
@@ -120,9 +121,6 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 	case <-wait.C:
 		close(late)
 		log.Warn("shim was adopted but has not answered yet")
-		t.mu.Lock()
-		t.overdue = answered
-		t.mu.Unlock()
 	}
 	t.once.Do(func() { // unless it has been retired, or has died meanwhile
 		t.mu.Lock()

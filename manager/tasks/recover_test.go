@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -210,6 +211,20 @@ func TestRecoverWedged(t *testing.T) {
 	if _, err := w.Metrics(in("ns"), filters.Always); err != nil {
 		t.Error(err)
 	}
+	since, err := w.Unresponsive(in("ns"))
+	if err != nil || len(since) != 20 {
+		t.Errorf("unresponsive: %v, %v", since, err)
+	}
+	for id, at := range since {
+		if !strings.HasPrefix(id, "stopped") || at.Before(begin) || at.After(time.Now()) {
+			t.Errorf("%s is unresponsive since %v, after %v", id, at, begin)
+		}
+	}
+	for _, st := range all {
+		if st.Pid == 0 {
+			t.Errorf("nobody says which process %s is", st.ID)
+		}
+	}
 	if took := time.Since(begin); took > 6*time.Second { // a second each for list and metrics
 		t.Errorf("took %v", took)
 	}
@@ -227,6 +242,9 @@ func TestRecoverWedged(t *testing.T) {
 		}
 		return err == nil
 	})
+	if since, err := w.Unresponsive(in("ns")); err != nil || len(since) != 0 {
+		t.Errorf("unresponsive again: %v, %v", since, err)
+	}
 }
 
 // TestRecoverHalfCreated: a daemon that is killed during Create leaves a task, or nothing; never half of one.

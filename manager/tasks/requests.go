@@ -45,7 +45,7 @@ func (s *Service) Get(ctx context.Context, id, execID string) (*task.StateRespon
 			return c.State(ctx, &task.StateRequest{ID: id, ExecID: execID})
 		})
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			return &task.StateResponse{ID: id, ExecID: execID, Bundle: shim.Bundle.Path, Status: tasktypes.Status_UNKNOWN}, nil
+			return s.unanswered(id, execID, shim.Bundle), nil
 		}
 		return st, err
 	case dead != nil && execID == "":
@@ -54,6 +54,20 @@ func (s *Service) Get(ctx context.Context, id, execID string) (*task.StateRespon
 		return nil, fmt.Errorf("exec %s of task %s: the shim is dead: %w", execID, id, errdefs.ErrNotFound)
 	}
 	return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrNotFound)
+}
+
+// unanswered is what can be said of a process whose shim does not answer: of the init, what the ledger has. b may be nil.
+func (s *Service) unanswered(id, execID string, b *bundle.Bundle) *task.StateResponse {
+	r := &task.StateResponse{ID: id, ExecID: execID, Status: tasktypes.Status_UNKNOWN}
+	if b == nil {
+		return r
+	}
+	r.Bundle = b.Path
+	if execID == "" {
+		d := s.read(b).remains
+		r.Pid, r.Terminal, r.Stdin, r.Stdout, r.Stderr = d.pid, d.terminal, d.stdio[0], d.stdio[1], d.stdio[2]
+	}
+	return r
 }
 
 // state is what can be said without a shim.
@@ -90,7 +104,7 @@ func (s *Service) List(ctx context.Context) ([]*task.StateResponse, error) {
 			case err == nil:
 				states[i] = st
 			case !errdefs.IsNotFound(err):
-				states[i] = &task.StateResponse{ID: t.key.id, Status: tasktypes.Status_UNKNOWN}
+				states[i] = s.unanswered(t.key.id, "", t.found)
 			}
 		}()
 	}

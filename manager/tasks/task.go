@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/managerd/managerd/manager/bundle"
+	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/shims"
 )
 
@@ -23,6 +24,7 @@ type Task struct {
 	// once: when its turn comes, or when somebody asks for the task.
 	adopt func()
 	begin sync.Once
+	found *bundle.Bundle // with adopt
 
 	mu       sync.Mutex
 	shim     *shims.Shim
@@ -33,6 +35,7 @@ type Task struct {
 	deletion *deletion     // under way; nil for none
 	waits    map[string]*wait
 	overdue  <-chan struct{} // closed when the shim answers what it has not answered in time; nil: it does not owe any
+	silent   time.Time       // when what is overdue was asked
 }
 
 // deletion is a Delete under way: whoever else asks for it waits for its end.
@@ -126,7 +129,7 @@ func ask[T any](ctx context.Context, s *Service, t *Task, shim *shims.Shim, call
 		v   T
 		err error
 	}
-	answered, done := make(chan answer, 1), make(chan struct{})
+	answered, done, asked := make(chan answer, 1), make(chan struct{}), time.Now()
 	// It outlives the caller; s.ctx ends it with the service.
 	err := s.background(func() {
 		defer close(done)
@@ -141,10 +144,42 @@ func ask[T any](ctx context.Context, s *Service, t *Task, shim *shims.Shim, call
 		return a.v, a.err
 	case <-ctx.Done():
 	}
-	t.mu.Lock()
-	t.overdue = done
-	t.mu.Unlock()
+	t.owes(done, asked)
 	return none, fmt.Errorf("shim of task %s does not answer: %w", t.key.id, ctx.Err())
+}
+
+// owes notes that the shim has not answered what it was asked; another request that it owes an answer to came first.
+func (t *Task) owes(answered <-chan struct{}, asked time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.overdue == nil || isClosed(t.overdue) {
+		t.overdue, t.silent = answered, asked
+	}
+}
+
+// unresponsive says since when the shim owes an answer; false: it owes none.
+func (t *Task) unresponsive() (since time.Time, is bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.silent, t.overdue != nil && !isClosed(t.overdue) && (t.shim == nil || !isClosed(t.shim.Gone()))
+}
+
+// Unresponsive says which shims of the namespace have not answered a request in time, by the ids of their tasks, and when
+// that request was sent. It asks nobody.
+func (s *Service) Unresponsive(ctx context.Context) (map[string]time.Time, error) {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]time.Time{}
+	for k, t := range s.tasks {
+		if since, is := t.unresponsive(); is && k.ns == ns {
+			out[k.id] = since
+		}
+	}
+	return out, nil
 }
 
 // remains is what is known of a task whose shim is dead.

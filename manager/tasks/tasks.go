@@ -208,6 +208,16 @@ func (s *Service) list(ctx context.Context) ([]*Task, error) {
 	return out, nil
 }
 
+// All gives namespace and id of every task, also of those that are being made.
+func (s *Service) All() (all [][2]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.tasks {
+		all = append(all, [2]string{k.ns, k.id})
+	}
+	return all
+}
+
 func isClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:

@@ -662,6 +662,290 @@ func (m *Sandbox) GetUpdatedAt() int64 {
 	return 0
 }
 
+// SnapshotNote stands beside the storage of a snapshot, so that its record can be made again when the database is lost.
+type SnapshotNote struct {
+	Version   uint32    `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Namespace string    `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Key       string    `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Record    *Snapshot `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"`
+}
+
+func (m *SnapshotNote) Reset()         { *m = SnapshotNote{} }
+func (m *SnapshotNote) String() string { return proto.CompactTextString(m) }
+func (*SnapshotNote) ProtoMessage()    {}
+func (*SnapshotNote) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{8}
+}
+func (m *SnapshotNote) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *SnapshotNote) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_SnapshotNote.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *SnapshotNote) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_SnapshotNote.Merge(m, src)
+}
+func (m *SnapshotNote) XXX_Size() int {
+	return m.Size()
+}
+func (m *SnapshotNote) XXX_DiscardUnknown() {
+	xxx_messageInfo_SnapshotNote.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_SnapshotNote proto.InternalMessageInfo
+
+func (m *SnapshotNote) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *SnapshotNote) GetNamespace() string {
+	if m != nil {
+		return m.Namespace
+	}
+	return ""
+}
+
+func (m *SnapshotNote) GetKey() string {
+	if m != nil {
+		return m.Key
+	}
+	return ""
+}
+
+func (m *SnapshotNote) GetRecord() *Snapshot {
+	if m != nil {
+		return m.Record
+	}
+	return nil
+}
+
+// ContainerNote stands in the bundle of a task: its container as it was when the task was made.
+type ContainerNote struct {
+	Version uint32     `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Record  *Container `protobuf:"bytes,2,opt,name=record,proto3" json:"record,omitempty"`
+}
+
+func (m *ContainerNote) Reset()         { *m = ContainerNote{} }
+func (m *ContainerNote) String() string { return proto.CompactTextString(m) }
+func (*ContainerNote) ProtoMessage()    {}
+func (*ContainerNote) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{9}
+}
+func (m *ContainerNote) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *ContainerNote) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_ContainerNote.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *ContainerNote) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_ContainerNote.Merge(m, src)
+}
+func (m *ContainerNote) XXX_Size() int {
+	return m.Size()
+}
+func (m *ContainerNote) XXX_DiscardUnknown() {
+	xxx_messageInfo_ContainerNote.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_ContainerNote proto.InternalMessageInfo
+
+func (m *ContainerNote) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *ContainerNote) GetRecord() *Container {
+	if m != nil {
+		return m.Record
+	}
+	return nil
+}
+
+// Recovery says that the database is not what it was, and how far what it knew has been found again.
+type Recovery struct {
+	Version  uint32           `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Reason   string           `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Aside    string           `protobuf:"bytes,3,opt,name=aside,proto3" json:"aside,omitempty"`
+	At       int64            `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
+	Damage   []string         `protobuf:"bytes,5,rep,name=damage,proto3" json:"damage,omitempty"`
+	Salvaged map[string]int64 `protobuf:"bytes,6,rep,name=salvaged,proto3" json:"salvaged,omitempty" protobuf_key:"bytes,1,opt,name=key,proto3" protobuf_val:"varint,2,opt,name=value,proto3"`
+	Done     []string         `protobuf:"bytes,7,rep,name=done,proto3" json:"done,omitempty"`
+	Notes    []string         `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
+}
+
+func (m *Recovery) Reset()         { *m = Recovery{} }
+func (m *Recovery) String() string { return proto.CompactTextString(m) }
+func (*Recovery) ProtoMessage()    {}
+func (*Recovery) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{10}
+}
+func (m *Recovery) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Recovery) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Recovery.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Recovery) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Recovery.Merge(m, src)
+}
+func (m *Recovery) XXX_Size() int {
+	return m.Size()
+}
+func (m *Recovery) XXX_DiscardUnknown() {
+	xxx_messageInfo_Recovery.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Recovery proto.InternalMessageInfo
+
+func (m *Recovery) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *Recovery) GetReason() string {
+	if m != nil {
+		return m.Reason
+	}
+	return ""
+}
+
+func (m *Recovery) GetAside() string {
+	if m != nil {
+		return m.Aside
+	}
+	return ""
+}
+
+func (m *Recovery) GetAt() int64 {
+	if m != nil {
+		return m.At
+	}
+	return 0
+}
+
+func (m *Recovery) GetDamage() []string {
+	if m != nil {
+		return m.Damage
+	}
+	return nil
+}
+
+func (m *Recovery) GetSalvaged() map[string]int64 {
+	if m != nil {
+		return m.Salvaged
+	}
+	return nil
+}
+
+func (m *Recovery) GetDone() []string {
+	if m != nil {
+		return m.Done
+	}
+	return nil
+}
+
+func (m *Recovery) GetNotes() []string {
+	if m != nil {
+		return m.Notes
+	}
+	return nil
+}
+
+// Stamp stands in a file beside the database: which one it is, and how far it had come.
+type Stamp struct {
+	Version  uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Identity []byte `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Txid     uint64 `protobuf:"varint,3,opt,name=txid,proto3" json:"txid,omitempty"`
+}
+
+func (m *Stamp) Reset()         { *m = Stamp{} }
+func (m *Stamp) String() string { return proto.CompactTextString(m) }
+func (*Stamp) ProtoMessage()    {}
+func (*Stamp) Descriptor() ([]byte, []int) {
+	return fileDescriptor_b7bc2081ba31d1e0, []int{11}
+}
+func (m *Stamp) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Stamp) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Stamp.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Stamp) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Stamp.Merge(m, src)
+}
+func (m *Stamp) XXX_Size() int {
+	return m.Size()
+}
+func (m *Stamp) XXX_DiscardUnknown() {
+	xxx_messageInfo_Stamp.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Stamp proto.InternalMessageInfo
+
+func (m *Stamp) GetVersion() uint32 {
+	if m != nil {
+		return m.Version
+	}
+	return 0
+}
+
+func (m *Stamp) GetIdentity() []byte {
+	if m != nil {
+		return m.Identity
+	}
+	return nil
+}
+
+func (m *Stamp) GetTxid() uint64 {
+	if m != nil {
+		return m.Txid
+	}
+	return 0
+}
+
 func init() {
 	proto.RegisterType((*Any)(nil), "managerd.metadata.Any")
 	proto.RegisterType((*Lease)(nil), "managerd.metadata.Lease")
@@ -680,62 +964,80 @@ func init() {
 	proto.RegisterType((*Sandbox)(nil), "managerd.metadata.Sandbox")
 	proto.RegisterMapType((map[string]*Any)(nil), "managerd.metadata.Sandbox.ExtensionsEntry")
 	proto.RegisterMapType((map[string]string)(nil), "managerd.metadata.Sandbox.LabelsEntry")
+	proto.RegisterType((*SnapshotNote)(nil), "managerd.metadata.SnapshotNote")
+	proto.RegisterType((*ContainerNote)(nil), "managerd.metadata.ContainerNote")
+	proto.RegisterType((*Recovery)(nil), "managerd.metadata.Recovery")
+	proto.RegisterMapType((map[string]int64)(nil), "managerd.metadata.Recovery.SalvagedEntry")
+	proto.RegisterType((*Stamp)(nil), "managerd.metadata.Stamp")
 }
 
 func init() { proto.RegisterFile("metadata/metadata.proto", fileDescriptor_b7bc2081ba31d1e0) }
 
 var fileDescriptor_b7bc2081ba31d1e0 = []byte{
-	// 785 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xb4, 0x56, 0xcd, 0x6e, 0xd3, 0x4e,
-	0x10, 0xaf, 0x3f, 0xf2, 0x35, 0xa9, 0xda, 0xfe, 0x57, 0x7f, 0x15, 0x53, 0xd1, 0x28, 0x14, 0x04,
-	0x51, 0x55, 0xb9, 0x52, 0x51, 0x11, 0xd0, 0xaa, 0x25, 0x85, 0x1e, 0x0a, 0x15, 0x45, 0x2e, 0xbd,
-	0x70, 0x89, 0x36, 0xf1, 0x2a, 0x5d, 0x35, 0x5e, 0x5b, 0xf6, 0x06, 0x35, 0x3c, 0x05, 0x12, 0x0f,
-	0xc0, 0x0b, 0xf0, 0x20, 0x1c, 0x7b, 0xe4, 0x88, 0xda, 0x13, 0x0f, 0xc0, 0x1d, 0x79, 0xbd, 0x76,
-	0x1c, 0x63, 0xac, 0x42, 0xcb, 0x6d, 0x66, 0x76, 0x66, 0xe7, 0x37, 0xf3, 0x1b, 0xcf, 0x1a, 0x6e,
-	0x38, 0x84, 0x63, 0x1b, 0x73, 0xbc, 0x1a, 0x0b, 0xa6, 0xe7, 0xbb, 0xdc, 0x45, 0xff, 0x39, 0x98,
-	0xe1, 0x3e, 0xf1, 0x6d, 0x33, 0x3e, 0x58, 0x7a, 0x08, 0x5a, 0x9b, 0x8d, 0xd0, 0x4d, 0xa8, 0xf2,
-	0x91, 0x47, 0x3a, 0x43, 0x7f, 0x60, 0x28, 0x4d, 0xa5, 0x55, 0xb3, 0x2a, 0xa1, 0x7e, 0xe4, 0x0f,
-	0xd0, 0xff, 0x50, 0x7a, 0x87, 0x07, 0x43, 0x62, 0xa8, 0x4d, 0xa5, 0x35, 0x6d, 0x45, 0xca, 0xd2,
-	0x27, 0x05, 0x4a, 0xfb, 0x04, 0x07, 0x04, 0x2d, 0x02, 0xf4, 0x7c, 0x82, 0x39, 0xb1, 0x3b, 0x98,
-	0x8b, 0x60, 0xcd, 0xaa, 0x49, 0x4b, 0x9b, 0xa3, 0x4d, 0x28, 0x0f, 0x70, 0x97, 0x0c, 0x02, 0x43,
-	0x6d, 0x6a, 0xad, 0xfa, 0xda, 0x5d, 0xf3, 0x17, 0x10, 0xa6, 0xb8, 0xc8, 0xdc, 0x17, 0x6e, 0xbb,
-	0x8c, 0xfb, 0x23, 0x4b, 0xc6, 0x2c, 0x3c, 0x86, 0x7a, 0xca, 0x8c, 0xe6, 0x40, 0x3b, 0x21, 0x23,
-	0x89, 0x30, 0x14, 0x27, 0xd1, 0xd5, 0x24, 0xba, 0x27, 0xea, 0x23, 0x65, 0xe9, 0x87, 0x0e, 0xb5,
-	0x67, 0x2e, 0xe3, 0x98, 0x32, 0xe2, 0xa3, 0xa7, 0x09, 0x0c, 0x45, 0xc0, 0x68, 0xe5, 0xc0, 0x48,
-	0xbc, 0xf3, 0xa0, 0x84, 0x99, 0xa8, 0x83, 0xfb, 0x49, 0x26, 0xa1, 0xa0, 0xdb, 0x30, 0xed, 0x0f,
-	0x19, 0xa7, 0x0e, 0xe9, 0x30, 0xec, 0x10, 0x43, 0x13, 0x87, 0x75, 0x69, 0x7b, 0x85, 0x1d, 0x82,
-	0xb6, 0x61, 0x36, 0x76, 0x71, 0x3d, 0x4e, 0x5d, 0x16, 0x18, 0x7a, 0x53, 0x69, 0xd5, 0xd7, 0xe6,
-	0x73, 0x30, 0xb4, 0xd9, 0xc8, 0x9a, 0x91, 0xee, 0x07, 0x91, 0x37, 0x5a, 0x06, 0x3d, 0xf0, 0x48,
-	0xcf, 0x28, 0x15, 0x46, 0x09, 0x1f, 0xd4, 0x84, 0x7a, 0xc0, 0xb0, 0x17, 0x1c, 0xbb, 0x9c, 0x13,
-	0xdf, 0x28, 0x47, 0x70, 0x52, 0xa6, 0x10, 0x71, 0xac, 0x76, 0xc2, 0x66, 0x56, 0x26, 0x5d, 0x5e,
-	0x92, 0x51, 0x86, 0xd2, 0x6a, 0x96, 0xd2, 0x45, 0x80, 0xa1, 0x67, 0xc7, 0xc7, 0xb5, 0xe8, 0x58,
-	0x5a, 0xda, 0x1c, 0xed, 0x03, 0x90, 0x53, 0x4e, 0x58, 0x20, 0x4a, 0x05, 0xd1, 0xee, 0x95, 0xc2,
-	0x76, 0xef, 0x26, 0xee, 0x51, 0xcb, 0x53, 0xf1, 0x61, 0xb2, 0x00, 0x33, 0xbb, 0xeb, 0x9e, 0x76,
-	0xa8, 0x6d, 0xd4, 0x05, 0xd8, 0x9a, 0xb4, 0xec, 0xd9, 0x57, 0x18, 0x90, 0x85, 0x23, 0x98, 0xcd,
-	0x24, 0xce, 0x09, 0x5f, 0x49, 0x87, 0xff, 0xbe, 0xf9, 0xe9, 0xb9, 0x53, 0xa0, 0xb4, 0x27, 0x66,
-	0x63, 0x33, 0x33, 0x73, 0x79, 0xa3, 0x2f, 0x3c, 0x73, 0xe7, 0x6d, 0x1d, 0xca, 0x1c, 0xfb, 0x7d,
-	0xc2, 0x65, 0xea, 0xc5, 0x9c, 0xe8, 0xe7, 0x24, 0xe8, 0xf9, 0xd4, 0xe3, 0xae, 0x6f, 0x49, 0xe7,
-	0x0c, 0x77, 0x5a, 0x31, 0x77, 0x7a, 0x86, 0xbb, 0xab, 0x7c, 0x6f, 0xdf, 0x15, 0x80, 0x31, 0x9e,
-	0x30, 0x91, 0x43, 0x6c, 0x8a, 0x3b, 0xe1, 0x1e, 0x91, 0x37, 0xd4, 0x84, 0xe5, 0xcd, 0xc8, 0x23,
-	0x68, 0x1e, 0xca, 0x36, 0xed, 0x93, 0x80, 0xcb, 0x8b, 0xa4, 0x86, 0x10, 0xe8, 0x01, 0x7d, 0x4f,
-	0x24, 0x70, 0x21, 0xa3, 0xd7, 0x50, 0xc7, 0x8c, 0xb9, 0x1c, 0xc7, 0x1f, 0x4f, 0xd8, 0x4c, 0xb3,
-	0xb0, 0x1d, 0x66, 0x7b, 0x1c, 0x10, 0xb5, 0x35, 0x7d, 0xc5, 0xc2, 0x16, 0xcc, 0x65, 0x1d, 0xfe,
-	0xa8, 0xd6, 0x33, 0x05, 0xf4, 0x9d, 0x81, 0xdb, 0x4d, 0xe0, 0x2a, 0x29, 0xb8, 0x93, 0x0c, 0xa8,
-	0xc5, 0x0c, 0x68, 0xd9, 0xaf, 0x67, 0x23, 0x19, 0x9a, 0xa8, 0xce, 0x3b, 0x39, 0x75, 0x86, 0xa9,
-	0xaf, 0x7b, 0x5d, 0x7e, 0x56, 0xa1, 0x7a, 0x28, 0x77, 0x00, 0x9a, 0x01, 0x95, 0xda, 0x22, 0x4e,
-	0xb7, 0x54, 0x6a, 0x87, 0x65, 0x9e, 0x50, 0x66, 0xcb, 0x28, 0x21, 0x87, 0x0c, 0x7a, 0xd8, 0x27,
-	0x8c, 0xcb, 0x9d, 0x27, 0x35, 0xb4, 0x9d, 0x29, 0xe0, 0x7e, 0x4e, 0x01, 0x71, 0xa2, 0xdc, 0xc1,
-	0x9f, 0xec, 0x5f, 0xa9, 0xb8, 0x7f, 0xe5, 0x6c, 0xff, 0xe6, 0xa1, 0x4c, 0x99, 0x6b, 0x93, 0x40,
-	0x2c, 0x36, 0xcd, 0x92, 0x5a, 0xc2, 0x54, 0x75, 0xcc, 0xd4, 0x55, 0xda, 0xf5, 0x51, 0x87, 0xca,
-	0x61, 0xb4, 0x85, 0xd0, 0x56, 0xe6, 0x3b, 0xbf, 0x97, 0x57, 0x71, 0xe4, 0x9b, 0x5b, 0x70, 0xf6,
-	0x0d, 0x51, 0x2f, 0xf5, 0x86, 0x68, 0x7f, 0xf5, 0x86, 0xe8, 0x97, 0x78, 0x43, 0x5e, 0x4c, 0x2c,
-	0xf0, 0x92, 0xa8, 0x69, 0xb9, 0xa0, 0xa6, 0xa2, 0xf5, 0x7d, 0x0b, 0xe2, 0x65, 0x9d, 0xbc, 0x46,
-	0x63, 0x43, 0x86, 0xea, 0x4a, 0x31, 0xd5, 0xd5, 0xeb, 0x5b, 0x56, 0xff, 0x68, 0xf7, 0xef, 0x1c,
-	0x7c, 0x39, 0x6f, 0x28, 0x67, 0xe7, 0x0d, 0xe5, 0xdb, 0x79, 0x43, 0xf9, 0x70, 0xd1, 0x98, 0x3a,
-	0xbb, 0x68, 0x4c, 0x7d, 0xbd, 0x68, 0x4c, 0xbd, 0x5d, 0xef, 0x53, 0x7e, 0x3c, 0xec, 0x9a, 0x3d,
-	0xd7, 0x59, 0x8d, 0xaf, 0x19, 0x0b, 0xe2, 0xf7, 0x2c, 0x48, 0x7e, 0xd7, 0x36, 0x62, 0xa1, 0x5b,
-	0x16, 0x27, 0x0f, 0x7e, 0x06, 0x00, 0x00, 0xff, 0xff, 0xb8, 0x57, 0x66, 0xa0, 0xd3, 0x09, 0x00,
-	0x00,
+	// 997 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0xb4, 0x57, 0xcd, 0x8e, 0x1b, 0xc5,
+	0x13, 0xdf, 0xf9, 0xf0, 0x57, 0x79, 0x37, 0xc9, 0xbf, 0xf5, 0xd7, 0x32, 0x98, 0xac, 0x65, 0x16,
+	0x04, 0x26, 0x8a, 0x1c, 0x29, 0x21, 0x08, 0xd8, 0x28, 0xc1, 0x81, 0x3d, 0x04, 0x56, 0x09, 0xcc,
+	0x92, 0x0b, 0x17, 0xab, 0xed, 0x2e, 0x39, 0xa3, 0xd8, 0xdd, 0xa3, 0xe9, 0xf6, 0x6a, 0xcd, 0x3b,
+	0x20, 0x21, 0xf1, 0x00, 0x5c, 0x39, 0xf0, 0x20, 0x1c, 0xf7, 0xc8, 0x11, 0xed, 0x9e, 0x78, 0x00,
+	0xee, 0xa8, 0x7b, 0x7a, 0xc6, 0xf6, 0x30, 0x4c, 0x02, 0x1b, 0x6e, 0x5d, 0xd5, 0xf5, 0xf1, 0xab,
+	0x8f, 0xae, 0x9a, 0x81, 0xd7, 0xe6, 0xa8, 0x28, 0xa3, 0x8a, 0xde, 0xca, 0x0e, 0x83, 0x38, 0x11,
+	0x4a, 0x90, 0xff, 0xcd, 0x29, 0xa7, 0x53, 0x4c, 0xd8, 0x20, 0xbb, 0xd8, 0xff, 0x00, 0xbc, 0x21,
+	0x5f, 0x92, 0xd7, 0xa1, 0xa9, 0x96, 0x31, 0x8e, 0x16, 0xc9, 0x2c, 0x70, 0x7a, 0x4e, 0xbf, 0x15,
+	0x36, 0x34, 0xfd, 0x34, 0x99, 0x91, 0xff, 0x43, 0xed, 0x84, 0xce, 0x16, 0x18, 0xb8, 0x3d, 0xa7,
+	0xbf, 0x1d, 0xa6, 0xc4, 0xfe, 0x8f, 0x0e, 0xd4, 0x8e, 0x90, 0x4a, 0x24, 0x7b, 0x00, 0x93, 0x04,
+	0xa9, 0x42, 0x36, 0xa2, 0xca, 0x28, 0x7b, 0x61, 0xcb, 0x72, 0x86, 0x8a, 0xdc, 0x83, 0xfa, 0x8c,
+	0x8e, 0x71, 0x26, 0x03, 0xb7, 0xe7, 0xf5, 0xdb, 0xb7, 0xdf, 0x1e, 0xfc, 0x05, 0xc4, 0xc0, 0x18,
+	0x1a, 0x1c, 0x19, 0xb1, 0x43, 0xae, 0x92, 0x65, 0x68, 0x75, 0x3a, 0x1f, 0x41, 0x7b, 0x8d, 0x4d,
+	0xae, 0x81, 0xf7, 0x1c, 0x97, 0x16, 0xa1, 0x3e, 0x6e, 0xa2, 0x6b, 0x59, 0x74, 0x1f, 0xbb, 0x1f,
+	0x3a, 0xfb, 0x7f, 0xf8, 0xd0, 0xfa, 0x54, 0x70, 0x45, 0x23, 0x8e, 0x09, 0xf9, 0x24, 0x87, 0xe1,
+	0x18, 0x18, 0xfd, 0x12, 0x18, 0xb9, 0x74, 0x19, 0x14, 0xed, 0x29, 0x9a, 0xd3, 0x69, 0xee, 0xc9,
+	0x10, 0xe4, 0x4d, 0xd8, 0x4e, 0x16, 0x5c, 0x45, 0x73, 0x1c, 0x71, 0x3a, 0xc7, 0xc0, 0x33, 0x97,
+	0x6d, 0xcb, 0x7b, 0x4c, 0xe7, 0x48, 0x1e, 0xc0, 0xd5, 0x4c, 0x44, 0xc4, 0x2a, 0x12, 0x5c, 0x06,
+	0x7e, 0xcf, 0xe9, 0xb7, 0x6f, 0xef, 0x96, 0x60, 0x18, 0xf2, 0x65, 0x78, 0xc5, 0x8a, 0x3f, 0x49,
+	0xa5, 0xc9, 0x0d, 0xf0, 0x65, 0x8c, 0x93, 0xa0, 0x56, 0xa9, 0x65, 0x64, 0x48, 0x0f, 0xda, 0x92,
+	0xd3, 0x58, 0x3e, 0x13, 0x4a, 0x61, 0x12, 0xd4, 0x53, 0x38, 0x6b, 0x2c, 0x8d, 0x38, 0x23, 0x47,
+	0x3a, 0x99, 0x8d, 0x4d, 0x91, 0x2f, 0x70, 0x59, 0x28, 0x69, 0xb3, 0x58, 0xd2, 0x3d, 0x80, 0x45,
+	0xcc, 0xb2, 0xeb, 0x56, 0x7a, 0x6d, 0x39, 0x43, 0x45, 0x8e, 0x00, 0xf0, 0x54, 0x21, 0x97, 0x26,
+	0x54, 0x30, 0xe9, 0xbe, 0x59, 0x99, 0xee, 0xc3, 0x5c, 0x3c, 0x4d, 0xf9, 0x9a, 0xbe, 0x76, 0x26,
+	0x29, 0x67, 0x63, 0x71, 0x3a, 0x8a, 0x58, 0xd0, 0x36, 0x60, 0x5b, 0x96, 0xf3, 0x88, 0x5d, 0xa2,
+	0x41, 0x3a, 0x4f, 0xe1, 0x6a, 0xc1, 0x71, 0x89, 0xfa, 0xcd, 0x75, 0xf5, 0xbf, 0x4f, 0xfe, 0x7a,
+	0xdf, 0x39, 0x50, 0x7b, 0x64, 0x7a, 0xe3, 0x5e, 0xa1, 0xe7, 0xca, 0x5a, 0xdf, 0x48, 0x96, 0xf6,
+	0xdb, 0x5d, 0xa8, 0x2b, 0x9a, 0x4c, 0x51, 0x59, 0xd7, 0x7b, 0x25, 0xda, 0x9f, 0xa1, 0x9c, 0x24,
+	0x51, 0xac, 0x44, 0x12, 0x5a, 0xe1, 0x42, 0xed, 0xbc, 0xea, 0xda, 0xf9, 0x85, 0xda, 0x5d, 0xe6,
+	0xbd, 0xfd, 0xee, 0x00, 0xac, 0xf0, 0x68, 0x47, 0x73, 0x64, 0x11, 0x1d, 0xe9, 0x39, 0x62, 0x2d,
+	0xb4, 0x0c, 0xe7, 0xeb, 0x65, 0x8c, 0x64, 0x17, 0xea, 0x2c, 0x9a, 0xa2, 0x54, 0xd6, 0x90, 0xa5,
+	0x08, 0x01, 0x5f, 0x46, 0xdf, 0xa2, 0x05, 0x6e, 0xce, 0xe4, 0x4b, 0x68, 0x53, 0xce, 0x85, 0xa2,
+	0xd9, 0xe3, 0xd1, 0xc9, 0x1c, 0x54, 0xa6, 0x63, 0x30, 0x5c, 0x29, 0xa4, 0x69, 0x5d, 0x37, 0xd1,
+	0xb9, 0x0f, 0xd7, 0x8a, 0x02, 0xff, 0x28, 0xd6, 0x33, 0x07, 0xfc, 0x87, 0x33, 0x31, 0xce, 0xe1,
+	0x3a, 0x6b, 0x70, 0x37, 0x2b, 0xe0, 0x56, 0x57, 0xc0, 0x2b, 0xbe, 0x9e, 0x83, 0xbc, 0x69, 0xd2,
+	0x38, 0xdf, 0x2a, 0x89, 0x53, 0xbb, 0x7e, 0xd5, 0xe3, 0xf2, 0x67, 0x17, 0x9a, 0xc7, 0x76, 0x06,
+	0x90, 0x2b, 0xe0, 0x46, 0xcc, 0xe8, 0xf9, 0xa1, 0x1b, 0x31, 0x1d, 0xe6, 0xf3, 0x88, 0x33, 0xab,
+	0x65, 0xce, 0xba, 0x82, 0x31, 0x4d, 0x90, 0x2b, 0x3b, 0xf3, 0x2c, 0x45, 0x1e, 0x14, 0x02, 0x78,
+	0xb7, 0x24, 0x80, 0xcc, 0x51, 0x69, 0xe3, 0x6f, 0xe6, 0xaf, 0x56, 0x9d, 0xbf, 0x7a, 0x31, 0x7f,
+	0xbb, 0x50, 0x8f, 0xb8, 0x60, 0x28, 0xcd, 0x60, 0xf3, 0x42, 0x4b, 0xe5, 0x95, 0x6a, 0xae, 0x2a,
+	0x75, 0x99, 0x74, 0xfd, 0xe0, 0x43, 0xe3, 0x38, 0x9d, 0x42, 0xe4, 0x7e, 0xe1, 0x9d, 0xbf, 0x53,
+	0x16, 0x71, 0x2a, 0x5b, 0x1a, 0x70, 0x71, 0x87, 0xb8, 0x2f, 0xb5, 0x43, 0xbc, 0x7f, 0xb5, 0x43,
+	0xfc, 0x97, 0xd8, 0x21, 0x9f, 0x6f, 0x0c, 0xf0, 0x9a, 0x89, 0xe9, 0x46, 0x45, 0x4c, 0x55, 0xe3,
+	0xfb, 0x3a, 0x64, 0xc3, 0x3a, 0xdf, 0x46, 0x2b, 0x46, 0xa1, 0xd4, 0x8d, 0xea, 0x52, 0x37, 0x5f,
+	0xdd, 0xb0, 0xfa, 0xaf, 0x66, 0xff, 0x77, 0x0e, 0x6c, 0x67, 0xbd, 0xfd, 0x58, 0x28, 0x24, 0x01,
+	0x34, 0x4e, 0x30, 0xd1, 0x5e, 0x8c, 0xe1, 0x9d, 0x30, 0x23, 0x75, 0x62, 0x74, 0xb1, 0x65, 0x4c,
+	0x27, 0x19, 0xbe, 0x15, 0x23, 0x03, 0xe3, 0xad, 0xc0, 0xdc, 0x81, 0x7a, 0x82, 0x13, 0x91, 0x30,
+	0x5b, 0xc2, 0x37, 0x2a, 0x9e, 0x55, 0x68, 0x45, 0xf7, 0x47, 0xb0, 0x93, 0x6f, 0xd9, 0x17, 0xe0,
+	0x79, 0x3f, 0xb7, 0x9f, 0x46, 0x7b, 0xbd, 0x6a, 0x63, 0xe7, 0x0e, 0x7e, 0x72, 0xa1, 0x19, 0xe2,
+	0x44, 0x9c, 0x60, 0xb2, 0xac, 0x30, 0xbe, 0xab, 0x8d, 0x53, 0x29, 0x78, 0x36, 0xed, 0x53, 0x4a,
+	0x17, 0x88, 0xca, 0x88, 0x65, 0x9f, 0x4d, 0x29, 0xa1, 0xa7, 0x4f, 0xbe, 0x9b, 0x5c, 0x6a, 0x9e,
+	0x34, 0xa3, 0xe6, 0xd3, 0x4b, 0xf7, 0xa2, 0xde, 0x15, 0x86, 0x22, 0x87, 0xd0, 0x94, 0x74, 0x76,
+	0x42, 0xa7, 0xc8, 0x82, 0xba, 0xe9, 0xd2, 0xf7, 0x4a, 0x40, 0x67, 0xf0, 0x06, 0xc7, 0x56, 0x36,
+	0x6d, 0xd2, 0x5c, 0x55, 0x4f, 0x06, 0x26, 0x38, 0x06, 0x0d, 0x63, 0xdc, 0x9c, 0x35, 0x30, 0x2e,
+	0x14, 0xca, 0xa0, 0x69, 0x98, 0x29, 0xd1, 0x39, 0x80, 0x9d, 0x0d, 0x23, 0x2f, 0x6a, 0x39, 0x6f,
+	0xbd, 0x37, 0xbe, 0x82, 0xda, 0xb1, 0xa2, 0xf3, 0xb8, 0x22, 0x4d, 0x1d, 0x68, 0x46, 0x0c, 0xb9,
+	0x8a, 0xd4, 0xd2, 0x7e, 0x6d, 0xe7, 0xb4, 0x46, 0xa9, 0x4e, 0x23, 0x66, 0x32, 0xe5, 0x87, 0xe6,
+	0xfc, 0xf0, 0xc9, 0x2f, 0xe7, 0x5d, 0xe7, 0xec, 0xbc, 0xeb, 0xfc, 0x76, 0xde, 0x75, 0xbe, 0xbf,
+	0xe8, 0x6e, 0x9d, 0x5d, 0x74, 0xb7, 0x7e, 0xbd, 0xe8, 0x6e, 0x7d, 0x73, 0x77, 0x1a, 0xa9, 0x67,
+	0x8b, 0xf1, 0x60, 0x22, 0xe6, 0xb7, 0xb2, 0x94, 0xac, 0x0e, 0xe6, 0x6f, 0x40, 0xe6, 0x7f, 0x07,
+	0x07, 0xd9, 0x61, 0x5c, 0x37, 0x37, 0x77, 0xfe, 0x0c, 0x00, 0x00, 0xff, 0xff, 0xec, 0x5f, 0xc9,
+	0x22, 0x42, 0x0c, 0x00, 0x00,
 }
 
 func (m *Any) Marshal() (dAtA []byte, err error) {
@@ -1338,6 +1640,231 @@ func (m *Sandbox) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
+func (m *SnapshotNote) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *SnapshotNote) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *SnapshotNote) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Record != nil {
+		{
+			size, err := m.Record.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintMetadata(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Key) > 0 {
+		i -= len(m.Key)
+		copy(dAtA[i:], m.Key)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Key)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Namespace) > 0 {
+		i -= len(m.Namespace)
+		copy(dAtA[i:], m.Namespace)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Namespace)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *ContainerNote) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *ContainerNote) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *ContainerNote) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Record != nil {
+		{
+			size, err := m.Record.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintMetadata(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Recovery) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Recovery) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Recovery) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Notes) > 0 {
+		for iNdEx := len(m.Notes) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Notes[iNdEx])
+			copy(dAtA[i:], m.Notes[iNdEx])
+			i = encodeVarintMetadata(dAtA, i, uint64(len(m.Notes[iNdEx])))
+			i--
+			dAtA[i] = 0x42
+		}
+	}
+	if len(m.Done) > 0 {
+		for iNdEx := len(m.Done) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Done[iNdEx])
+			copy(dAtA[i:], m.Done[iNdEx])
+			i = encodeVarintMetadata(dAtA, i, uint64(len(m.Done[iNdEx])))
+			i--
+			dAtA[i] = 0x3a
+		}
+	}
+	if len(m.Salvaged) > 0 {
+		for k := range m.Salvaged {
+			v := m.Salvaged[k]
+			baseI := i
+			i = encodeVarintMetadata(dAtA, i, uint64(v))
+			i--
+			dAtA[i] = 0x10
+			i -= len(k)
+			copy(dAtA[i:], k)
+			i = encodeVarintMetadata(dAtA, i, uint64(len(k)))
+			i--
+			dAtA[i] = 0xa
+			i = encodeVarintMetadata(dAtA, i, uint64(baseI-i))
+			i--
+			dAtA[i] = 0x32
+		}
+	}
+	if len(m.Damage) > 0 {
+		for iNdEx := len(m.Damage) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Damage[iNdEx])
+			copy(dAtA[i:], m.Damage[iNdEx])
+			i = encodeVarintMetadata(dAtA, i, uint64(len(m.Damage[iNdEx])))
+			i--
+			dAtA[i] = 0x2a
+		}
+	}
+	if m.At != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.At))
+		i--
+		dAtA[i] = 0x20
+	}
+	if len(m.Aside) > 0 {
+		i -= len(m.Aside)
+		copy(dAtA[i:], m.Aside)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Aside)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Reason) > 0 {
+		i -= len(m.Reason)
+		copy(dAtA[i:], m.Reason)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Reason)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Stamp) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Stamp) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Stamp) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.Txid != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Txid))
+		i--
+		dAtA[i] = 0x18
+	}
+	if len(m.Identity) > 0 {
+		i -= len(m.Identity)
+		copy(dAtA[i:], m.Identity)
+		i = encodeVarintMetadata(dAtA, i, uint64(len(m.Identity)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Version != 0 {
+		i = encodeVarintMetadata(dAtA, i, uint64(m.Version))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
 func encodeVarintMetadata(dAtA []byte, offset int, v uint64) int {
 	offset -= sovMetadata(v)
 	base := offset
@@ -1619,6 +2146,114 @@ func (m *Sandbox) Size() (n int) {
 	}
 	if m.UpdatedAt != 0 {
 		n += 1 + sovMetadata(uint64(m.UpdatedAt))
+	}
+	return n
+}
+
+func (m *SnapshotNote) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	l = len(m.Namespace)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	l = len(m.Key)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	if m.Record != nil {
+		l = m.Record.Size()
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	return n
+}
+
+func (m *ContainerNote) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	if m.Record != nil {
+		l = m.Record.Size()
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	return n
+}
+
+func (m *Recovery) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	l = len(m.Reason)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	l = len(m.Aside)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	if m.At != 0 {
+		n += 1 + sovMetadata(uint64(m.At))
+	}
+	if len(m.Damage) > 0 {
+		for _, s := range m.Damage {
+			l = len(s)
+			n += 1 + l + sovMetadata(uint64(l))
+		}
+	}
+	if len(m.Salvaged) > 0 {
+		for k, v := range m.Salvaged {
+			_ = k
+			_ = v
+			mapEntrySize := 1 + len(k) + sovMetadata(uint64(len(k))) + 1 + sovMetadata(uint64(v))
+			n += mapEntrySize + 1 + sovMetadata(uint64(mapEntrySize))
+		}
+	}
+	if len(m.Done) > 0 {
+		for _, s := range m.Done {
+			l = len(s)
+			n += 1 + l + sovMetadata(uint64(l))
+		}
+	}
+	if len(m.Notes) > 0 {
+		for _, s := range m.Notes {
+			l = len(s)
+			n += 1 + l + sovMetadata(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *Stamp) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Version != 0 {
+		n += 1 + sovMetadata(uint64(m.Version))
+	}
+	l = len(m.Identity)
+	if l > 0 {
+		n += 1 + l + sovMetadata(uint64(l))
+	}
+	if m.Txid != 0 {
+		n += 1 + sovMetadata(uint64(m.Txid))
 	}
 	return n
 }
@@ -4053,6 +4688,763 @@ func (m *Sandbox) Unmarshal(dAtA []byte) error {
 				b := dAtA[iNdEx]
 				iNdEx++
 				m.UpdatedAt |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *SnapshotNote) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: SnapshotNote: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: SnapshotNote: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Namespace", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Namespace = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Key", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Key = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Record", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Record == nil {
+				m.Record = &Snapshot{}
+			}
+			if err := m.Record.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *ContainerNote) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: ContainerNote: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: ContainerNote: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Record", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Record == nil {
+				m.Record = &Container{}
+			}
+			if err := m.Record.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Recovery) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Recovery: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Recovery: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Reason", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Reason = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Aside", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Aside = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field At", wireType)
+			}
+			m.At = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.At |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 5:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Damage", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Damage = append(m.Damage, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Salvaged", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Salvaged == nil {
+				m.Salvaged = make(map[string]int64)
+			}
+			var mapkey string
+			var mapvalue int64
+			for iNdEx < postIndex {
+				entryPreIndex := iNdEx
+				var wire uint64
+				for shift := uint(0); ; shift += 7 {
+					if shift >= 64 {
+						return ErrIntOverflowMetadata
+					}
+					if iNdEx >= l {
+						return io.ErrUnexpectedEOF
+					}
+					b := dAtA[iNdEx]
+					iNdEx++
+					wire |= uint64(b&0x7F) << shift
+					if b < 0x80 {
+						break
+					}
+				}
+				fieldNum := int32(wire >> 3)
+				if fieldNum == 1 {
+					var stringLenmapkey uint64
+					for shift := uint(0); ; shift += 7 {
+						if shift >= 64 {
+							return ErrIntOverflowMetadata
+						}
+						if iNdEx >= l {
+							return io.ErrUnexpectedEOF
+						}
+						b := dAtA[iNdEx]
+						iNdEx++
+						stringLenmapkey |= uint64(b&0x7F) << shift
+						if b < 0x80 {
+							break
+						}
+					}
+					intStringLenmapkey := int(stringLenmapkey)
+					if intStringLenmapkey < 0 {
+						return ErrInvalidLengthMetadata
+					}
+					postStringIndexmapkey := iNdEx + intStringLenmapkey
+					if postStringIndexmapkey < 0 {
+						return ErrInvalidLengthMetadata
+					}
+					if postStringIndexmapkey > l {
+						return io.ErrUnexpectedEOF
+					}
+					mapkey = string(dAtA[iNdEx:postStringIndexmapkey])
+					iNdEx = postStringIndexmapkey
+				} else if fieldNum == 2 {
+					for shift := uint(0); ; shift += 7 {
+						if shift >= 64 {
+							return ErrIntOverflowMetadata
+						}
+						if iNdEx >= l {
+							return io.ErrUnexpectedEOF
+						}
+						b := dAtA[iNdEx]
+						iNdEx++
+						mapvalue |= int64(b&0x7F) << shift
+						if b < 0x80 {
+							break
+						}
+					}
+				} else {
+					iNdEx = entryPreIndex
+					skippy, err := skipMetadata(dAtA[iNdEx:])
+					if err != nil {
+						return err
+					}
+					if (skippy < 0) || (iNdEx+skippy) < 0 {
+						return ErrInvalidLengthMetadata
+					}
+					if (iNdEx + skippy) > postIndex {
+						return io.ErrUnexpectedEOF
+					}
+					iNdEx += skippy
+				}
+			}
+			m.Salvaged[mapkey] = mapvalue
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Done", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Done = append(m.Done, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		case 8:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Notes", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Notes = append(m.Notes, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipMetadata(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Stamp) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowMetadata
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Stamp: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Stamp: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Version", wireType)
+			}
+			m.Version = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Version |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Identity", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthMetadata
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Identity = append(m.Identity[:0], dAtA[iNdEx:postIndex]...)
+			if m.Identity == nil {
+				m.Identity = []byte{}
+			}
+			iNdEx = postIndex
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Txid", wireType)
+			}
+			m.Txid = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowMetadata
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Txid |= uint64(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}

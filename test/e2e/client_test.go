@@ -100,7 +100,10 @@ func (c *client) sh(id, script string) (*specs.Spec, error) {
 }
 
 func (c *client) prepare(id string) error {
-	_, err := c.snapshots.Prepare(c.ctx, &snapshots.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: id, Parent: c.parent})
+	_, err := c.snapshots.Prepare(c.ctx, &snapshots.PrepareSnapshotRequest{
+		Snapshotter: snapshotter, Key: id, Parent: c.parent,
+		Labels: map[string]string{"containerd.io/gc.root": "test"}, // the container, which keeps it, comes after and goes before
+	})
 	return err
 }
 

@@ -39,9 +39,9 @@ mount -t tmpfs tmpfs /tmp
 cd /tmp
 /vmtest/tests/guest.test -test.run '^TestFirstBoot$' -test.timeout 200s || exit
 export MANAGERD_BIN_DIR=/vmtest/work/this/bin
-for t in cgroups engine service; do
-	began=$SECONDS
-	/vmtest/tests/$t.test -test.short -test.run '^Test' -test.timeout 100s >/out/$t.txt 2>&1 || { s=$?; cat /out/$t.txt; exit $s; }
+for test in cgroups:100 engine:300 service:150; do
+	began=$SECONDS t=${test%:*}
+	/vmtest/tests/$t.test -test.short -test.run '^Test' -test.timeout ${test#*:}s >/out/$t.txt 2>&1 || { s=$?; cat /out/$t.txt; exit $s; }
 	echo "$t: $((SECONDS - began)) s"
 done
 GUEST
@@ -51,6 +51,6 @@ cd /tmp
 /vmtest/tests/guest.test -test.run '^TestSecondBoot$' -test.timeout 100s
 GUEST
 for boot in 1 2; do
-	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 400 : 140)) "bash /vmtest/boot$boot"
+	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 700 : 140)) "bash /vmtest/boot$boot"
 done
 status=0

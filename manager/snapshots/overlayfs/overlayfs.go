@@ -184,5 +184,11 @@ func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
 	return b.dirs.Sweep(ctx, keep)
 }
 
+// Note keeps a note beside the directory, see snapshots.Noter.
+func (b *Backend) Note(id uint64, note []byte) error { return b.dirs.Note(id, note) }
+
+// Notes gives the directories that there are, and what was noted of them.
+func (b *Backend) Notes(fn func(id uint64, note []byte) error) error { return b.dirs.Notes(fn) }
+
 // Close has nothing to do.
 func (b *Backend) Close() error { return nil }

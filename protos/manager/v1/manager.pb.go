@@ -13,6 +13,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	anypb "google.golang.org/protobuf/types/known/anypb"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -188,11 +189,303 @@ func (x *ReplayResponse) GetLostAfter() uint64 {
 	return 0
 }
 
+type CheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fix           bool                   `protobuf:"varint,1,opt,name=fix,proto3" json:"fix,omitempty"`
+	Objects       []string               `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"` // KIND:OBJECT, as found before; none: all
+	Older         *durationpb.Duration   `protobuf:"bytes,3,opt,name=older,proto3" json:"older,omitempty"`     // what clients may be just making counts when it is older than this
+	Fifos         string                 `protobuf:"bytes,4,opt,name=fifos,proto3" json:"fifos,omitempty"`     // directory in which mctl makes its FIFOs; empty: do not look
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_manager_v1_manager_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_manager_v1_manager_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CheckRequest) GetFix() bool {
+	if x != nil {
+		return x.Fix
+	}
+	return false
+}
+
+func (x *CheckRequest) GetObjects() []string {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+func (x *CheckRequest) GetOlder() *durationpb.Duration {
+	if x != nil {
+		return x.Older
+	}
+	return nil
+}
+
+func (x *CheckRequest) GetFifos() string {
+	if x != nil {
+		return x.Fifos
+	}
+	return ""
+}
+
+type CheckResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Orphans       []*Orphan              `protobuf:"bytes,1,rep,name=orphans,proto3" json:"orphans,omitempty"`
+	Incomplete    []string               `protobuf:"bytes,2,rep,name=incomplete,proto3" json:"incomplete,omitempty"` // why not all could be looked at; none: all was
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckResponse) Reset() {
+	*x = CheckResponse{}
+	mi := &file_manager_v1_manager_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckResponse) ProtoMessage() {}
+
+func (x *CheckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_manager_v1_manager_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
+func (*CheckResponse) Descriptor() ([]byte, []int) {
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CheckResponse) GetOrphans() []*Orphan {
+	if x != nil {
+		return x.Orphans
+	}
+	return nil
+}
+
+func (x *CheckResponse) GetIncomplete() []string {
+	if x != nil {
+		return x.Incomplete
+	}
+	return nil
+}
+
+type Orphan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // shim, mount, cgroup, bundle, socket, fifo, snapshot, lease, content, ...
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
+	Owner         string                 `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"` // whose it was: NAMESPACE/ID or NAMESPACE; empty: nobody knows
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	Command       string                 `protobuf:"bytes,5,opt,name=command,proto3" json:"command,omitempty"` // what fixes it
+	Fixed         bool                   `protobuf:"varint,6,opt,name=fixed,proto3" json:"fixed,omitempty"`
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"` // why it could not be fixed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Orphan) Reset() {
+	*x = Orphan{}
+	mi := &file_manager_v1_manager_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Orphan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Orphan) ProtoMessage() {}
+
+func (x *Orphan) ProtoReflect() protoreflect.Message {
+	mi := &file_manager_v1_manager_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
+func (*Orphan) Descriptor() ([]byte, []int) {
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Orphan) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Orphan) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Orphan) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Orphan) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Orphan) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *Orphan) GetFixed() bool {
+	if x != nil {
+		return x.Fixed
+	}
+	return false
+}
+
+func (x *Orphan) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type UnresponsiveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnresponsiveRequest) Reset() {
+	*x = UnresponsiveRequest{}
+	mi := &file_manager_v1_manager_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnresponsiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnresponsiveRequest) ProtoMessage() {}
+
+func (x *UnresponsiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_manager_v1_manager_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnresponsiveRequest.ProtoReflect.Descriptor instead.
+func (*UnresponsiveRequest) Descriptor() ([]byte, []int) {
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{5}
+}
+
+type UnresponsiveResponse struct {
+	state         protoimpl.MessageState            `protogen:"open.v1"`
+	Since         map[string]*timestamppb.Timestamp `protobuf:"bytes,1,rep,name=since,proto3" json:"since,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by the id of the task: when the first request that waits was sent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnresponsiveResponse) Reset() {
+	*x = UnresponsiveResponse{}
+	mi := &file_manager_v1_manager_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnresponsiveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnresponsiveResponse) ProtoMessage() {}
+
+func (x *UnresponsiveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_manager_v1_manager_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnresponsiveResponse.ProtoReflect.Descriptor instead.
+func (*UnresponsiveResponse) Descriptor() ([]byte, []int) {
+	return file_manager_v1_manager_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *UnresponsiveResponse) GetSince() map[string]*timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 var File_manager_v1_manager_proto protoreflect.FileDescriptor
 
 const file_manager_v1_manager_proto_rawDesc = "" +
 	"\n" +
-	"\x18manager/v1/manager.proto\x12\vmanagerd.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x01\n" +
+	"\x18manager/v1/manager.proto\x12\vmanagerd.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x01\n" +
 	"\rReplayRequest\x12\x1b\n" +
 	"\tsince_seq\x18\x01 \x01(\x04R\bsinceSeq\x129\n" +
 	"\n" +
@@ -207,9 +500,38 @@ const file_manager_v1_manager_proto_rawDesc = "" +
 	"\x05event\x18\x05 \x01(\v2\x14.google.protobuf.AnyR\x05event\x12\x12\n" +
 	"\x04lost\x18\x06 \x01(\bR\x04lost\x12\x1d\n" +
 	"\n" +
-	"lost_after\x18\a \x01(\x04R\tlostAfter2M\n" +
+	"lost_after\x18\a \x01(\x04R\tlostAfter\"\x81\x01\n" +
+	"\fCheckRequest\x12\x10\n" +
+	"\x03fix\x18\x01 \x01(\bR\x03fix\x12\x18\n" +
+	"\aobjects\x18\x02 \x03(\tR\aobjects\x12/\n" +
+	"\x05older\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05older\x12\x14\n" +
+	"\x05fifos\x18\x04 \x01(\tR\x05fifos\"^\n" +
+	"\rCheckResponse\x12-\n" +
+	"\aorphans\x18\x01 \x03(\v2\x13.managerd.v1.OrphanR\aorphans\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x02 \x03(\tR\n" +
+	"incomplete\"\xaa\x01\n" +
+	"\x06Orphan\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x18\n" +
+	"\acommand\x18\x05 \x01(\tR\acommand\x12\x14\n" +
+	"\x05fixed\x18\x06 \x01(\bR\x05fixed\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\x15\n" +
+	"\x13UnresponsiveRequest\"\xb0\x01\n" +
+	"\x14UnresponsiveResponse\x12B\n" +
+	"\x05since\x18\x01 \x03(\v2,.managerd.v1.UnresponsiveResponse.SinceEntryR\x05since\x1aT\n" +
+	"\n" +
+	"SinceEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05value:\x028\x012M\n" +
 	"\x06Events\x12C\n" +
-	"\x06Replay\x12\x1a.managerd.v1.ReplayRequest\x1a\x1b.managerd.v1.ReplayResponse0\x01B8Z6github.com/managerd/managerd/protos/manager/v1;managerb\x06proto3"
+	"\x06Replay\x12\x1a.managerd.v1.ReplayRequest\x1a\x1b.managerd.v1.ReplayResponse0\x012F\n" +
+	"\x04Fsck\x12>\n" +
+	"\x05Check\x12\x19.managerd.v1.CheckRequest\x1a\x1a.managerd.v1.CheckResponse2\\\n" +
+	"\x05Shims\x12S\n" +
+	"\fUnresponsive\x12 .managerd.v1.UnresponsiveRequest\x1a!.managerd.v1.UnresponsiveResponseB8Z6github.com/managerd/managerd/protos/manager/v1;managerb\x06proto3"
 
 var (
 	file_manager_v1_manager_proto_rawDescOnce sync.Once
@@ -223,24 +545,39 @@ func file_manager_v1_manager_proto_rawDescGZIP() []byte {
 	return file_manager_v1_manager_proto_rawDescData
 }
 
-var file_manager_v1_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_manager_v1_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_manager_v1_manager_proto_goTypes = []any{
 	(*ReplayRequest)(nil),         // 0: managerd.v1.ReplayRequest
 	(*ReplayResponse)(nil),        // 1: managerd.v1.ReplayResponse
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 3: google.protobuf.Any
+	(*CheckRequest)(nil),          // 2: managerd.v1.CheckRequest
+	(*CheckResponse)(nil),         // 3: managerd.v1.CheckResponse
+	(*Orphan)(nil),                // 4: managerd.v1.Orphan
+	(*UnresponsiveRequest)(nil),   // 5: managerd.v1.UnresponsiveRequest
+	(*UnresponsiveResponse)(nil),  // 6: managerd.v1.UnresponsiveResponse
+	nil,                           // 7: managerd.v1.UnresponsiveResponse.SinceEntry
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 9: google.protobuf.Any
+	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
 }
 var file_manager_v1_manager_proto_depIdxs = []int32{
-	2, // 0: managerd.v1.ReplayRequest.since_time:type_name -> google.protobuf.Timestamp
-	2, // 1: managerd.v1.ReplayResponse.timestamp:type_name -> google.protobuf.Timestamp
-	3, // 2: managerd.v1.ReplayResponse.event:type_name -> google.protobuf.Any
-	0, // 3: managerd.v1.Events.Replay:input_type -> managerd.v1.ReplayRequest
-	1, // 4: managerd.v1.Events.Replay:output_type -> managerd.v1.ReplayResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	8,  // 0: managerd.v1.ReplayRequest.since_time:type_name -> google.protobuf.Timestamp
+	8,  // 1: managerd.v1.ReplayResponse.timestamp:type_name -> google.protobuf.Timestamp
+	9,  // 2: managerd.v1.ReplayResponse.event:type_name -> google.protobuf.Any
+	10, // 3: managerd.v1.CheckRequest.older:type_name -> google.protobuf.Duration
+	4,  // 4: managerd.v1.CheckResponse.orphans:type_name -> managerd.v1.Orphan
+	7,  // 5: managerd.v1.UnresponsiveResponse.since:type_name -> managerd.v1.UnresponsiveResponse.SinceEntry
+	8,  // 6: managerd.v1.UnresponsiveResponse.SinceEntry.value:type_name -> google.protobuf.Timestamp
+	0,  // 7: managerd.v1.Events.Replay:input_type -> managerd.v1.ReplayRequest
+	2,  // 8: managerd.v1.Fsck.Check:input_type -> managerd.v1.CheckRequest
+	5,  // 9: managerd.v1.Shims.Unresponsive:input_type -> managerd.v1.UnresponsiveRequest
+	1,  // 10: managerd.v1.Events.Replay:output_type -> managerd.v1.ReplayResponse
+	3,  // 11: managerd.v1.Fsck.Check:output_type -> managerd.v1.CheckResponse
+	6,  // 12: managerd.v1.Shims.Unresponsive:output_type -> managerd.v1.UnresponsiveResponse
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_manager_v1_manager_proto_init() }
@@ -254,9 +591,9 @@ func file_manager_v1_manager_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_manager_v1_manager_proto_rawDesc), len(file_manager_v1_manager_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   8,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   3,
 		},
 		GoTypes:           file_manager_v1_manager_proto_goTypes,
 		DependencyIndexes: file_manager_v1_manager_proto_depIdxs,

@@ -131,3 +131,211 @@ var Events_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "manager/v1/manager.proto",
 }
+
+const (
+	Fsck_Check_FullMethodName = "/managerd.v1.Fsck/Check"
+)
+
+// FsckClient is the client API for Fsck service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+type FsckClient interface {
+	// Check finds what nobody owns any more, in all namespaces, and with fix removes it, or what is named in objects of it.
+	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error)
+}
+
+type fsckClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewFsckClient(cc grpc.ClientConnInterface) FsckClient {
+	return &fsckClient{cc}
+}
+
+func (c *fsckClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckResponse)
+	err := c.cc.Invoke(ctx, Fsck_Check_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// FsckServer is the server API for Fsck service.
+// All implementations must embed UnimplementedFsckServer
+// for forward compatibility.
+type FsckServer interface {
+	// Check finds what nobody owns any more, in all namespaces, and with fix removes it, or what is named in objects of it.
+	Check(context.Context, *CheckRequest) (*CheckResponse, error)
+	mustEmbedUnimplementedFsckServer()
+}
+
+// UnimplementedFsckServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedFsckServer struct{}
+
+func (UnimplementedFsckServer) Check(context.Context, *CheckRequest) (*CheckResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedFsckServer) mustEmbedUnimplementedFsckServer() {}
+func (UnimplementedFsckServer) testEmbeddedByValue()              {}
+
+// UnsafeFsckServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to FsckServer will
+// result in compilation errors.
+type UnsafeFsckServer interface {
+	mustEmbedUnimplementedFsckServer()
+}
+
+func RegisterFsckServer(s grpc.ServiceRegistrar, srv FsckServer) {
+	// If the following call panics, it indicates UnimplementedFsckServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Fsck_ServiceDesc, srv)
+}
+
+func _Fsck_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FsckServer).Check(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Fsck_Check_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FsckServer).Check(ctx, req.(*CheckRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Fsck_ServiceDesc is the grpc.ServiceDesc for Fsck service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Fsck_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "managerd.v1.Fsck",
+	HandlerType: (*FsckServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Check",
+			Handler:    _Fsck_Check_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "manager/v1/manager.proto",
+}
+
+const (
+	Shims_Unresponsive_FullMethodName = "/managerd.v1.Shims/Unresponsive"
+)
+
+// ShimsClient is the client API for Shims service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+type ShimsClient interface {
+	// Unresponsive says at once which shims of the namespace have not answered in time, and since when.
+	Unresponsive(ctx context.Context, in *UnresponsiveRequest, opts ...grpc.CallOption) (*UnresponsiveResponse, error)
+}
+
+type shimsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewShimsClient(cc grpc.ClientConnInterface) ShimsClient {
+	return &shimsClient{cc}
+}
+
+func (c *shimsClient) Unresponsive(ctx context.Context, in *UnresponsiveRequest, opts ...grpc.CallOption) (*UnresponsiveResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnresponsiveResponse)
+	err := c.cc.Invoke(ctx, Shims_Unresponsive_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ShimsServer is the server API for Shims service.
+// All implementations must embed UnimplementedShimsServer
+// for forward compatibility.
+type ShimsServer interface {
+	// Unresponsive says at once which shims of the namespace have not answered in time, and since when.
+	Unresponsive(context.Context, *UnresponsiveRequest) (*UnresponsiveResponse, error)
+	mustEmbedUnimplementedShimsServer()
+}
+
+// UnimplementedShimsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedShimsServer struct{}
+
+func (UnimplementedShimsServer) Unresponsive(context.Context, *UnresponsiveRequest) (*UnresponsiveResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Unresponsive not implemented")
+}
+func (UnimplementedShimsServer) mustEmbedUnimplementedShimsServer() {}
+func (UnimplementedShimsServer) testEmbeddedByValue()               {}
+
+// UnsafeShimsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ShimsServer will
+// result in compilation errors.
+type UnsafeShimsServer interface {
+	mustEmbedUnimplementedShimsServer()
+}
+
+func RegisterShimsServer(s grpc.ServiceRegistrar, srv ShimsServer) {
+	// If the following call panics, it indicates UnimplementedShimsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Shims_ServiceDesc, srv)
+}
+
+func _Shims_Unresponsive_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnresponsiveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ShimsServer).Unresponsive(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Shims_Unresponsive_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ShimsServer).Unresponsive(ctx, req.(*UnresponsiveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Shims_ServiceDesc is the grpc.ServiceDesc for Shims service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Shims_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "managerd.v1.Shims",
+	HandlerType: (*ShimsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Unresponsive",
+			Handler:    _Shims_Unresponsive_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "manager/v1/manager.proto",
+}

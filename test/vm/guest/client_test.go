@@ -125,7 +125,9 @@ func (c *client) make(id, script string, systemd bool, opts ...spec.Option) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	call(c, c.snapshots.Prepare, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: id, Parent: c.image()})
+	call(c, c.snapshots.Prepare, &snapshotsapi.PrepareSnapshotRequest{
+		Snapshotter: snapshotter, Key: id, Parent: c.image(), Labels: map[string]string{"containerd.io/gc.root": "test"},
+	})
 	call(c, c.containers.Create, &containersapi.CreateContainerRequest{Container: &containersapi.Container{
 		ID: id, Snapshotter: snapshotter, SnapshotKey: id, Spec: encode(c.t, "Spec", s), Runtime: runtime,
 	}})

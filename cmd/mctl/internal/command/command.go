@@ -135,10 +135,16 @@ func (c *cli) within(cmd *cobra.Command, f func(ctx context.Context) error) erro
 		return err
 	case errors.As(context.Cause(ctx), &sig):
 		return exitStatus(128 + int(sig.signal)) // as a shell says it of a command that a signal ended
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case late(ctx):
 		return fmt.Errorf("not done within --timeout %v: %w", c.timeout, err)
 	}
 	return err
+}
+
+// late tells whether the deadline of ctx has passed, or is about to: the daemon knows it too, and may be the first to say so.
+func late(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return ok && time.Until(end) < 50*time.Millisecond
 }
 
 // connect calls f with a connection to the daemon, within a context that carries the namespace.

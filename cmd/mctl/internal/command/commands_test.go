@@ -251,3 +251,42 @@ func TestEvents(t *testing.T) {
 		}
 	}
 }
+
+// TestPrune: layers whose content is let go of run on; images that nobody uses go with all that they held.
+func TestPrune(t *testing.T) {
+	w := newWorld(t)
+	w.ok("run", "-d", "busybox", "one", "sleep", "1000")
+	w.ok("images", "tag", busybox, "local/unused:1")
+	if _, errs, status := w.mctl("images", "prune"); status == 0 || !strings.Contains(errs, "--all") {
+		t.Errorf("%d: %s", status, errs)
+	}
+	blobs := func() int { return len(strings.Fields(w.ok("content", "ls", "-q"))) }
+	before := blobs()
+	layers := strings.Fields(w.ok("content", "prune", "references", "--dry"))
+	if len(layers) == 0 || blobs() != before {
+		t.Errorf("dry: %q, %d blobs of %d", layers, blobs(), before)
+	}
+	if got := strings.Fields(w.ok("content", "prune", "references")); strings.Join(got, " ") != strings.Join(layers, " ") {
+		t.Errorf("%q, not %q", got, layers)
+	}
+	if got := blobs(); got != before-len(layers) {
+		t.Errorf("%d blobs of %d, %d were layers", got, before, len(layers))
+	}
+	if out := w.ok("tasks", "exec", "--exec-id", "e", "one", "echo", "here"); out != "here\n" {
+		t.Errorf("%q", out)
+	}
+	w.ok("run", "--rm", "busybox", "two", "true") // from the snapshot
+	if out := w.ok("images", "prune", "--all", "--dry"); out != "local/unused:1\n" {
+		t.Errorf("%q", out)
+	}
+	w.ok("images", "prune", "--all")
+	if out := w.ok("images", "ls", "-q"); out != busybox+"\n" {
+		t.Errorf("%q", out)
+	}
+	w.ok("tasks", "rm", "-f", "one")
+	w.ok("containers", "rm", "one")
+	w.ok("images", "prune", "--all")
+	if out := w.ok("content", "ls", "-q") + w.ok("snapshots", "ls")[len("KEY"):]; strings.Contains(out, "sha256:") {
+		t.Errorf("left: %s", out)
+	}
+}

@@ -182,10 +182,25 @@ func removeContainer(ctx context.Context, cl *client.Client, id string, keep boo
 	}
 	k := r.Container
 	snapshot := k.SnapshotKey
-	if keep {
+	if keep && snapshot != "" {
+		if err := keepSnapshot(ctx, cl, k.Snapshotter, snapshot); err != nil {
+			return err
+		}
 		snapshot = ""
 	}
 	return launch.Remove(ctx, cl, id, k.Snapshotter, snapshot)
+}
+
+// keepSnapshot has the collector leave a snapshot alone when the container that it was made for is gone.
+func keepSnapshot(ctx context.Context, cl *client.Client, snapshotter, key string) error {
+	_, err := cl.Snapshots.Update(ctx, &snapshotsapi.UpdateSnapshotRequest{
+		Snapshotter: snapshotter, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels.containerd.io/gc.root"}},
+		Info: &snapshotsapi.Info{Name: key, Labels: map[string]string{"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339)}},
+	})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 func (c *cli) containersLabel() *cobra.Command {

@@ -25,7 +25,7 @@ func (c *cli) contentCommand() *cobra.Command {
 	active := c.contentIngests("active") // ctr's name for it
 	active.Hidden = true
 	return group("content", "Look into the store of blobs", nil,
-		c.contentLs(), c.contentGet(), active, group("ingest", "Look at writes under way", nil, ingests))
+		c.contentLs(), c.contentGet(), c.contentPrune(), active, group("ingest", "Look at writes under way", nil, ingests))
 }
 
 // ofBlob says what to do about an error about a blob.

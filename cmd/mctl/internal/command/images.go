@@ -18,7 +18,7 @@ import (
 
 func (c *cli) imagesCommand() *cobra.Command {
 	return group("images", "Manage images", []string{"image", "i"},
-		c.imagesImport(), c.imagesExport(), c.imagesLs(), c.imagesRm(), c.imagesTag(), c.imagesLabel(), c.imagesCheck(), c.imagesUsage())
+		c.imagesImport(), c.imagesExport(), c.imagesLs(), c.imagesRm(), c.imagesTag(), c.imagesLabel(), c.imagesCheck(), c.imagesUsage(), c.imagesPrune())
 }
 
 // ofImage says what to do about an error about an image.

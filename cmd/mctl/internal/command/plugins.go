@@ -16,7 +16,8 @@ type pluginRow struct {
 	Type         string            `json:"type"`
 	ID           string            `json:"id"`
 	Platforms    []string          `json:"platforms,omitempty"`
-	Status       string            `json:"status"` // ok, skip or error
+	Status       string            `json:"status"` // ok, warning, skip or error
+	Warning      string            `json:"warning,omitempty"`
 	Error        string            `json:"error,omitempty"`
 	Requires     []string          `json:"requires,omitempty"`
 	Exports      map[string]string `json:"exports,omitempty"`
@@ -62,6 +63,9 @@ func (c *cli) pluginsLs() *cobra.Command {
 						}
 						row.Platforms = append(row.Platforms, name)
 					}
+					if w := p.Exports["warning"]; w != "" {
+						row.Status, row.Warning = "warning", w
+					}
 					if p.InitErr != nil {
 						row.Status, row.Error = "error", p.InitErr.Message
 						if strings.HasSuffix(p.InitErr.Message, "skip plugin") { // the machine cannot; nothing is wrong
@@ -97,6 +101,7 @@ func (c *cli) printPlugins(rows []pluginRow) error {
 		line("Type:", r.Type)
 		line("ID:", r.ID)
 		line("Status:", r.Status)
+		line("Warning:", r.Warning)
 		line("Error:", r.Error)
 		line("Requires:", strings.Join(r.Requires, ", "))
 		line("Platforms:", strings.Join(r.Platforms, ", "))

@@ -21,12 +21,12 @@ const examples = `  mctl images import busybox.tar                     images co
 
 const statuses = `
 Exit status:
-  run, exec, attach, start and wait exit with the status of the process. Else 0 is success, 1 an error of mctl or of the daemon,
+  run, exec, attach, start and wait exit with the status of the process; fsck with 1 when it has found something. Else 0 is success, 1 an error of mctl or of the daemon,
   2 a command line that makes no sense, and 128+N the end by signal N.
 
 Environment:
   MANAGERD_ADDRESS, MANAGERD_NAMESPACE (or CONTAINERD_ADDRESS, CONTAINERD_NAMESPACE) stand for --address and --namespace,
-  CONTAINERD_SNAPSHOTTER for --snapshotter, MANAGERD_STATE for the --state of shim.
+  CONTAINERD_SNAPSHOTTER for --snapshotter, MANAGERD_STATE for the --state of shim and fsck.
 `
 
 func (c *cli) root() *cobra.Command {
@@ -38,7 +38,7 @@ func (c *cli) root() *cobra.Command {
 	}{
 		{"run", "Run containers:", []*cobra.Command{c.runCommand(), c.containersCommand(), c.tasksCommand(), c.sandboxesCommand()}},
 		{"store", "Images and storage:", []*cobra.Command{c.imagesCommand(), c.snapshotsCommand(), c.contentCommand(), c.leasesCommand()}},
-		{"daemon", "The daemon:", []*cobra.Command{c.namespacesCommand(), c.eventsCommand(), c.pluginsCommand(), c.shimCommand(), c.versionCommand()}},
+		{"daemon", "The daemon:", []*cobra.Command{c.namespacesCommand(), c.eventsCommand(), c.pluginsCommand(), c.shimCommand(), c.fsckCommand(), c.versionCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
 		for _, cmd := range g.commands {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,11 +15,13 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/launch"
 	"github.com/managerd/managerd/cmd/mctl/internal/session"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
+	managerapi "github.com/managerd/managerd/protos/manager/v1"
 )
 
 func (c *cli) tasksCommand() *cobra.Command {
@@ -46,12 +49,21 @@ type taskRow struct {
 	Status     string     `json:"status"`
 	ExitStatus *uint32    `json:"exit_status,omitempty"` // of one that is stopped
 	ExitedAt   *time.Time `json:"exited_at,omitempty"`
+	Since      *time.Time `json:"unresponsive_since,omitempty"` // its shim has not answered what was asked then
+}
+
+// status is what a person reads.
+func (r taskRow) status() string {
+	if r.Since == nil {
+		return r.Status
+	}
+	return r.Status + ", unresponsive since " + r.Since.Local().Format("2006-01-02 15:04:05")
 }
 
 var taskTable = table.Table[taskRow]{Wide: true, Columns: []table.Column[taskRow]{
 	{Title: "TASK", Cell: func(r taskRow) string { return r.ID }},
 	{Title: "PID", Cell: func(r taskRow) string { return strconv.Itoa(int(r.PID)) }},
-	{Title: "STATUS", Cell: func(r taskRow) string { return r.Status }},
+	{Title: "STATUS", Cell: taskRow.status},
 }}
 
 func (c *cli) tasksLs() *cobra.Command {
@@ -64,12 +76,23 @@ func (c *cli) tasksLs() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				var since map[string]*timestamppb.Timestamp
+				if slices.ContainsFunc(resp.Tasks, func(t *tasktypes.Process) bool { return t.Status == tasktypes.Status_UNKNOWN }) {
+					r, err := managerapi.NewShimsClient(cl.Conn).Unresponsive(ctx, &managerapi.UnresponsiveRequest{})
+					if err != nil && !errdefs.IsNotImplemented(err) { // another daemon does not know
+						return err
+					}
+					since = r.GetSince()
+				}
 				var rows []taskRow
 				var ids []string
 				for _, t := range resp.Tasks {
 					r := taskRow{ID: t.ID, PID: t.Pid, Status: t.Status.String()}
 					if t.Status == tasktypes.Status_STOPPED {
 						r.ExitStatus, r.ExitedAt = &t.ExitStatus, new(t.ExitedAt.AsTime())
+					}
+					if at := since[t.ID]; at != nil && t.Status == tasktypes.Status_UNKNOWN {
+						r.Since = new(at.AsTime())
 					}
 					rows, ids = append(rows, r), append(ids, t.ID)
 				}

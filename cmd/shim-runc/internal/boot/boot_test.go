@@ -14,9 +14,11 @@ import (
 	"testing"
 	"time"
 
+	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
@@ -114,6 +116,64 @@ func TestInfo(t *testing.T) {
 	}
 	if got := Main([]string{"-info"}, strings.NewReader("\xff"), io.Discard, io.Discard); got != 1 {
 		t.Errorf("malformed options: status %d", got)
+	}
+}
+
+// TestInfoExternal: the runtime that the options name is described, in both forms of the options; one that cannot say what it
+// has is named at least, and one that is missing is an error.
+func TestInfoExternal(t *testing.T) {
+	ask := func(t *testing.T, opts any) (*types.RuntimeInfo, int, string) {
+		t.Helper()
+		any, err := typeurl.MarshalAnyToProto(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, err := proto.Marshal(any)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out, errs bytes.Buffer
+		status := Main([]string{"-info"}, bytes.NewReader(in), &out, &errs)
+		var about types.RuntimeInfo
+		if err := proto.Unmarshal(out.Bytes(), &about); err != nil {
+			t.Fatal(err)
+		}
+		return &about, status, errs.String()
+	}
+	dir := t.TempDir()
+	says := func(name, features string) string {
+		path := filepath.Join(dir, name)
+		script := "#!/bin/sh\ncase $1 in --version) printf '" + name + " version 9.8\\ncommit: x\\n' ;; features) " + features + " ;; *) exit 1 ;; esac\n"
+		if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	full, poor := says("full", `echo '{"ociVersionMin":"0.9.9"}'`), says("poor", "exit 1")
+	for _, opts := range []any{&options.Options{BinaryName: full}, &runtimeoptions.Options{ConfigBody: []byte("BinaryName = \"" + full + "\"")}} {
+		about, status, errs := ask(t, opts)
+		var f features.Features
+		if status != 0 || json.Unmarshal(about.Features.GetValue(), &f) != nil || f.OCIVersionMin != "0.9.9" {
+			t.Errorf("%T: status %d, %s, features %+v", opts, status, errs, f)
+		}
+		if a := about.Annotations; a[annotationRuntime] != full || a[annotationRuntimeVersion] != "full version 9.8" || a[shimapi.AnnotationServe] != "true" {
+			t.Errorf("%T: annotations %v", opts, a)
+		}
+	}
+	if about, status, errs := ask(t, &options.Options{BinaryName: poor}); status != 0 || about.Features != nil || about.Annotations[annotationRuntime] != poor {
+		t.Errorf("one that does not know its features: status %d, %s, %v", status, errs, about)
+	}
+	if _, status, errs := ask(t, &options.Options{BinaryName: "/no/such/runtime"}); status != 1 || !strings.Contains(errs, "/no/such/runtime") || !strings.Contains(errs, "BinaryName") {
+		t.Errorf("one that is missing: status %d, %q", status, errs)
+	}
+	for _, name := range []string{"crun", "runc"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatalf("%v (Debian: apt-get install %s)", err, name)
+		}
+		if about, status, errs := ask(t, &options.Options{BinaryName: path}); status != 0 || !strings.Contains(about.Annotations[annotationRuntimeVersion], name) {
+			t.Errorf("%s: status %d, %s, %v", name, status, errs, about)
+		}
 	}
 }
 
@@ -228,6 +288,83 @@ func TestStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		gone(t, client, p)
+	}
+}
+
+// TestStartBootstrap: a daemon that sends BootstrapParams is answered with a BootstrapResult, its socket directory and event
+// socket are used, and one that sends options, in either form, as before.
+func TestStartBootstrap(t *testing.T) {
+	dir, err := os.MkdirTemp("", "boot") // short: a socket's name has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	sockets, address := filepath.Join(dir, "s"), filepath.Join(dir, "events")
+	start := func(id string, in proto.Message, env ...string) []byte {
+		t.Helper()
+		b := newBundle(t, id, "true")
+		data, err := proto.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(binary, "-namespace", "boot", "-id", id, "-address", b.dir, "-bundle", b.dir, "start")
+		cmd.Dir, cmd.Env, cmd.Stdin = b.dir, append(os.Environ(), env...), bytes.NewReader(data)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v: %s", err, err.(*exec.ExitError).Stderr)
+		}
+		t.Cleanup(func() { b.cleanup() })
+		return out
+	}
+	shimOf := func(address string) *task.ConnectResponse {
+		t.Helper()
+		c, err := shimapi.Dial(context.Background(), shimapi.BootstrapParams{Version: 3, Address: address, Protocol: "ttrpc"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		resp, err := c.Connect(context.Background(), &task.ConnectRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	params := func(id, ns string) *bootstrap.BootstrapParams {
+		return &bootstrap.BootstrapParams{
+			InstanceID: id, Namespace: ns, LogLevel: bootstrap.LogLevel_LOG_LEVEL_TRACE, SocketDir: &sockets,
+			ContainerdTtrpcAddress: "unix://" + address,
+		}
+	}
+	var result bootstrap.BootstrapResult
+	if err := proto.Unmarshal(start("params", params("params", "boot")), &result); err != nil {
+		t.Fatal(err)
+	}
+	if result.Version != 3 || result.Protocol != "ttrpc" || !strings.HasPrefix(result.Address, "unix://"+sockets+"/") {
+		t.Errorf("result: %v", &result)
+	}
+	pid := shimOf(result.Address).ShimPid
+	if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); err != nil || !strings.Contains(string(env), shimapi.EnvTTRPCAddress+"="+address+"\x00") {
+		t.Errorf("environment of the shim: %q, %v", env, err)
+	}
+	if argv, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || !strings.Contains(string(argv), "-debug") {
+		t.Errorf("command line of the shim: %q, %v", argv, err)
+	}
+	opts := func(v any) proto.Message {
+		t.Helper()
+		any, err := typeurl.MarshalAnyToProto(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return any
+	}
+	for id, in := range map[string]proto.Message{
+		"options": opts(&options.Options{SystemdCgroup: true}), "toml": opts(&runtimeoptions.Options{TypeUrl: "x", ConfigPath: "/y"}),
+		"others": params("params", "boot"), // of another container: not for this verb
+	} {
+		p, err := shimapi.ParseBootstrap(start(id, in, "MAX_SHIM_VERSION=3"))
+		if err != nil || p.Version != 3 || !strings.HasPrefix(p.Address, "unix://"+socketState) {
+			t.Errorf("%s: %+v, %v", id, p, err)
+		}
 	}
 }
 

@@ -12,7 +12,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
+
+	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/managerd/managerd/shimapi"
 )
@@ -34,14 +38,42 @@ func isSandbox(bundle string) bool {
 	return json.Unmarshal(data, &spec) == nil && spec.Process == nil
 }
 
+// maxParams is the most that a daemon may have to say on stdin.
+const maxParams = 4 << 20
+
+// readParams reads what a daemon says on stdin. From version 2.3 on, containerd sends BootstrapParams and wants a serialised
+// BootstrapResult; before, the task's options, which come again with Create, or nothing: then the params are nil. Both parse as
+// either; whose params they are tells them apart. A daemon that is not listened to would write to a closed pipe.
+func readParams(a *args, stdin io.Reader) (*bootstrap.BootstrapParams, error) {
+	in, err := io.ReadAll(io.LimitReader(stdin, maxParams+1))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read stdin: %w", err)
+	}
+	if len(in) > maxParams {
+		return nil, fmt.Errorf("stdin has more than %d bytes", maxParams)
+	}
+	p := &bootstrap.BootstrapParams{}
+	if len(in) == 0 || proto.Unmarshal(in, p) != nil || p.GetInstanceID() != a.id || p.GetNamespace() != a.namespace {
+		return nil, nil
+	}
+	return p, nil
+}
+
 // start is containerd's verb: it binds the socket, leaves a serving process behind, and prints where that listens.
 func start(a *args, stdin io.Reader, stdout io.Writer) (err error) {
-	// The task's options come again with Create; reading them here keeps the daemon from writing to a closed pipe.
-	if _, err := io.Copy(io.Discard, stdin); err != nil {
+	asked, err := readParams(a, stdin)
+	if err != nil {
 		return err
 	}
+	dir := filepath.Join(socketState, "s")
+	if given := asked.GetSocketDir(); given != "" {
+		if !filepath.IsAbs(given) {
+			return fmt.Errorf("socket_dir %q is not an absolute path", given)
+		}
+		dir = given
+	}
 	sum := sha256.Sum256([]byte(filepath.Join(a.address, a.namespace, a.id)))
-	path := filepath.Join(socketState, "s", hex.EncodeToString(sum[:16]))
+	path := filepath.Join(dir, hex.EncodeToString(sum[:16]))
 	l, err := shimapi.Listen(path)
 	if err != nil {
 		return err
@@ -62,7 +94,7 @@ func start(a *args, stdin io.Reader, stdout io.Writer) (err error) {
 		return err
 	}
 	argv := []string{"-namespace", a.namespace, "-id", a.id, "-address", a.address, "-bundle", a.bundle, "-forward"}
-	if a.debug {
+	if a.debug || asked.GetLogLevel() <= bootstrap.LogLevel_LOG_LEVEL_DEBUG {
 		argv = append(argv, "-debug")
 	}
 	if isSandbox(a.bundle) {
@@ -70,6 +102,9 @@ func start(a *args, stdin io.Reader, stdout io.Writer) (err error) {
 	}
 	cmd := exec.Command(self, append(argv, shimapi.VerbServe)...)
 	cmd.Dir = a.bundle
+	if address := asked.GetContainerdTtrpcAddress(); address != "" {
+		cmd.Env = append(os.Environ(), shimapi.EnvTTRPCAddress+"="+strings.TrimPrefix(address, "unix://"))
+	}
 	cmd.ExtraFiles = []*os.File{socket} // descriptor 3
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -93,6 +128,14 @@ func start(a *args, stdin io.Reader, stdout io.Writer) (err error) {
 		if err := os.WriteFile(filepath.Join(a.bundle, name), data, 0o644); err != nil {
 			return err
 		}
+	}
+	if asked != nil {
+		if record, err = proto.Marshal(&bootstrap.BootstrapResult{
+			Version: int32(params.Version), Address: params.Address, Protocol: params.Protocol,
+		}); err == nil {
+			_, err = stdout.Write(record)
+		}
+		return err
 	}
 	if v, verr := strconv.Atoi(os.Getenv(maxVersionEnv)); verr == nil && v >= 3 {
 		_, err = stdout.Write(record)

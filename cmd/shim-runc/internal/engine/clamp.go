@@ -10,20 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clamp lowers what only CAP_SYS_RESOURCE may raise, where we lack it: a hard rlimit above our own (setrlimit(2)), and
+// Clamp lowers what only CAP_SYS_RESOURCE may raise, where we lack it: a hard rlimit above our own (setrlimit(2)), and
 // an oom_score_adj below our own (proc(5)). Without it nearly every container of a client that does not know about
 // the missing capability would fail. Each clamp is logged.
 //
 // A process that asks for no oom_score_adj gets 0 where ours is below that: a service manager protects the daemon, and so
 // us, from the kernel's OOM killer, and containers that inherited it would leave the kernel nothing else to kill.
-type clamp struct {
+type Clamp struct {
 	log *slog.Logger
 	on  bool
 	oom int // our oom_score_adj; without the capability, the lowest that we may set
 }
 
-func newClamp(log *slog.Logger) clamp {
-	c := clamp{log: log}
+// NewClamp looks what this process may raise; log hears of each clamp.
+func NewClamp(log *slog.Logger) Clamp {
+	c := Clamp{log: log}
 	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
 		c.oom, _ = strconv.Atoi(strings.TrimSpace(string(b)))
 	}
@@ -39,8 +40,8 @@ func newClamp(log *slog.Logger) clamp {
 	return c
 }
 
-// process changes p in place.
-func (c clamp) process(p *specs.Process) {
+// Process changes p in place.
+func (c Clamp) Process(p *specs.Process) {
 	if p.OOMScoreAdj == nil && c.oom < 0 {
 		p.OOMScoreAdj = new(int)
 	}

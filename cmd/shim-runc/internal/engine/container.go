@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -57,11 +58,38 @@ func (c *Container) Start(ctx context.Context) error {
 		return fmt.Errorf("cannot start container %s: %w", c.id, err)
 	}
 	c.released.Store(true)
+	if len(c.c.Config().Hooks[configs.StartContainer]) > 0 {
+		if err := c.awaitProgram(); err != nil {
+			return fmt.Errorf("cannot start container %s: %w", c.id, err)
+		}
+	}
 	if err := c.runPoststart(); err != nil {
 		return fmt.Errorf("cannot start container %s: %w", c.id, err)
 	}
 	c.engine.cfg.OnPhase("start", time.Since(begin))
 	return nil
+}
+
+// initFailed is the exit status of libcontainer's half of an init whose start went wrong.
+const initFailed = 255
+
+// awaitProgram waits until the released init executes the user's program. libcontainer runs the startContainer hooks before
+// that, when nobody hears any more how they went: only the exit status and the container's standard error tell.
+func (c *Container) awaitProgram() error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) {
+		select {
+		case <-c.init.Done():
+			if c.init.Exit().Status == initFailed {
+				return fmt.Errorf("init ended before the user's program: a startContainer hook failed; the container's standard error has the reason: %w", errdefs.ErrFailedPrecondition)
+			}
+			return nil
+		case <-time.After(wait): // an execve tells nobody
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.init.Pid()))
+		if err == nil && len(line) > 0 && !c.libcontainers(line) {
+			return nil
+		}
+	}
 }
 
 // runPoststart runs the hooks whose time is when the user's program runs. One that fails ends the container, as the
@@ -151,7 +179,11 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 	if err != nil {
 		return fail(err)
 	}
-	c.engine.clamp.process(p)
+	c.engine.clamp.Process(p)
+	config := lc.Config()
+	if err := c.engine.execHonoured(p, config.Umask, config.OomScoreAdj); err != nil {
+		return fail(err)
+	}
 	proc, err := c.engine.launch(ctx, lc, p, false, io)
 	if err != nil {
 		return fail(err)
@@ -252,8 +284,13 @@ func (c *Container) Settle(p *reaper.Process) {
 // executed says whether a process is past libcontainer's half of its start: it executes its program, or has ended.
 func (c *Container) executed(p *reaper.Process) bool {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.Pid()))
+	return err != nil || !c.libcontainers(line)
+}
+
+// libcontainers says whether a command line is that of libcontainer's half of a start.
+func (c *Container) libcontainers(line []byte) bool {
 	half := func(launcher string) bool { return bytes.Equal(line, []byte(launcher+"\x00init\x00")) }
-	return err != nil || !half(os.Args[0]) && !half(c.launcher)
+	return half(os.Args[0]) || half(c.launcher)
 }
 
 func (c *Container) thaw() {
@@ -323,8 +360,44 @@ func (c *Container) Destroy() error {
 			return fmt.Errorf("cannot remove container %s: %w", c.id, err)
 		}
 	}
-	if err := c.engine.cfg.Reaper.Guard(lc.Destroy); err != nil {
+	if err := c.engine.destroy(lc); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+// destroy removes a container's cgroup and state and runs its poststop hooks. One that fails is logged, and the others run,
+// as the specification has it: all else is done by then.
+func (e *Engine) destroy(lc *libcontainer.Container) error {
+	err := e.cfg.Reaper.Guard(lc.Destroy)
+	if err == nil {
+		return nil
+	}
+	if _, serr := os.Stat(filepath.Join(e.cfg.Root, lc.ID())); !errors.Is(serr, os.ErrNotExist) {
+		return err
+	}
+	for hooks := lc.Config().Hooks[configs.Poststop]; err != nil; {
+		e.cfg.Log.Warn("a poststop hook failed", "id", lc.ID(), "error", err)
+		hooks = after(hooks, err)
+		if len(hooks) == 0 {
+			return nil
+		}
+		var state *specs.State
+		if state, err = lc.OCIState(); err != nil {
+			return nil //nolint:nilerr // nothing is left that could be removed
+		}
+		state.Status = specs.StateStopped
+		err = e.cfg.Reaper.Guard(func() error { return configs.Hooks{configs.Poststop: hooks}.Run(configs.Poststop, state) })
+	}
+	return nil
+}
+
+// after gives the hooks behind that which failed, whose number libcontainer's error has.
+func after(hooks configs.HookList, err error) configs.HookList {
+	var n int
+	_, number, ok := strings.Cut(err.Error(), "hook #")
+	if _, serr := fmt.Sscanf(number, "%d", &n); !ok || serr != nil || n >= len(hooks) {
+		return nil
+	}
+	return hooks[n+1:]
 }

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	_ "github.com/opencontainers/cgroups/devices" // device rules: without it every create fails
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/configs/validate"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -57,7 +59,7 @@ type IO struct {
 // Engine makes containers.
 type Engine struct {
 	cfg   Config
-	clamp clamp
+	clamp Clamp
 }
 
 // New gives an engine; it touches nothing yet.
@@ -68,7 +70,8 @@ func New(cfg Config) *Engine {
 	if cfg.OnPhase == nil {
 		cfg.OnPhase = func(string, time.Duration) {}
 	}
-	return &Engine{cfg: cfg, clamp: newClamp(cfg.Log)}
+	hear(cfg.Log)
+	return &Engine{cfg: cfg, clamp: NewClamp(cfg.Log)}
 }
 
 // Create makes a container whose init is parked just before it would execute the user's program. The rootfs must be in
@@ -109,12 +112,32 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	}, nil
 }
 
-// config is libcontainer's for a spec.
+// config is libcontainer's for a spec, if all of that can be honoured.
 func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, error) {
 	if err := Check(bundle, spec); err != nil {
 		return nil, err
 	}
-	e.clamp.process(spec.Process)
+	if err := honoured(spec); err != nil {
+		return nil, err
+	}
+	e.clamp.Process(spec.Process)
+	config, err := e.convert(id, bundle, spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := validate.Validate(config); err != nil { // Create does, and does not say whose fault it is
+		return nil, fmt.Errorf("invalid spec: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return config, nil
+}
+
+// convert is config for a spec that was asked before.
+func (e *Engine) convert(id, bundle string, spec *specs.Spec) (*configs.Config, error) {
+	for i := range spec.Mounts {
+		// libcontainer hands it to the file system, which most refuse.
+		m := &spec.Mounts[i]
+		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "defaults" })
+	}
 	var config *configs.Config
 	// To read the mappings of a user namespace that is joined, libcontainer forks a process and waits for it.
 	err := e.cfg.Reaper.Guard(func() (err error) {
@@ -136,46 +159,6 @@ func (e *Engine) config(id, bundle string, spec *specs.Spec) (*configs.Config, e
 		}
 	}
 	return config, nil
-}
-
-// Check refuses what a runtime would crash on or misread (InvalidArgument), and makes the rootfs path absolute.
-func Check(bundle string, spec *specs.Spec) error {
-	invalid := func(format string, a ...any) error {
-		return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
-	}
-	switch {
-	case spec == nil:
-		return invalid("no spec")
-	case spec.Process == nil:
-		return invalid("invalid spec: process is missing")
-	case len(spec.Process.Args) == 0:
-		return invalid("invalid spec: process.args is empty")
-	case spec.Process.Cwd == "" || !filepath.IsAbs(spec.Process.Cwd):
-		return invalid("invalid spec: process.cwd %q is not an absolute path", spec.Process.Cwd)
-	case spec.Root == nil || spec.Root.Path == "":
-		return invalid("invalid spec: root.path is missing")
-	case spec.Linux == nil:
-		return invalid("invalid spec: the linux section is missing")
-	case spec.Linux.MountLabel != "" && !selinux():
-		return invalid("invalid spec: linux.mountLabel is set, and this kernel has no SELinux")
-	}
-	if !filepath.IsAbs(spec.Root.Path) {
-		spec.Root.Path = filepath.Join(bundle, spec.Root.Path)
-	}
-	fi, err := os.Stat(spec.Root.Path)
-	if err != nil {
-		return fmt.Errorf("invalid rootfs: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if !fi.IsDir() {
-		return invalid("invalid rootfs: %s is not a directory", spec.Root.Path)
-	}
-	return nil
-}
-
-// selinux says whether the kernel takes labels; without it a mount with one fails with no word about the reason.
-func selinux() bool {
-	_, err := os.Stat("/sys/fs/selinux/enforce")
-	return err == nil
 }
 
 // SharesPID says that a container of spec has no pid namespace of its own, so that its processes can outlive its init.
@@ -205,7 +188,7 @@ func (e *Engine) Remove(id string) error {
 	if err := awaitStopped(c); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
-	if err := e.cfg.Reaper.Guard(c.Destroy); err != nil {
+	if err := e.destroy(c); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
 	return nil

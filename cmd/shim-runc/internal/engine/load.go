@@ -74,7 +74,7 @@ func (e *Engine) poststart(id, bundle string) (configs.HookList, error) {
 	if spec.Hooks == nil || len(spec.Hooks.Poststart) == 0 {
 		return nil, nil
 	}
-	config, err := e.config(id, bundle, &spec)
+	config, err := e.convert(id, bundle, &spec)
 	if err != nil {
 		return nil, err
 	}

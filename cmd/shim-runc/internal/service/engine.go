@@ -5,6 +5,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/external"
@@ -39,6 +40,19 @@ type Container interface {
 
 // builtinName is the name that clients send for "the usual runtime"; a path, and any other name, is a program to run.
 const builtinName = "runc"
+
+// Describe says what the runtime is that runtime options ask for: this program's own, with an empty path, or that which
+// BinaryName names.
+func Describe(ctx context.Context, options *anypb.Any) (external.About, error) {
+	opts, err := decodeOptions(options)
+	if err != nil {
+		return external.About{}, err
+	}
+	if opts.BinaryName == "" || opts.BinaryName == builtinName {
+		return external.About{Features: engine.Features()}, nil
+	}
+	return external.Describe(ctx, opts.BinaryName)
+}
 
 // NewEngine gives libcontainer in this process, or with the name or path of another runtime (the runtime option
 // BinaryName) that program.

@@ -66,6 +66,7 @@ type fixture struct {
 	cmd     *exec.Cmd
 	done    chan struct{} // the shim has ended
 	log     chan string
+	heard   func(log string) // is given what the shim logged, after its end; or nil
 }
 
 var ctx = context.Background()
@@ -143,6 +144,9 @@ func (f *fixture) end() {
 		_ = f.cmd.Process.Kill()
 	}
 	log := <-f.log
+	if f.heard != nil {
+		f.heard(log)
+	}
 	if f.t.Failed() || strings.Contains(log, "DATA RACE") || strings.Contains(log, "panic:") {
 		f.t.Errorf("the shim's log:\n%s", log)
 	}

@@ -42,6 +42,10 @@ func decodeOptions(any *anypb.Any) (*options.Options, error) {
 	if address := opts.TaskApiAddress; address != "" {
 		return nil, fmt.Errorf("runtime option TaskApiAddress %q: a shim of this kind keeps its container itself: %w", address, errdefs.ErrNotImplemented)
 	}
+	//lint:ignore SA1019 a client may send it all the same
+	if v := opts.TaskApiVersion; v != 0 {
+		return nil, fmt.Errorf("runtime option TaskApiVersion %d: it is for a TaskApiAddress, and a shim of this kind keeps its container itself: %w", v, errdefs.ErrNotImplemented)
+	}
 	return opts, nil
 }
 

@@ -38,6 +38,8 @@ func TestDecodeOptions(t *testing.T) {
 		{"unknown key", &runtimeoptions.Options{ConfigBody: []byte("Nonsense = 1")}, nil, errdefs.ErrInvalidArgument, "ConfigBody"},
 		//lint:ignore SA1019 a client may send it all the same
 		{"task api", &options.Options{TaskApiAddress: "unix:///x"}, nil, errdefs.ErrNotImplemented, "TaskApiAddress"},
+		//lint:ignore SA1019 a client may send it all the same
+		{"task api version", &options.Options{TaskApiVersion: 3}, nil, errdefs.ErrNotImplemented, "TaskApiVersion"},
 		{"other type", &options.CheckpointOptions{}, nil, errdefs.ErrInvalidArgument, "not containerd.runc.v1.Options"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

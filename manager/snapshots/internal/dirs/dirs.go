@@ -1,5 +1,5 @@
-// Package dirs keeps one directory per snapshot, ROOT/snapshots/ID, for the snapshotters whose storage is that. It must
-// not know what is in them.
+// Package dirs keeps one directory per snapshot, ROOT/snapshots/ID, for the snapshotters whose storage is that, and beside
+// it what the store wants to be noted of each, ROOT/notes/ID. It must not know what is in them.
 package dirs
 
 import (
@@ -19,14 +19,16 @@ const removed = "removed-"
 
 // Dirs is the directory of snapshots.
 type Dirs struct {
-	root string
+	root, notes string
 }
 
 // Open makes ROOT/snapshots if it is not there. Only root may look into it.
 func Open(root string) (*Dirs, error) {
-	d := &Dirs{root: filepath.Join(root, "snapshots")}
-	if err := os.MkdirAll(d.root, 0o700); err != nil {
-		return nil, fmt.Errorf("cannot make directory of snapshots: %w", err)
+	d := &Dirs{root: filepath.Join(root, "snapshots"), notes: filepath.Join(root, "notes")}
+	for _, dir := range []string{d.root, d.notes} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("cannot make directory of snapshots: %w", err)
+		}
 	}
 	return d, nil
 }
@@ -49,6 +51,9 @@ func (d *Dirs) Make(id uint64) (string, error) {
 
 // Remove deletes it; none there is no error.
 func (d *Dirs) Remove(id uint64) error {
+	if err := os.Remove(d.note(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	doomed := filepath.Join(d.root, removed+strconv.FormatUint(id, 10))
 	if _, err := os.Lstat(doomed); err == nil {
 		if err := os.RemoveAll(doomed); err != nil {
@@ -90,4 +95,31 @@ func (d *Dirs) Sweep(ctx context.Context, keep func(id uint64) bool) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (d *Dirs) note(id uint64) string { return filepath.Join(d.notes, strconv.FormatUint(id, 10)) }
+
+// Note keeps a note of a snapshot, over an earlier one. It is not synced: a power cut may leave none, or a part.
+func (d *Dirs) Note(id uint64, note []byte) error { return os.WriteFile(d.note(id), note, 0o600) }
+
+// Notes calls fn for every directory, with what was noted of it; nil for nothing.
+func (d *Dirs) Notes(fn func(id uint64, note []byte) error) error {
+	entries, err := os.ReadDir(d.root)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		id, err := strconv.ParseUint(e.Name(), 10, 64)
+		if err != nil || strconv.FormatUint(id, 10) != e.Name() {
+			continue
+		}
+		note, err := os.ReadFile(d.note(id))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := fn(id, note); err != nil {
+			return err
+		}
+	}
+	return nil
 }

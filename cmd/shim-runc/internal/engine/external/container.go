@@ -65,6 +65,7 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 		p.Cwd = "/"
 	}
 	p.Terminal = io.Console != nil
+	c.engine.clamp.Process(p)
 	proc, err := c.engine.launch(io, func(r *runc.Runc, s *streams) error {
 		return r.Exec(ctx, c.id, *p, &runc.ExecOpts{IO: s, PidFile: s.pidFile, ConsoleSocket: s.socket(), Detach: true})
 	})

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,18 +31,16 @@ import (
 // Engine makes containers with one program.
 type Engine struct {
 	cfg    engine.Config
+	clamp  engine.Clamp
 	binary string // absolute path
 }
 
 // New gives an engine that runs binary: a path, or a name to look for in PATH. FailedPrecondition names one that is
 // missing.
 func New(cfg engine.Config, binary string) (*Engine, error) {
-	path, err := exec.LookPath(binary)
-	if err == nil {
-		path, err = filepath.Abs(path)
-	}
+	path, err := find(binary)
 	if err != nil {
-		return nil, fmt.Errorf("cannot run runtime %q (the runtime option BinaryName): %w: %w", binary, err, errdefs.ErrFailedPrecondition)
+		return nil, err
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -49,7 +48,19 @@ func New(cfg engine.Config, binary string) (*Engine, error) {
 	if cfg.OnPhase == nil {
 		cfg.OnPhase = func(string, time.Duration) {}
 	}
-	return &Engine{cfg: cfg, binary: path}, nil
+	return &Engine{cfg: cfg, clamp: engine.NewClamp(cfg.Log), binary: path}, nil
+}
+
+// find gives the absolute path of a program, or FailedPrecondition with its name.
+func find(binary string) (string, error) {
+	path, err := exec.LookPath(binary)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot run runtime %q (the runtime option BinaryName): %w: %w", binary, err, errdefs.ErrFailedPrecondition)
+	}
+	return path, nil
 }
 
 // scratch is a directory for the files of one call: the pid file, the log, the console socket.
@@ -110,7 +121,7 @@ func lastError(log []byte) (said string) {
 }
 
 // Create makes a container whose init is parked before the user's program. On an error nothing is left of it. The
-// program reads the bundle's config.json itself; only process.terminal is brought in line with spec there.
+// program reads the bundle's config.json itself; only process.terminal and what has to be clamped are changed there.
 func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec, io engine.IO) (*Container, error) {
 	begin := time.Now()
 	fail := func(err error) (*Container, error) { return nil, fmt.Errorf("cannot create container %s: %w", id, err) }
@@ -123,7 +134,10 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	if err := os.MkdirAll(e.cfg.Root, 0o711); err != nil {
 		return fail(err)
 	}
-	if err := setTerminal(bundle, io.Console != nil); err != nil {
+	process := *spec.Process
+	process.Terminal, process.Rlimits = io.Console != nil, slices.Clone(process.Rlimits)
+	e.clamp.Process(&process)
+	if err := rewrite(bundle, &process); err != nil {
 		return fail(err)
 	}
 	proc, err := e.launch(io, func(r *runc.Runc, s *streams) error {
@@ -187,9 +201,9 @@ func (e *Engine) launch(io engine.IO, fn func(r *runc.Runc, s *streams) error) (
 	return proc, nil
 }
 
-// setTerminal changes process.terminal in the bundle's config.json, and nothing else there: the program may know fields
-// that we do not.
-func setTerminal(bundle string, terminal bool) error {
+// rewrite makes the terminal, the rlimits and the oom_score_adj in the bundle's config.json those of p, and changes nothing
+// else there: the program may know fields that we do not.
+func rewrite(bundle string, p *specs.Process) error {
 	path := filepath.Join(bundle, "config.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -202,10 +216,31 @@ func setTerminal(bundle string, terminal bool) error {
 	if err := json.Unmarshal(config["process"], &process); err != nil {
 		return err
 	}
-	if old := string(process["terminal"]); old == strconv.FormatBool(terminal) || old == "" && !terminal {
+	var old specs.Process
+	if err := json.Unmarshal(config["process"], &old); err != nil {
+		return err
+	}
+	changed := false
+	for _, field := range []struct {
+		name string
+		same bool
+		now  any
+	}{
+		{"terminal", old.Terminal == p.Terminal, p.Terminal},
+		{"rlimits", slices.Equal(old.Rlimits, p.Rlimits), p.Rlimits},
+		{"oomScoreAdj", p.OOMScoreAdj == nil || old.OOMScoreAdj != nil && *old.OOMScoreAdj == *p.OOMScoreAdj, p.OOMScoreAdj},
+	} {
+		if field.same {
+			continue
+		}
+		changed = true
+		if process[field.name], err = json.Marshal(field.now); err != nil {
+			return err
+		}
+	}
+	if !changed {
 		return nil
 	}
-	process["terminal"] = json.RawMessage(strconv.FormatBool(terminal))
 	if config["process"], err = json.Marshal(process); err != nil {
 		return err
 	}
