@@ -28,6 +28,9 @@ import (
 // Sandboxer is the name of the one controller that there is: it asks a shim for everything.
 const Sandboxer = "shim"
 
+// specType is the type of an OCI runtime spec in an Any.
+const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+
 const (
 	// undoing is how long a shim may take to undo a Create by itself, before it is killed.
 	undoing = 5 * time.Second
@@ -269,14 +272,29 @@ type Started struct {
 // Start starts a sandbox that was created.
 func (c *Controller) Start(ctx context.Context, id string) (Started, error) {
 	var out Started
+	tries := 0
 	err := c.ask(ctx, id, func(ctx context.Context, i *instance, shim *shims.Shim) (err error) {
-		if out.StartSandboxResponse, err = shim.Sandbox().StartSandbox(ctx, &api.StartSandboxRequest{SandboxID: id}); err == nil {
+		tries++
+		out.StartSandboxResponse, err = shim.Sandbox().StartSandbox(ctx, &api.StartSandboxRequest{SandboxID: id})
+		if tries > 1 && errdefs.IsFailedPrecondition(err) { // the shim that died may have done it
+			out.StartSandboxResponse, err = startedAlready(ctx, id, shim, err)
+		}
+		if err == nil {
 			out.Address, out.Version = endpoint(shim)
 			c.tell(i, shim, shimapi.TopicSandboxStart, &events.SandboxStart{SandboxID: id})
 		}
 		return err
 	})
 	return out, err
+}
+
+// startedAlready is what StartSandbox has answered of a sandbox that is ready; refused is the error otherwise.
+func startedAlready(ctx context.Context, id string, shim *shims.Shim, refused error) (*api.StartSandboxResponse, error) {
+	st, err := shim.Sandbox().SandboxStatus(ctx, &api.SandboxStatusRequest{SandboxID: id, Verbose: true})
+	if err != nil || st.State != shimapi.SandboxReady {
+		return nil, refused
+	}
+	return &api.StartSandboxResponse{Pid: st.Pid, CreatedAt: st.CreatedAt, Spec: &anypb.Any{TypeUrl: specType, Value: []byte(st.Info["spec"])}}, nil
 }
 
 func endpoint(shim *shims.Shim) (address string, version uint32) {

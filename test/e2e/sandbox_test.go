@@ -14,7 +14,10 @@ import (
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	events "github.com/containerd/containerd/api/services/events/v1"
 	api "github.com/containerd/containerd/api/services/sandbox/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -385,5 +388,37 @@ func TestSandboxAPI(t *testing.T) {
 	code("get of what was deleted", err, codes.NotFound, "x")
 	if left := u.Left(); len(left) != 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestSandboxAddress: a client that names the sandbox's address for the task of a member, as containerd's do, has it made all the
+// same, with a shim of its own.
+func TestSandboxAddress(t *testing.T) {
+	u := newUser(t)
+	defer u.clear()
+	u.mctl("sandboxes", "run", "p3")
+	u.mctl("containers", "create", "--sandbox", "p3", ref, "member", "sleep", "1000")
+	s := u.sandboxes()
+	st, err := s.c.Status(s.ctx, &api.ControllerStatusRequest{SandboxID: "p3", Sandboxer: "shim"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := u.Conn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := snapshotsapi.NewSnapshotsClient(conn).Mounts(s.ctx, &snapshotsapi.MountsRequest{Snapshotter: "overlayfs", Key: "member"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts, err := anypb.New(&options.Options{TaskApiAddress: st.Address, TaskApiVersion: st.Version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tasksapi.NewTasksClient(conn).Create(s.ctx, &tasksapi.CreateTaskRequest{ContainerID: "member", Rootfs: mounts.Mounts, Options: opts}); err != nil {
+		t.Fatal(err)
+	}
+	if shims := u.Shims(); len(shims) != 2 {
+		t.Errorf("shims: %v", shims)
 	}
 }

@@ -122,6 +122,10 @@ func (b *Sandbox) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	if !filepath.IsAbs(bundle) || bundle == b.cfg.Bundle || r.ID == "" {
 		return fail(fmt.Errorf("a member needs an id and a bundle of its own, %q is none: %w", r.Bundle, errdefs.ErrInvalidArgument))
 	}
+	var err error
+	if r.Options, err = shimapi.WithoutTaskAPI(r.Options); err != nil {
+		return fail(err)
+	}
 	m := &member{Member: shimstate.Member{Id: r.ID, Bundle: bundle, Socket: filepath.Join(bundle, memberSocket)}}
 	b.state.Lock()
 	if b.members[r.ID] != nil {
@@ -131,7 +135,7 @@ func (b *Sandbox) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	b.members[r.ID] = m
 	b.recordMembersLocked()
 	b.state.Unlock()
-	err := b.keepSandbox() // before there is anything to be found
+	err = b.keepSandbox() // before there is anything to be found
 	if err == nil {
 		err = b.spawnMember(m, shimapi.VerbServe)
 	}

@@ -6,8 +6,10 @@ import (
 	"testing"
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/shimbin"
 )
@@ -26,7 +28,12 @@ func TestSandboxMembers(t *testing.T) {
 	}
 	for _, id := range []string{"m1", "m2"} {
 		dir := bundle(id)
-		if _, err := b.Create(ctx, &task.CreateTaskRequest{ID: id, Bundle: dir, Rootfs: bind()}); err != nil {
+		// As containerd has it: the address is where it asks for the task.
+		opts, err := anypb.New(&options.Options{TaskApiAddress: "ttrpc+unix:///here", TaskApiVersion: 3})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Create(ctx, &task.CreateTaskRequest{ID: id, Bundle: dir, Rootfs: bind(), Options: opts}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.Start(ctx, &task.StartRequest{ID: id}); err != nil {
