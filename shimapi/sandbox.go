@@ -43,7 +43,8 @@ func WithoutTaskAPI(o *anypb.Any) (*anypb.Any, error) {
 	if err := proto.Unmarshal(o.Value, opts); err != nil {
 		return nil, fmt.Errorf("cannot read runtime options: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	opts.TaskApiAddress, opts.TaskApiVersion = "", 0 //nolint:staticcheck // SA1019: clients send it all the same
+	//lint:ignore SA1019 clients send it all the same
+	opts.TaskApiAddress, opts.TaskApiVersion = "", 0
 	value, err := proto.Marshal(opts)
 	if err != nil {
 		return nil, err

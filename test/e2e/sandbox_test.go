@@ -411,6 +411,7 @@ func TestSandboxAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	//lint:ignore SA1019 clients send it all the same
 	opts, err := anypb.New(&options.Options{TaskApiAddress: st.Address, TaskApiVersion: st.Version})
 	if err != nil {
 		t.Fatal(err)

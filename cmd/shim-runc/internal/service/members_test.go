@@ -29,6 +29,7 @@ func TestSandboxMembers(t *testing.T) {
 	for _, id := range []string{"m1", "m2"} {
 		dir := bundle(id)
 		// As containerd has it: the address is where it asks for the task.
+		//lint:ignore SA1019 clients send it all the same
 		opts, err := anypb.New(&options.Options{TaskApiAddress: "ttrpc+unix:///here", TaskApiVersion: 3})
 		if err != nil {
 			t.Fatal(err)

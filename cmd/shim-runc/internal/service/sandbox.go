@@ -477,7 +477,8 @@ func (b *Sandbox) UpdateSandbox(_ context.Context, r *api.UpdateSandboxRequest) 
 	b.transition.Lock()
 	defer b.transition.Unlock()
 	record, err := b.check(r.SandboxID, boxUse)
-	if err == nil && r.Resources != nil { //nolint:staticcheck // SA1019: what is sent is not passed over
+	//lint:ignore SA1019 what is sent is not passed over
+	if err == nil && r.Resources != nil {
 		err = fmt.Errorf("resources are to be in the spec of the sandbox: %w", errdefs.ErrInvalidArgument)
 	}
 	if err == nil {
