@@ -30,7 +30,24 @@ const (
 	// containerd: criu-dump.log, criu-restore.log.
 	CriuConfigFile = "criu.conf"
 	EngineDir      = "runc" // libcontainer's state root: EngineDir/ID/state.json
+
+	// Of a sandbox's bundle.
+	SandboxFile  = "sandbox.record" // a shimstate.Sandbox: what its shim keeps
+	NamespaceDir = "ns"             // the namespaces that are held, by NamespaceName: files that are bind mounts of nsfs
+	ShmDir       = "shm"            // where the members' /dev/shm is mounted
 )
+
+// NamespaceName is the file name, in NamespaceDir, of a namespace, by the type that the OCI runtime spec gives it; empty
+// for one that no sandbox holds. It is the name of the link in /proc/PID/ns.
+func NamespaceName(kind string) string {
+	switch kind {
+	case "network":
+		return "net"
+	case "ipc", "uts", "pid", "user":
+		return kind
+	}
+	return ""
+}
 
 // StdioName is the file name, in StdioDir, of the FIFO that a process holds as its stream ("stdin", "stdout" or
 // "stderr"). execID is empty for the init process; exec ids cannot begin with a dot, so the names never collide.
@@ -47,6 +64,11 @@ func TableName(execID string) string {
 		return ".init"
 	}
 	return execID
+}
+
+// SandboxSocketPath is SocketPath for a sandbox, whose id may be a container's as well.
+func SandboxSocketPath(state, ns, id string) string {
+	return SocketPath(state, "sandboxes", filepath.Join(ns, id))
 }
 
 // SocketPath is where the shim of container id in namespace ns listens: STATE/s/HASH, short enough for sun_path

@@ -27,6 +27,9 @@ import (
 // Dir is the directory of all bundles below the daemon's state directory.
 const Dir = "io.containerd.runtime.v2.task"
 
+// SandboxDir is that of all bundles of sandboxes.
+const SandboxDir = "io.containerd.sandbox.controller.v1.shim"
+
 const (
 	cursorFile = shimapi.CursorFile // and behind the number the bundle's random name
 	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
@@ -40,18 +43,26 @@ const cursorLen, nameLen = 8, 16
 
 // Store is the directory of all bundles.
 type Store struct {
-	root string
+	root    string
+	sandbox bool
 }
 
-// Bundle is one task's directory.
+// Bundle is one task's directory, or one sandbox's.
 type Bundle struct {
 	Namespace, ID string
 	Path          string // absolute
+	Sandbox       bool
 }
 
 // NewStore uses state, the daemon's state directory, which need not exist. It removes what an earlier daemon left half made or half removed.
-func NewStore(state string) (*Store, error) {
-	s := &Store{root: filepath.Join(state, Dir)}
+func NewStore(state string) (*Store, error) { return newStore(&Store{root: filepath.Join(state, Dir)}) }
+
+// NewSandboxStore is NewStore for the bundles of sandboxes.
+func NewSandboxStore(state string) (*Store, error) {
+	return newStore(&Store{root: filepath.Join(state, SandboxDir), sandbox: true})
+}
+
+func newStore(s *Store) (*Store, error) {
 	if err := os.MkdirAll(s.root, 0o711); err != nil {
 		return nil, fmt.Errorf("cannot make bundle directory: %w", err)
 	}
@@ -67,6 +78,11 @@ func NewStore(state string) (*Store, error) {
 	return s, nil
 }
 
+// ExistingSandboxes is Existing for the bundles of sandboxes.
+func ExistingSandboxes(state string) *Store {
+	return &Store{root: filepath.Join(state, SandboxDir), sandbox: true}
+}
+
 // Existing gives the bundles below state for somebody who is not the daemon: it makes and removes nothing, and state need not
 // exist.
 func Existing(state string) *Store { return &Store{root: filepath.Join(state, Dir)} }
@@ -75,9 +91,9 @@ func Existing(state string) *Store { return &Store{root: filepath.Join(state, Di
 func (s *Store) State() string { return filepath.Dir(s.root) }
 
 // Create makes the bundle of a task, with spec, JSON of the OCI runtime spec, as its config. It is there whole or not at
-// all. InvalidArgument for malformed JSON, AlreadyExists when there is one.
+// all. A sandbox may have none (nil). InvalidArgument for malformed JSON, AlreadyExists when there is one.
 func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {
-	if !json.Valid(spec) {
+	if !json.Valid(spec) && !(s.sandbox && spec == nil) {
 		var v any
 		return nil, fmt.Errorf("spec of container %s is malformed JSON: %w: %w", id, json.Unmarshal(spec, &v), errdefs.ErrInvalidArgument)
 	}
@@ -102,8 +118,10 @@ func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {
 	if err := os.Mkdir(filepath.Join(half, shimapi.RootfsDir), 0o711); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(half, shimapi.ConfigFile), spec, 0o600); err != nil {
-		return nil, err
+	if spec != nil {
+		if err := os.WriteFile(filepath.Join(half, shimapi.ConfigFile), spec, 0o600); err != nil {
+			return nil, err
+		}
 	}
 	if err := unix.Mkfifo(filepath.Join(half, shimapi.LogFIFO), 0o600); err != nil {
 		return nil, err
@@ -122,7 +140,15 @@ func (s *Store) Create(ns, id string, spec []byte) (_ *Bundle, err error) {
 }
 
 func (s *Store) at(ns, id string) *Bundle {
-	return &Bundle{Namespace: ns, ID: id, Path: filepath.Join(s.root, ns, id)}
+	return &Bundle{Namespace: ns, ID: id, Path: filepath.Join(s.root, ns, id), Sandbox: s.sandbox}
+}
+
+// Label names in errors whose bundle it is.
+func (b *Bundle) Label() string {
+	if b.Sandbox {
+		return "sandbox " + b.ID
+	}
+	return "task " + b.ID
 }
 
 // Load finds the bundle of a task. NotFound when there is none.
@@ -131,7 +157,7 @@ func (s *Store) Load(ns, id string) (*Bundle, error) {
 	fi, err := os.Stat(b.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("task %s has no bundle: %w", id, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("%s has no bundle: %w", b.Label(), errdefs.ErrNotFound)
 	case err != nil:
 		return nil, err
 	case !fi.IsDir():
@@ -167,7 +193,7 @@ func (s *Store) List() ([]*Bundle, error) {
 // Remove unmounts what is mounted in the bundle and removes it. A bundle that is not there is no error.
 func (b *Bundle) Remove() error {
 	half := filepath.Join(filepath.Dir(b.Path), oldPrefix+b.ID)
-	if err := mount.Unmount(filepath.Join(b.Path, shimapi.RootfsDir)); err != nil {
+	if err := unmount(b.Path); err != nil {
 		return err
 	}
 	if err := remove(half); err != nil { // an earlier attempt failed half way
@@ -186,13 +212,26 @@ func (b *Bundle) Remove() error {
 
 func remove(path string) error {
 	// Never remove through a mount: what is below it is not ours.
-	if err := mount.Unmount(filepath.Join(path, shimapi.RootfsDir)); err != nil {
+	if err := unmount(path); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(path); err != nil {
 		return fmt.Errorf("cannot remove bundle %s: %w", path, err)
 	}
 	return nil
+}
+
+// unmount takes away what a shim may have mounted in a bundle.
+func unmount(path string) error {
+	errs := []error{mount.Unmount(filepath.Join(path, shimapi.RootfsDir)), mount.Unmount(filepath.Join(path, shimapi.ShmDir))}
+	pinned, err := os.ReadDir(filepath.Join(path, shimapi.NamespaceDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	for _, e := range pinned {
+		errs = append(errs, mount.Unmount(filepath.Join(path, shimapi.NamespaceDir, e.Name())))
+	}
+	return errors.Join(errs...)
 }
 
 func (b *Bundle) file(name string) string { return filepath.Join(b.Path, name) }

@@ -73,6 +73,12 @@ func (b *Bundle) Created() bool {
 	return err == nil
 }
 
+// HasSandbox says whether a shim of ours has made a sandbox in the bundle.
+func (b *Bundle) HasSandbox() bool {
+	_, err := os.Stat(b.file(shimapi.SandboxFile))
+	return err == nil
+}
+
 // SignalInit sends a signal to the process that InitAlive speaks of, and to no other. NotFound when it has ended.
 func SignalInit(pid uint32, ticks uint64, signal unix.Signal) error {
 	return signalIf(int(pid), signal, func() bool { return InitAlive(pid, ticks) })

@@ -42,7 +42,8 @@ type Runtime struct {
 	Options *anypb.Any
 }
 
-// Field lets filters look at a container: id, image, runtime.name, snapshotter, labels.KEY.
+// Field lets filters look at a container: id, image, runtime.name, snapshotter, sandbox (as containerd calls it, and
+// sandboxid), labels.KEY.
 func (c Container) Field(path []string) (string, bool) {
 	if len(path) == 0 {
 		return "", false
@@ -54,6 +55,8 @@ func (c Container) Field(path []string) (string, bool) {
 		return c.Image, c.Image != ""
 	case "snapshotter":
 		return c.Snapshotter, c.Snapshotter != ""
+	case "sandbox", "sandboxid":
+		return c.SandboxID, c.SandboxID != ""
 	case "runtime":
 		if len(path) == 2 && path[1] == "name" {
 			return c.Runtime.Name, c.Runtime.Name != ""

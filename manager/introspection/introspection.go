@@ -28,6 +28,7 @@ const (
 	TypeLease       = "io.containerd.lease.v1"
 	TypeGC          = "io.containerd.gc.v1"
 	TypeRuntime     = "io.containerd.runtime.v2"
+	TypeSandbox     = "io.containerd.sandbox.controller.v1"
 	TypeGRPC        = "io.containerd.grpc.v1"
 	TypeTTRPC       = "io.containerd.ttrpc.v1"
 )

@@ -131,7 +131,7 @@ func (n *Namespaces) Delete(name string) error {
 			return fmt.Errorf("namespace %q: %w", name, errdefs.ErrNotFound)
 		}
 		var left []string
-		for _, kind := range []string{Containers, Images, Content, Leases, Snapshots} {
+		for _, kind := range []string{Containers, Sandboxes, Images, Content, Leases, Snapshots} {
 			if count := entries(b.Bucket([]byte(kind))); count > 0 {
 				left = append(left, fmt.Sprintf("%d %s", count, kind))
 			}

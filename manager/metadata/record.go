@@ -109,7 +109,7 @@ func EachDamaged(tx *Tx, ns string, fn func(path []string, key string, cause err
 			return nil
 		})
 	}
-	for _, kind := range []string{Containers, Images, Leases, Content, Snapshots} {
+	for _, kind := range []string{Containers, Sandboxes, Images, Leases, Content, Snapshots} {
 		path := Path(ns, kind)
 		if err := walk(tx.Bucket(path...), path, parse[kind]); err != nil {
 			return err

@@ -25,6 +25,7 @@ var parse = map[string]func() Record{
 	Containers: func() Record { return &records.Container{} },
 	Images:     func() Record { return &records.Image{} },
 	Leases:     func() Record { return &records.Lease{} },
+	Sandboxes:  func() Record { return &records.Sandbox{} },
 	Content:    func() Record { return &records.Blob{} },
 	Snapshots:  func() Record { return &records.Snapshot{} },
 }

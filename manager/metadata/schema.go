@@ -20,6 +20,7 @@ import (
 //	    labels/                     KEY → value: the namespace's own labels
 //	    containers/                 ID → metadata.Container
 //	    images/                     NAME → metadata.Image
+//	    sandboxes/                  ID → metadata.Sandbox
 //	    leases/                     ID → metadata.Lease
 //	    lease-resources/LEASE/      TYPE NUL ID → empty: what the lease keeps
 //	    content/                    DIGEST → metadata.Blob
@@ -45,6 +46,7 @@ var (
 const (
 	Labels     = "labels"
 	Containers = "containers"
+	Sandboxes  = "sandboxes"
 	Images     = "images"
 	Leases     = "leases"
 	Content    = "content"

@@ -228,6 +228,13 @@ func (p Places) sockets() ([]Orphan, error) {
 	for _, b := range bundles {
 		used[shimapi.SocketPath(p.State, b.Namespace, b.ID)] = true
 	}
+	sandboxes, err := bundle.ExistingSandboxes(p.State).List()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, b := range sandboxes {
+		used[shimapi.SandboxSocketPath(p.State, b.Namespace, b.ID)] = true
+	}
 	var out []Orphan
 	for _, e := range entries {
 		path := filepath.Join(p.State, "s", e.Name())

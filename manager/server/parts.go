@@ -29,6 +29,7 @@ import (
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/parking"
+	"github.com/managerd/managerd/manager/sandboxes"
 	"github.com/managerd/managerd/manager/shims"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/native"
@@ -210,6 +211,10 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("tasks", []string{introspection.TypeRuntime}, func() register {
 			return api.NewTasks(s.tasks, containers.NewStore(s.db), local.NewContent(p.content), s.checkpointScratch())
 		}),
+		{Plugin: introspection.Plugin{Type: introspection.TypeSandbox, ID: sandboxes.Sandboxer, Platforms: platform,
+			Requires: []string{introspection.TypeRuntime}}, build: func() error { return s.buildSandboxes(&p) }},
+		service("sandboxes", meta, func() register { return api.NewSandboxStore(sandboxes.NewStore(s.db)) }),
+		service("sandbox-controllers", []string{introspection.TypeSandbox}, func() register { return api.NewSandboxController(s.sandboxes) }),
 		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "introspection"}, build: func() error {
 			uuid, err := introspection.Identity(s.cfg.Root)
 			if err != nil {
@@ -256,6 +261,15 @@ func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platfor
 			return nil
 		},
 	}
+}
+
+func (s *Server) buildSandboxes(p *parts) error {
+	bundles, err := bundle.NewSandboxStore(s.cfg.State)
+	if err != nil {
+		return err
+	}
+	s.sandboxes = sandboxes.NewController(bundles, p.shims, sandboxes.NewStore(s.db), p.exchange, s.log)
+	return nil
 }
 
 func (s *Server) buildTasks(p *parts) error {

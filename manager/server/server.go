@@ -25,6 +25,7 @@ import (
 	"github.com/managerd/managerd/manager/gc"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/sandboxes"
 	"github.com/managerd/managerd/manager/tasks"
 )
 
@@ -45,11 +46,12 @@ type Server struct {
 	plugins *introspection.Registry
 	health  *health.Server
 
-	grpc  *grpc.Server
-	calls *calls
-	ttrpc *ttrpc.Server
-	tasks *tasks.Service // nil when they could not be built
-	db    *metadata.DB
+	grpc      *grpc.Server
+	calls     *calls
+	ttrpc     *ttrpc.Server
+	tasks     *tasks.Service        // nil when they could not be built
+	sandboxes *sandboxes.Controller // so, too
+	db        *metadata.DB
 
 	content *content.Store // nil when it could not be opened
 
@@ -120,6 +122,16 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		if policy := s.cfg.Task.UpgradeShims; policy != "never" && recovered != nil {
 			if err := s.tasks.UpgradeShims(policy == "idle", recovered); err != nil {
+				return err
+			}
+		}
+	}
+	if s.sandboxes != nil {
+		if err := s.sandboxes.Recover(); err != nil {
+			s.log.Error("not every sandbox could be looked for", "error", err)
+		}
+		if s.cfg.Task.UpgradeShims != "never" {
+			if err := s.sandboxes.UpgradeShims(); err != nil {
 				return err
 			}
 		}
@@ -222,6 +234,9 @@ flush:
 			}
 		}
 	}
+	if s.sandboxes != nil {
+		s.sandboxes.Close()
+	}
 	if s.tasks != nil {
 		s.tasks.Close()
 	}
@@ -243,6 +258,9 @@ func (s *Server) Close() error {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
+	}
+	if s.sandboxes != nil {
+		s.sandboxes.Close()
 	}
 	if s.tasks != nil {
 		s.tasks.Close()

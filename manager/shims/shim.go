@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	sandbox "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 
@@ -48,8 +49,12 @@ func (s *Shim) Follow(ctx context.Context, since uint64, fn func(*Event)) error 
 	}
 }
 
-// End asks the shim to shut down, which it does if it keeps nothing any more. One that is gone is no error.
+// End asks the shim to shut down, which it does if it keeps nothing any more; a sandbox ends with its shim. One that is gone is no error.
 func (s *Shim) End(ctx context.Context) error {
+	if s.Bundle.Sandbox {
+		_, err := s.Sandbox().ShutdownSandbox(ctx, &sandbox.ShutdownSandboxRequest{SandboxID: s.Bundle.ID})
+		return err
+	}
 	_, err := s.Shutdown(ctx, &task.ShutdownRequest{ID: s.Bundle.ID, Now: false})
 	if err != nil && !errdefs.IsUnavailable(err) {
 		return fmt.Errorf("cannot shut down shim of task %s: %w", s.Bundle.ID, err)

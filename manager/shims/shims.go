@@ -135,7 +135,11 @@ func (m *Manager) where(b *bundle.Bundle) (p shimapi.BootstrapParams, own bool, 
 }
 
 func (m *Manager) ownSocket(b *bundle.Bundle) shimapi.BootstrapParams {
-	return shimapi.BootstrapParams{Version: 3, Address: "unix://" + shimapi.SocketPath(m.cfg.State, b.Namespace, b.ID), Protocol: "ttrpc"}
+	path := shimapi.SocketPath(m.cfg.State, b.Namespace, b.ID)
+	if b.Sandbox {
+		path = shimapi.SandboxSocketPath(m.cfg.State, b.Namespace, b.ID)
+	}
+	return shimapi.BootstrapParams{Version: 3, Address: "unix://" + path, Protocol: "ttrpc"}
 }
 
 // Own says whether the shim of a bundle is, or was, one of ours: then its ledger is complete, and its events come by it.
@@ -147,7 +151,7 @@ func (m *Manager) Own(b *bundle.Bundle) bool {
 func (m *Manager) connect(ctx context.Context, b *bundle.Bundle, own bool, p shimapi.BootstrapParams, log *shimLog) (*Shim, error) {
 	c, err := shimapi.Dial(ctx, p)
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("shim of task %s is dead: %w: %w", b.ID, err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("shim of %s is dead: %w: %w", b.Label(), err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, err

@@ -99,11 +99,14 @@ func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string,
 	if m.cfg.Debug {
 		argv = append(argv, "-debug")
 	}
+	if b.Sandbox {
+		argv = append(argv, "-sandbox")
+	}
 	cmd := exec.Command(binary, append(argv, verb)...)
 	cmd.Dir = b.Path
 	cmd.Env = environment("GOMAXPROCS=4") // a shim waits; a thread per core of a large machine would only cost
 	cmd.Stderr = stderr
-	if m.cfg.Lot != nil {
+	if m.cfg.Lot != nil && !b.Sandbox { // all that there is of a sandbox is in its bundle
 		cmd.Env = append(cmd.Env, wire.EnvSocket+"="+m.parkingSocket())
 	}
 	cmd.ExtraFiles = append([]*os.File{socket}, files...) // from descriptor 3 on

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	sandbox "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 
 	"github.com/managerd/managerd/manager/bundle"
@@ -24,7 +25,7 @@ const parkingTimeout = 30 * time.Second
 // taken over. On an error no process is left of it, and the bundle is as it was.
 func (m *Manager) Succeed(ctx context.Context, b *bundle.Bundle) (*Shim, error) {
 	fail := func(err error) (*Shim, error) {
-		return nil, fmt.Errorf("cannot replace the dead shim of task %s: %w", b.ID, err)
+		return nil, fmt.Errorf("cannot replace the dead shim of %s: %w", b.Label(), err)
 	}
 	log, err := copyLog(b, m.cfg.Log)
 	if err != nil {
@@ -43,13 +44,13 @@ func (m *Manager) Succeed(ctx context.Context, b *bundle.Bundle) (*Shim, error) 
 		return fail(err)
 	}
 	failpoint.Hit("shims.succeed.forked")
-	if m.cfg.Lot != nil {
+	if m.cfg.Lot != nil && !b.Sandbox {
 		err = m.cfg.Lot.HandOver(ours, b.Namespace, b.ID)
 	}
 	failpoint.Hit("shims.succeed.handed")
 	_ = ours.Close() // the end of it
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		_, err = s.State(ctx, &task.StateRequest{ID: b.ID})
+		err = s.keeps(ctx)
 	}
 	if err != nil {
 		s.proc.kill()
@@ -63,10 +64,20 @@ func (m *Manager) Succeed(ctx context.Context, b *bundle.Bundle) (*Shim, error) 
 	return s, nil
 }
 
+// keeps says whether the shim keeps what its bundle is for. NotFound when it does not.
+func (s *Shim) keeps(ctx context.Context) error {
+	if s.Bundle.Sandbox {
+		_, err := s.Sandbox().SandboxStatus(ctx, &sandbox.SandboxStatusRequest{SandboxID: s.Bundle.ID})
+		return err
+	}
+	_, err := s.State(ctx, &task.StateRequest{ID: s.Bundle.ID})
+	return err
+}
+
 // askToPark asks a shim that ran before this daemon to park what must outlive it. A shim that does not, because it is
 // older or wedged, is kept all the same.
 func (m *Manager) askToPark(s *Shim) {
-	if m.cfg.Lot == nil {
+	if m.cfg.Lot == nil || s.Bundle.Sandbox {
 		return
 	}
 	go func() { // it ends with the connection at the latest

@@ -5,9 +5,19 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
 
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/shimapi"
+)
+
+const (
+	// upgrading is how long the upgrade of one shim may take.
+	upgrading = 30 * time.Second
+	// upgradeTries is how often a shim is asked that is busy, and upgradePause how long it is left alone between.
+	upgradeTries, upgradePause = 20, 250 * time.Millisecond
 )
 
 // Version is what our shim on disk says of itself.
@@ -38,4 +48,43 @@ func (m *Manager) Outdated(ctx context.Context, s *Shim, version string) (outdat
 func (m *Manager) Upgrade(ctx context.Context, s *Shim) (*shim.UpgradeResponse, error) {
 	r, err := s.Shim().Upgrade(ctx, &shim.UpgradeRequest{Binary: m.cfg.Binary})
 	return r, shimapi.FromWire(err)
+}
+
+// Renew replaces the code of a shim of ours if it is not that of version (see Version); with idle, only if it has no execs. A
+// shim whose upgrade fails goes on as it is, and that is logged.
+func (m *Manager) Renew(parent context.Context, s *Shim, version string, idle bool) {
+	log := m.cfg.Log.With("namespace", s.Bundle.Namespace, "id", s.Bundle.ID)
+	ctx, cancel := context.WithTimeout(parent, upgrading)
+	defer cancel()
+	outdated, execs, err := m.Outdated(ctx, s, version)
+	switch {
+	case err != nil:
+		log.Warn("shim is not upgraded: it does not say what it runs", "error", err)
+		return
+	case !outdated:
+		return
+	case idle && execs > 0:
+		log.Info("shim is outdated, and not upgraded because it has execs", "execs", execs)
+		return
+	}
+	for try := 1; ; try++ {
+		r, err := m.Upgrade(ctx, s)
+		switch {
+		case err == nil:
+			log.Info("shim upgraded", "from", r.FromVersion, "to", r.Version, "pause", time.Duration(r.PauseNano))
+			return
+		case parent.Err() != nil: // nobody waits for the answer any more; the shim is one thing or the other
+			return
+		case !errdefs.IsUnavailable(err) || try == upgradeTries:
+			log.Warn("shim is not upgraded, it goes on with the code that it has", "error", err)
+			return
+		}
+		select {
+		case <-s.Gone():
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(upgradePause):
+		}
+	}
 }

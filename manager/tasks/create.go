@@ -15,6 +15,7 @@ import (
 	"github.com/managerd/managerd/manager/containers"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/shims"
+	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
@@ -57,8 +58,14 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	if r.RuntimePath != "" {
 		runtime = r.RuntimePath
 	}
-	if _, _, err := s.shims.Resolve(runtime); err != nil {
+	_, own, err := s.shims.Resolve(runtime)
+	if err != nil {
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
+	}
+	if own && c.SandboxID != "" { // a member of a sandbox has a shim of its own, whatever the client thinks
+		if r.Options, err = shimapi.WithoutTaskAPI(r.Options); err != nil {
+			return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
+		}
 	}
 	t, err := s.reserve(ctx, ns, r.ID)
 	if err != nil {

@@ -384,6 +384,7 @@ type Handover struct {
 	FrozenNano      int64            `protobuf:"varint,13,opt,name=frozen_nano,json=frozenNano,proto3" json:"frozen_nano,omitempty"`
 	Timings         map[string]int64 `protobuf:"bytes,50,rep,name=timings,proto3" json:"timings,omitempty" protobuf_key:"bytes,1,opt,name=key,proto3" protobuf_val:"varint,2,opt,name=value,proto3"`
 	Upgrades        uint64           `protobuf:"varint,51,opt,name=upgrades,proto3" json:"upgrades,omitempty"`
+	Sandbox         *Sandbox         `protobuf:"bytes,40,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 }
 
 func (m *Handover) Reset()         { *m = Handover{} }
@@ -524,6 +525,239 @@ func (m *Handover) GetUpgrades() uint64 {
 	return 0
 }
 
+func (m *Handover) GetSandbox() *Sandbox {
+	if m != nil {
+		return m.Sandbox
+	}
+	return nil
+}
+
+// Sandbox is what a shim keeps that keeps no container but what several share.
+type Sandbox struct {
+	Schema          uint32    `protobuf:"varint,1,opt,name=schema,proto3" json:"schema,omitempty"`
+	BootId          string    `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Id              string    `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	State           string    `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	CreatedUnixNano int64     `protobuf:"varint,5,opt,name=created_unix_nano,json=createdUnixNano,proto3" json:"created_unix_nano,omitempty"`
+	Kinds           []string  `protobuf:"bytes,6,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	Spec            []byte    `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
+	Shm             bool      `protobuf:"varint,8,opt,name=shm,proto3" json:"shm,omitempty"`
+	Cgroup          string    `protobuf:"bytes,9,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	CgroupMade      bool      `protobuf:"varint,10,opt,name=cgroup_made,json=cgroupMade,proto3" json:"cgroup_made,omitempty"`
+	Pid             uint32    `protobuf:"varint,11,opt,name=pid,proto3" json:"pid,omitempty"`
+	StartTicks      uint64    `protobuf:"varint,12,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
+	ExitStatus      uint32    `protobuf:"varint,13,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	ExitedUnixNano  int64     `protobuf:"varint,14,opt,name=exited_unix_nano,json=exitedUnixNano,proto3" json:"exited_unix_nano,omitempty"`
+	ExitUnknown     string    `protobuf:"bytes,15,opt,name=exit_unknown,json=exitUnknown,proto3" json:"exit_unknown,omitempty"`
+	Members         []*Member `protobuf:"bytes,16,rep,name=members,proto3" json:"members,omitempty"`
+}
+
+func (m *Sandbox) Reset()         { *m = Sandbox{} }
+func (m *Sandbox) String() string { return proto.CompactTextString(m) }
+func (*Sandbox) ProtoMessage()    {}
+func (*Sandbox) Descriptor() ([]byte, []int) {
+	return fileDescriptor_ee7d34fd7910728e, []int{4}
+}
+func (m *Sandbox) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Sandbox) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Sandbox.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Sandbox) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Sandbox.Merge(m, src)
+}
+func (m *Sandbox) XXX_Size() int {
+	return m.Size()
+}
+func (m *Sandbox) XXX_DiscardUnknown() {
+	xxx_messageInfo_Sandbox.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Sandbox proto.InternalMessageInfo
+
+func (m *Sandbox) GetSchema() uint32 {
+	if m != nil {
+		return m.Schema
+	}
+	return 0
+}
+
+func (m *Sandbox) GetBootId() string {
+	if m != nil {
+		return m.BootId
+	}
+	return ""
+}
+
+func (m *Sandbox) GetId() string {
+	if m != nil {
+		return m.Id
+	}
+	return ""
+}
+
+func (m *Sandbox) GetState() string {
+	if m != nil {
+		return m.State
+	}
+	return ""
+}
+
+func (m *Sandbox) GetCreatedUnixNano() int64 {
+	if m != nil {
+		return m.CreatedUnixNano
+	}
+	return 0
+}
+
+func (m *Sandbox) GetKinds() []string {
+	if m != nil {
+		return m.Kinds
+	}
+	return nil
+}
+
+func (m *Sandbox) GetSpec() []byte {
+	if m != nil {
+		return m.Spec
+	}
+	return nil
+}
+
+func (m *Sandbox) GetShm() bool {
+	if m != nil {
+		return m.Shm
+	}
+	return false
+}
+
+func (m *Sandbox) GetCgroup() string {
+	if m != nil {
+		return m.Cgroup
+	}
+	return ""
+}
+
+func (m *Sandbox) GetCgroupMade() bool {
+	if m != nil {
+		return m.CgroupMade
+	}
+	return false
+}
+
+func (m *Sandbox) GetPid() uint32 {
+	if m != nil {
+		return m.Pid
+	}
+	return 0
+}
+
+func (m *Sandbox) GetStartTicks() uint64 {
+	if m != nil {
+		return m.StartTicks
+	}
+	return 0
+}
+
+func (m *Sandbox) GetExitStatus() uint32 {
+	if m != nil {
+		return m.ExitStatus
+	}
+	return 0
+}
+
+func (m *Sandbox) GetExitedUnixNano() int64 {
+	if m != nil {
+		return m.ExitedUnixNano
+	}
+	return 0
+}
+
+func (m *Sandbox) GetExitUnknown() string {
+	if m != nil {
+		return m.ExitUnknown
+	}
+	return ""
+}
+
+func (m *Sandbox) GetMembers() []*Member {
+	if m != nil {
+		return m.Members
+	}
+	return nil
+}
+
+// Member is a container that was made by way of a sandbox's shim: a shim of its own keeps it.
+type Member struct {
+	Id     string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Socket string `protobuf:"bytes,2,opt,name=socket,proto3" json:"socket,omitempty"`
+	Bundle string `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+}
+
+func (m *Member) Reset()         { *m = Member{} }
+func (m *Member) String() string { return proto.CompactTextString(m) }
+func (*Member) ProtoMessage()    {}
+func (*Member) Descriptor() ([]byte, []int) {
+	return fileDescriptor_ee7d34fd7910728e, []int{5}
+}
+func (m *Member) XXX_Unmarshal(b []byte) error {
+	return m.Unmarshal(b)
+}
+func (m *Member) XXX_Marshal(b []byte, deterministic bool) ([]byte, error) {
+	if deterministic {
+		return xxx_messageInfo_Member.Marshal(b, m, deterministic)
+	} else {
+		b = b[:cap(b)]
+		n, err := m.MarshalToSizedBuffer(b)
+		if err != nil {
+			return nil, err
+		}
+		return b[:n], nil
+	}
+}
+func (m *Member) XXX_Merge(src proto.Message) {
+	xxx_messageInfo_Member.Merge(m, src)
+}
+func (m *Member) XXX_Size() int {
+	return m.Size()
+}
+func (m *Member) XXX_DiscardUnknown() {
+	xxx_messageInfo_Member.DiscardUnknown(m)
+}
+
+var xxx_messageInfo_Member proto.InternalMessageInfo
+
+func (m *Member) GetId() string {
+	if m != nil {
+		return m.Id
+	}
+	return ""
+}
+
+func (m *Member) GetSocket() string {
+	if m != nil {
+		return m.Socket
+	}
+	return ""
+}
+
+func (m *Member) GetBundle() string {
+	if m != nil {
+		return m.Bundle
+	}
+	return ""
+}
+
 // Connection is one client's.
 type Connection struct {
 	Fd     int32  `protobuf:"varint,1,opt,name=fd,proto3" json:"fd,omitempty"`
@@ -534,7 +768,7 @@ func (m *Connection) Reset()         { *m = Connection{} }
 func (m *Connection) String() string { return proto.CompactTextString(m) }
 func (*Connection) ProtoMessage()    {}
 func (*Connection) Descriptor() ([]byte, []int) {
-	return fileDescriptor_ee7d34fd7910728e, []int{4}
+	return fileDescriptor_ee7d34fd7910728e, []int{6}
 }
 func (m *Connection) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -588,7 +822,7 @@ func (m *Descriptor) Reset()         { *m = Descriptor{} }
 func (m *Descriptor) String() string { return proto.CompactTextString(m) }
 func (*Descriptor) ProtoMessage()    {}
 func (*Descriptor) Descriptor() ([]byte, []int) {
-	return fileDescriptor_ee7d34fd7910728e, []int{5}
+	return fileDescriptor_ee7d34fd7910728e, []int{7}
 }
 func (m *Descriptor) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -649,7 +883,7 @@ func (m *Logger) Reset()         { *m = Logger{} }
 func (m *Logger) String() string { return proto.CompactTextString(m) }
 func (*Logger) ProtoMessage()    {}
 func (*Logger) Descriptor() ([]byte, []int) {
-	return fileDescriptor_ee7d34fd7910728e, []int{6}
+	return fileDescriptor_ee7d34fd7910728e, []int{8}
 }
 func (m *Logger) XXX_Unmarshal(b []byte) error {
 	return m.Unmarshal(b)
@@ -705,6 +939,8 @@ func init() {
 	proto.RegisterType((*Parcel)(nil), "managerd.shimstate.Parcel")
 	proto.RegisterType((*Handover)(nil), "managerd.shimstate.Handover")
 	proto.RegisterMapType((map[string]int64)(nil), "managerd.shimstate.Handover.TimingsEntry")
+	proto.RegisterType((*Sandbox)(nil), "managerd.shimstate.Sandbox")
+	proto.RegisterType((*Member)(nil), "managerd.shimstate.Member")
 	proto.RegisterType((*Connection)(nil), "managerd.shimstate.Connection")
 	proto.RegisterType((*Descriptor)(nil), "managerd.shimstate.Descriptor")
 	proto.RegisterType((*Logger)(nil), "managerd.shimstate.Logger")
@@ -713,64 +949,75 @@ func init() {
 func init() { proto.RegisterFile("shimstate/shimstate.proto", fileDescriptor_ee7d34fd7910728e) }
 
 var fileDescriptor_ee7d34fd7910728e = []byte{
-	// 908 bytes of a gzipped FileDescriptorProto
-	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x7c, 0x55, 0xcd, 0x8e, 0x1b, 0x45,
-	0x10, 0xce, 0xf8, 0x6f, 0xed, 0xb2, 0x77, 0xb3, 0x69, 0x21, 0xe8, 0x24, 0xe0, 0x0c, 0x3e, 0x19,
-	0x84, 0xbc, 0xd2, 0x06, 0x09, 0x08, 0x17, 0x94, 0x10, 0x89, 0x95, 0x10, 0x84, 0xc9, 0xe6, 0x92,
-	0x8b, 0xd5, 0x3b, 0xdd, 0x6b, 0xb7, 0x3c, 0xee, 0x1e, 0xf5, 0xf4, 0xec, 0x0f, 0x4f, 0xc1, 0x33,
-	0xf0, 0x34, 0x1c, 0x73, 0xe4, 0x88, 0x76, 0x6f, 0x3c, 0x02, 0x27, 0x54, 0xd5, 0x33, 0x63, 0x27,
-	0xd9, 0xcd, 0xad, 0xbf, 0xaf, 0xba, 0x5c, 0xd5, 0x5f, 0x7d, 0x35, 0x86, 0xfb, 0xc5, 0x52, 0xaf,
-	0x0b, 0x2f, 0xbc, 0x3a, 0x68, 0x4e, 0xb3, 0xdc, 0x59, 0x6f, 0x19, 0x5b, 0x0b, 0x23, 0x16, 0xca,
-	0xc9, 0x59, 0x13, 0x99, 0xfc, 0xdb, 0x81, 0x9d, 0x17, 0xce, 0xa6, 0xaa, 0x28, 0xd8, 0xc7, 0xd0,
-	0x2b, 0xd2, 0xa5, 0x5a, 0x0b, 0x1e, 0xc5, 0xd1, 0x74, 0x37, 0xa9, 0x10, 0xfb, 0x04, 0x76, 0x4e,
-	0xac, 0xf5, 0x73, 0x2d, 0x79, 0x2b, 0x8e, 0xa6, 0x83, 0xa4, 0x87, 0xf0, 0x48, 0xb2, 0xcf, 0x61,
-	0x94, 0x5a, 0xe3, 0x85, 0x36, 0xca, 0x61, 0xb4, 0x4d, 0xd1, 0x61, 0xc3, 0x1d, 0x49, 0xcc, 0x55,
-	0x17, 0x2a, 0xc5, 0x68, 0x27, 0xe4, 0x22, 0x3c, 0x92, 0xec, 0x23, 0xe8, 0x52, 0x07, 0xbc, 0x4b,
-	0x74, 0x00, 0x6c, 0x1f, 0xda, 0xb9, 0x96, 0xbc, 0x47, 0xf5, 0xf1, 0xc8, 0x1e, 0xc1, 0xb0, 0xf0,
-	0xc2, 0xf9, 0xb9, 0xd7, 0xe9, 0xaa, 0xe0, 0x3b, 0x71, 0x34, 0xed, 0x24, 0x40, 0xd4, 0x31, 0x32,
-	0xec, 0x01, 0xf4, 0xbd, 0x72, 0x6b, 0x6d, 0x44, 0xc6, 0xfb, 0x71, 0x34, 0xed, 0x27, 0x0d, 0x0e,
-	0x45, 0xa4, 0x36, 0x7c, 0x50, 0x17, 0x91, 0xda, 0xd0, 0x3b, 0xbd, 0xb4, 0xa5, 0xe7, 0x10, 0x5a,
-	0x0a, 0xa8, 0xe2, 0x95, 0x73, 0x7c, 0xd8, 0xf0, 0xca, 0x39, 0x6c, 0x41, 0x9b, 0xbc, 0xf4, 0x73,
-	0x65, 0xa4, 0x92, 0x7c, 0x44, 0x45, 0x80, 0xa8, 0xe7, 0xc8, 0x30, 0x06, 0x9d, 0x22, 0x57, 0x29,
-	0xdf, 0x8d, 0xa3, 0xe9, 0x28, 0xa1, 0x33, 0x26, 0xa9, 0x0b, 0xed, 0xe7, 0xf8, 0xae, 0xb2, 0xe0,
-	0x7b, 0xf4, 0x22, 0x40, 0xea, 0x25, 0x31, 0x6c, 0x0a, 0xfb, 0x88, 0x94, 0x9c, 0x97, 0x46, 0x5f,
-	0xcc, 0x8d, 0x30, 0x96, 0xdf, 0x8d, 0xa3, 0x69, 0x3b, 0xd9, 0x0b, 0xfc, 0x2b, 0xa3, 0x2f, 0x7e,
-	0x11, 0xc6, 0xa2, 0xcc, 0xf4, 0x53, 0xa5, 0x59, 0x19, 0x7b, 0x6e, 0xf8, 0x7e, 0x90, 0x19, 0xb9,
-	0x57, 0x81, 0x42, 0x11, 0x32, 0x51, 0x9a, 0x74, 0xa9, 0x1c, 0xbf, 0x47, 0xe1, 0x06, 0x63, 0x8c,
-	0xe4, 0xd2, 0x66, 0xc1, 0x59, 0x10, 0xa8, 0xc6, 0xf8, 0xd3, 0x5e, 0xaf, 0x95, 0x2d, 0x7d, 0x68,
-	0x60, 0x4c, 0x0d, 0x0c, 0x2b, 0x8e, 0xaa, 0x7f, 0x05, 0x4c, 0x2a, 0x21, 0x33, 0x6d, 0xd4, 0x56,
-	0xa7, 0x8f, 0xe8, 0xe2, 0x7e, 0x1d, 0x69, 0x7a, 0x7d, 0x08, 0x03, 0x4c, 0x96, 0x73, 0x94, 0x37,
-	0xae, 0xc6, 0x81, 0xc4, 0xaf, 0xa5, 0x9f, 0xbc, 0x86, 0xee, 0xb1, 0x38, 0xc9, 0xd4, 0xad, 0x4e,
-	0xfb, 0x0e, 0x06, 0x79, 0x30, 0xa3, 0x2a, 0x78, 0x2b, 0x6e, 0x4f, 0x87, 0x87, 0x0f, 0x67, 0xef,
-	0xbb, 0x76, 0x56, 0x39, 0x36, 0xd9, 0xdc, 0x9e, 0xfc, 0x19, 0x41, 0xef, 0x85, 0x70, 0xa9, 0xca,
-	0xd8, 0xa7, 0x30, 0x30, 0x62, 0xad, 0x8a, 0x5c, 0xa4, 0x8a, 0x0a, 0x0c, 0x92, 0x0d, 0xf1, 0x9e,
-	0x69, 0x5b, 0x1f, 0x34, 0x6d, 0xfb, 0x5d, 0xd3, 0xae, 0xb4, 0x91, 0x05, 0xef, 0xc4, 0x6d, 0xf4,
-	0x13, 0x01, 0x1c, 0xbf, 0x74, 0x36, 0xe7, 0x5d, 0x22, 0xe9, 0x8c, 0x37, 0xcf, 0x97, 0x36, 0x53,
-	0x64, 0xe5, 0x7e, 0x12, 0xc0, 0xe4, 0xbf, 0x0e, 0xf4, 0x7f, 0x12, 0x46, 0xda, 0x33, 0xe5, 0x6e,
-	0x15, 0xe1, 0x00, 0xba, 0x1e, 0x55, 0xa2, 0xce, 0x86, 0x87, 0xf7, 0x6f, 0x12, 0x80, 0x64, 0x4c,
-	0xc2, 0x3d, 0x16, 0xa3, 0x3f, 0x53, 0xe1, 0x8c, 0xf0, 0xda, 0x9a, 0x7a, 0x0b, 0xb7, 0x28, 0xf6,
-	0x25, 0xdc, 0xa3, 0x91, 0xbf, 0x65, 0xb6, 0x0e, 0x8d, 0xf0, 0x6e, 0x15, 0x68, 0x26, 0xc8, 0x61,
-	0x27, 0x17, 0x6e, 0x85, 0x6e, 0x09, 0xab, 0x59, 0x43, 0xd4, 0xf5, 0xd4, 0xba, 0x73, 0xe1, 0x70,
-	0x0b, 0x7a, 0xb4, 0x88, 0x1b, 0x82, 0x9e, 0x63, 0xd3, 0x95, 0xf2, 0xb4, 0xa3, 0xdd, 0xa4, 0x42,
-	0xec, 0x07, 0x40, 0x6d, 0x8d, 0x4a, 0xb1, 0x93, 0x82, 0xf7, 0x69, 0xaa, 0xe3, 0x9b, 0x1e, 0xf5,
-	0xac, 0xb9, 0x96, 0x6c, 0xa7, 0xb0, 0x43, 0xe8, 0x2c, 0x55, 0x26, 0xf9, 0xe0, 0xf6, 0xd4, 0x1f,
-	0x55, 0x91, 0x3a, 0x9d, 0x7b, 0xeb, 0x12, 0xba, 0xcb, 0x3e, 0x03, 0xb0, 0x99, 0x9c, 0x9f, 0x68,
-	0x23, 0xdc, 0x25, 0xed, 0x79, 0x37, 0x19, 0xd8, 0x4c, 0x3e, 0x25, 0x02, 0x1f, 0x79, 0xa6, 0x5c,
-	0x81, 0x72, 0x85, 0x5d, 0xaf, 0x21, 0x6e, 0x8b, 0x53, 0x67, 0x9a, 0x42, 0xa3, 0xb0, 0x49, 0x35,
-	0xc6, 0x9d, 0x3e, 0x75, 0xf6, 0x77, 0x65, 0x82, 0x80, 0xbb, 0x24, 0x20, 0x04, 0x8a, 0xb4, 0x7b,
-	0x06, 0x3b, 0x5e, 0xaf, 0xb5, 0x59, 0x14, 0xfc, 0x90, 0x9a, 0xfd, 0xe2, 0xa6, 0x66, 0x6b, 0x07,
-	0xcc, 0x8e, 0xc3, 0xdd, 0xe7, 0xc6, 0xbb, 0xcb, 0xa4, 0xce, 0xc4, 0x0e, 0xca, 0x7c, 0xe1, 0x84,
-	0x54, 0x05, 0x7f, 0x4c, 0x2a, 0x37, 0xf8, 0xc1, 0x13, 0x18, 0x6d, 0x27, 0xe1, 0xf7, 0x72, 0xa5,
-	0x2e, 0x2b, 0x93, 0xe3, 0x11, 0x8d, 0x77, 0x26, 0xb2, 0x32, 0xb8, 0xa7, 0x9d, 0x04, 0xf0, 0xa4,
-	0xf5, 0x6d, 0x34, 0xf9, 0x1a, 0x60, 0xa3, 0x30, 0xdb, 0x83, 0xd6, 0xa9, 0xa4, 0xc4, 0x6e, 0xd2,
-	0x3a, 0xa5, 0xf1, 0x95, 0xc6, 0x29, 0x11, 0x16, 0x62, 0x94, 0x54, 0x68, 0x72, 0x04, 0xb0, 0x11,
-	0x77, 0x7b, 0x33, 0xa2, 0xb7, 0x36, 0x83, 0x41, 0x07, 0x97, 0xa1, 0xda, 0x26, 0x3a, 0x57, 0x25,
-	0xda, 0x75, 0x89, 0xc9, 0x4b, 0xe8, 0xfd, 0x6c, 0x17, 0x8b, 0x0f, 0x58, 0xbf, 0xfa, 0xfc, 0xb7,
-	0x6e, 0xfd, 0xfc, 0xb7, 0xdf, 0xfd, 0xfc, 0x3f, 0xfd, 0xed, 0xaf, 0xab, 0x71, 0xf4, 0xe6, 0x6a,
-	0x1c, 0xfd, 0x73, 0x35, 0x8e, 0xfe, 0xb8, 0x1e, 0xdf, 0x79, 0x73, 0x3d, 0xbe, 0xf3, 0xf7, 0xf5,
-	0xf8, 0xce, 0xeb, 0x6f, 0x16, 0xda, 0x2f, 0xcb, 0x93, 0x59, 0x6a, 0xd7, 0x07, 0xf5, 0x14, 0x36,
-	0x07, 0xfa, 0x4b, 0x2c, 0x36, 0xff, 0x91, 0xdf, 0x37, 0xa7, 0x93, 0x1e, 0xc5, 0x1e, 0xff, 0x1f,
-	0x00, 0x00, 0xff, 0xff, 0x9f, 0x1d, 0x3e, 0x30, 0x4b, 0x07, 0x00, 0x00,
+	// 1084 bytes of a gzipped FileDescriptorProto
+	0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xff, 0x94, 0x56, 0xcd, 0x6e, 0x1b, 0x37,
+	0x10, 0xf6, 0xea, 0x5f, 0x23, 0xd9, 0x96, 0x89, 0x22, 0x65, 0x9c, 0x56, 0x51, 0x75, 0x52, 0x83,
+	0x42, 0x06, 0x9c, 0x14, 0x6d, 0xd3, 0x4b, 0x91, 0x34, 0x40, 0x0c, 0x34, 0x6d, 0xba, 0x76, 0x2e,
+	0xb9, 0x08, 0xd4, 0x92, 0x96, 0x08, 0x69, 0xc9, 0x05, 0x97, 0xeb, 0x9f, 0x3e, 0x45, 0x9f, 0xa1,
+	0x6f, 0xd0, 0xb7, 0xe8, 0x31, 0xc7, 0x1c, 0x0b, 0xfb, 0xd6, 0xa7, 0x28, 0x38, 0xdc, 0x5d, 0xc9,
+	0x7f, 0x41, 0x72, 0xe3, 0xf7, 0xcd, 0x70, 0x39, 0x9c, 0xf9, 0x66, 0xb8, 0x70, 0x3f, 0x9d, 0xcb,
+	0x38, 0xb5, 0xcc, 0x8a, 0xbd, 0x72, 0x35, 0x4e, 0x8c, 0xb6, 0x9a, 0x90, 0x98, 0x29, 0x36, 0x13,
+	0x86, 0x8f, 0x4b, 0xcb, 0xf0, 0xbf, 0x1a, 0x34, 0x5f, 0x1b, 0x1d, 0x89, 0x34, 0x25, 0xf7, 0xa0,
+	0x91, 0x46, 0x73, 0x11, 0x33, 0x1a, 0x0c, 0x82, 0xd1, 0x66, 0x98, 0x23, 0xf2, 0x39, 0x34, 0xa7,
+	0x5a, 0xdb, 0x89, 0xe4, 0xb4, 0x32, 0x08, 0x46, 0xed, 0xb0, 0xe1, 0xe0, 0x01, 0x27, 0x5f, 0x41,
+	0x37, 0xd2, 0xca, 0x32, 0xa9, 0x84, 0x71, 0xd6, 0x2a, 0x5a, 0x3b, 0x25, 0x77, 0xc0, 0xdd, 0x5e,
+	0x71, 0x26, 0x22, 0x67, 0xad, 0xf9, 0xbd, 0x0e, 0x1e, 0x70, 0xf2, 0x19, 0xd4, 0x31, 0x02, 0x5a,
+	0x47, 0xda, 0x03, 0xd2, 0x83, 0x6a, 0x22, 0x39, 0x6d, 0xe0, 0xf9, 0x6e, 0x49, 0x1e, 0x42, 0x27,
+	0xb5, 0xcc, 0xd8, 0x89, 0x95, 0xd1, 0x22, 0xa5, 0xcd, 0x41, 0x30, 0xaa, 0x85, 0x80, 0xd4, 0x91,
+	0x63, 0xc8, 0x2e, 0xb4, 0xac, 0x30, 0xb1, 0x54, 0x6c, 0x49, 0x5b, 0x83, 0x60, 0xd4, 0x0a, 0x4b,
+	0xec, 0x0f, 0xe1, 0x52, 0xd1, 0x76, 0x71, 0x08, 0x97, 0x0a, 0xef, 0x69, 0xb9, 0xce, 0x2c, 0x05,
+	0x1f, 0x92, 0x47, 0x39, 0x2f, 0x8c, 0xa1, 0x9d, 0x92, 0x17, 0xc6, 0xb8, 0x10, 0xa4, 0x4a, 0x32,
+	0x3b, 0x11, 0x8a, 0x0b, 0x4e, 0xbb, 0x78, 0x08, 0x20, 0xf5, 0xc2, 0x31, 0x84, 0x40, 0x2d, 0x4d,
+	0x44, 0x44, 0x37, 0x07, 0xc1, 0xa8, 0x1b, 0xe2, 0xda, 0x6d, 0x12, 0x67, 0xd2, 0x4e, 0xdc, 0xbd,
+	0xb2, 0x94, 0x6e, 0xe1, 0x8d, 0xc0, 0x51, 0x87, 0xc8, 0x90, 0x11, 0xf4, 0x1c, 0x12, 0x7c, 0x92,
+	0x29, 0x79, 0x36, 0x51, 0x4c, 0x69, 0xba, 0x3d, 0x08, 0x46, 0xd5, 0x70, 0xcb, 0xf3, 0x6f, 0x94,
+	0x3c, 0xfb, 0x95, 0x29, 0xed, 0xd2, 0x8c, 0x9f, 0xca, 0xd4, 0x42, 0xe9, 0x53, 0x45, 0x7b, 0x3e,
+	0xcd, 0x8e, 0x7b, 0xe3, 0x29, 0x97, 0x84, 0x25, 0xcb, 0x54, 0x34, 0x17, 0x86, 0xee, 0xa0, 0xb9,
+	0xc4, 0xce, 0x86, 0xe9, 0x92, 0x6a, 0x46, 0x89, 0x4f, 0x50, 0x81, 0xdd, 0xa7, 0xad, 0x8c, 0x85,
+	0xce, 0xac, 0x0f, 0xa0, 0x8f, 0x01, 0x74, 0x72, 0x0e, 0x4f, 0xff, 0x06, 0x08, 0x17, 0x8c, 0x2f,
+	0xa5, 0x12, 0x6b, 0x91, 0x3e, 0x44, 0xc7, 0x5e, 0x61, 0x29, 0x63, 0x7d, 0x00, 0x6d, 0xb7, 0x99,
+	0x4f, 0x5c, 0x7a, 0x07, 0x79, 0x39, 0x1c, 0xf1, 0x5b, 0x66, 0x87, 0x6f, 0xa1, 0x7e, 0xc4, 0xa6,
+	0x4b, 0x71, 0xa7, 0xd2, 0x7e, 0x80, 0x76, 0xe2, 0xc5, 0x28, 0x52, 0x5a, 0x19, 0x54, 0x47, 0x9d,
+	0xfd, 0x07, 0xe3, 0x9b, 0xaa, 0x1d, 0xe7, 0x8a, 0x0d, 0x57, 0xde, 0xc3, 0xbf, 0x02, 0x68, 0xbc,
+	0x66, 0x26, 0x12, 0x4b, 0xf2, 0x05, 0xb4, 0x15, 0x8b, 0x45, 0x9a, 0xb0, 0x48, 0xe0, 0x01, 0xed,
+	0x70, 0x45, 0xdc, 0x10, 0x6d, 0xe5, 0x83, 0xa2, 0xad, 0x5e, 0x17, 0xed, 0x42, 0x2a, 0x9e, 0xd2,
+	0xda, 0xa0, 0xea, 0xf4, 0x84, 0xc0, 0x95, 0x9f, 0x1b, 0x9d, 0xd0, 0x3a, 0x92, 0xb8, 0x76, 0x9e,
+	0xa7, 0x73, 0xbd, 0x14, 0x28, 0xe5, 0x56, 0xe8, 0xc1, 0xf0, 0xef, 0x3a, 0xb4, 0x5e, 0x32, 0xc5,
+	0xf5, 0x89, 0x30, 0x77, 0x26, 0x61, 0x0f, 0xea, 0xd6, 0x65, 0x09, 0x23, 0xeb, 0xec, 0xdf, 0xbf,
+	0x2d, 0x01, 0x98, 0xc6, 0xd0, 0xfb, 0x91, 0x81, 0xd3, 0x67, 0xc4, 0x8c, 0x62, 0x56, 0x6a, 0x55,
+	0x74, 0xe1, 0x1a, 0x45, 0x1e, 0xc1, 0x0e, 0x96, 0xfc, 0x8a, 0xd8, 0x6a, 0x58, 0xc2, 0xed, 0xdc,
+	0x50, 0x56, 0x90, 0x42, 0x33, 0x61, 0x66, 0xe1, 0xd4, 0xe2, 0x5b, 0xb3, 0x80, 0x2e, 0xaf, 0xc7,
+	0xda, 0x9c, 0x32, 0xe3, 0xba, 0xa0, 0x81, 0x8d, 0xb8, 0x22, 0xf0, 0x3a, 0x3a, 0x5a, 0x08, 0x8b,
+	0x3d, 0x5a, 0x0f, 0x73, 0x44, 0x7e, 0x02, 0x97, 0x5b, 0x25, 0x22, 0x17, 0x49, 0x4a, 0x5b, 0x58,
+	0xd5, 0xfe, 0x6d, 0x97, 0x7a, 0x5e, 0xba, 0x85, 0xeb, 0x5b, 0xc8, 0x3e, 0xd4, 0xe6, 0x62, 0xc9,
+	0x69, 0xfb, 0xee, 0xad, 0x3f, 0x8b, 0x34, 0x32, 0x32, 0xb1, 0xda, 0x84, 0xe8, 0x4b, 0xbe, 0x04,
+	0xd0, 0x4b, 0x3e, 0x99, 0x4a, 0xc5, 0xcc, 0x39, 0xf6, 0x79, 0x3d, 0x6c, 0xeb, 0x25, 0x7f, 0x86,
+	0x84, 0xbb, 0xe4, 0x89, 0x30, 0xa9, 0x4b, 0x97, 0xef, 0xf5, 0x02, 0xba, 0x6e, 0x31, 0xe2, 0x44,
+	0xa2, 0xa9, 0xeb, 0x3b, 0xa9, 0xc0, 0xae, 0xa7, 0x8f, 0x8d, 0xfe, 0x43, 0x28, 0x9f, 0xc0, 0x4d,
+	0x4c, 0x20, 0x78, 0x0a, 0x73, 0xf7, 0x1c, 0x9a, 0x56, 0xc6, 0x52, 0xcd, 0x52, 0xba, 0x8f, 0xc1,
+	0x7e, 0x7d, 0x5b, 0xb0, 0x85, 0x02, 0xc6, 0x47, 0xde, 0xf7, 0x85, 0xb2, 0xe6, 0x3c, 0x2c, 0x76,
+	0xba, 0x08, 0xb2, 0x64, 0x66, 0x18, 0x17, 0x29, 0x7d, 0x8c, 0x59, 0x2e, 0x31, 0xf9, 0x16, 0x9a,
+	0x29, 0x53, 0x7c, 0xaa, 0xcf, 0xe8, 0x08, 0xd5, 0x71, 0x6b, 0x7b, 0x1c, 0x7a, 0x97, 0xb0, 0xf0,
+	0xdd, 0x7d, 0x0a, 0xdd, 0xf5, 0xb3, 0xdc, 0x98, 0x5d, 0x88, 0xf3, 0xbc, 0x37, 0xdc, 0xd2, 0xe9,
+	0xf5, 0x84, 0x2d, 0x33, 0x2f, 0xba, 0x6a, 0xe8, 0xc1, 0xd3, 0xca, 0xf7, 0xc1, 0xf0, 0x7d, 0x15,
+	0x9a, 0xf9, 0x07, 0x3f, 0xfd, 0x85, 0xd8, 0x82, 0x4a, 0xd9, 0x44, 0x15, 0xb9, 0x36, 0xf5, 0x6b,
+	0xeb, 0x53, 0xff, 0x11, 0xec, 0x44, 0x46, 0xb0, 0xab, 0xf2, 0xac, 0x7b, 0x79, 0xe6, 0x86, 0x52,
+	0x9e, 0x65, 0x0b, 0x36, 0xae, 0xb5, 0x20, 0x4e, 0xe0, 0xe6, 0xda, 0x04, 0xee, 0x41, 0x35, 0x9d,
+	0xc7, 0xf9, 0x9b, 0xe0, 0x96, 0x2e, 0xfc, 0x68, 0x66, 0x74, 0x96, 0xe4, 0xef, 0x41, 0x8e, 0x5c,
+	0x5d, 0xfd, 0x6a, 0x12, 0x33, 0x2e, 0x50, 0x2d, 0xad, 0x10, 0x3c, 0xf5, 0x8a, 0xf1, 0xf2, 0x59,
+	0xea, 0xdc, 0xf9, 0x2c, 0x75, 0x6f, 0x3c, 0x4b, 0xd7, 0xe6, 0xff, 0xe6, 0x47, 0xcd, 0xff, 0xad,
+	0x8f, 0x9a, 0xff, 0xdb, 0x37, 0xe7, 0xff, 0x13, 0x68, 0xc6, 0x22, 0x9e, 0x0a, 0x93, 0xd2, 0x1e,
+	0x0a, 0x6f, 0xf7, 0x36, 0x5d, 0xbc, 0x42, 0x97, 0xb0, 0x70, 0x1d, 0xbe, 0x84, 0x86, 0xa7, 0xf2,
+	0x3a, 0x05, 0x65, 0x9d, 0x56, 0xcd, 0x9c, 0xd7, 0x33, 0x6f, 0xe6, 0x7b, 0xd0, 0x98, 0x66, 0x8a,
+	0x2f, 0x45, 0x31, 0x18, 0x3d, 0x1a, 0x3e, 0x01, 0x58, 0x75, 0xaf, 0xfb, 0xda, 0xb1, 0xff, 0x5a,
+	0x3d, 0xac, 0x1c, 0xe3, 0xd7, 0x32, 0x65, 0x04, 0xf3, 0xea, 0xe8, 0x86, 0x39, 0x1a, 0x1e, 0x00,
+	0xac, 0x1a, 0x77, 0x7d, 0xea, 0x06, 0x57, 0xa6, 0x2e, 0x81, 0x9a, 0xab, 0x72, 0x1e, 0x0a, 0xae,
+	0xf3, 0x23, 0xaa, 0xc5, 0x11, 0xc3, 0x43, 0x68, 0xfc, 0xa2, 0x67, 0xb3, 0x0f, 0x8c, 0xd5, 0xbc,
+	0x86, 0x95, 0x3b, 0x6b, 0x58, 0xbd, 0x5e, 0xc3, 0x67, 0xbf, 0xff, 0x73, 0xd1, 0x0f, 0xde, 0x5d,
+	0xf4, 0x83, 0x7f, 0x2f, 0xfa, 0xc1, 0x9f, 0x97, 0xfd, 0x8d, 0x77, 0x97, 0xfd, 0x8d, 0xf7, 0x97,
+	0xfd, 0x8d, 0xb7, 0xdf, 0xcd, 0xa4, 0x9d, 0x67, 0xd3, 0x71, 0xa4, 0xe3, 0xbd, 0x22, 0xd1, 0xab,
+	0x05, 0xfe, 0x6e, 0xa5, 0xab, 0xff, 0xaf, 0x1f, 0xcb, 0xd5, 0xb4, 0x81, 0xb6, 0xc7, 0xff, 0x07,
+	0x00, 0x00, 0xff, 0xff, 0xa3, 0x58, 0xe9, 0x38, 0xa7, 0x09, 0x00, 0x00,
 }
 
 func (m *Process) Marshal() (dAtA []byte, err error) {
@@ -1113,6 +1360,20 @@ func (m *Handover) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 			dAtA[i] = 0x92
 		}
 	}
+	if m.Sandbox != nil {
+		{
+			size, err := m.Sandbox.MarshalToSizedBuffer(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = encodeVarintShimstate(dAtA, i, uint64(size))
+		}
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0xc2
+	}
 	if m.FrozenNano != 0 {
 		i = encodeVarintShimstate(dAtA, i, uint64(m.FrozenNano))
 		i--
@@ -1210,6 +1471,190 @@ func (m *Handover) MarshalToSizedBuffer(dAtA []byte) (int, error) {
 		i = encodeVarintShimstate(dAtA, i, uint64(m.Schema))
 		i--
 		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Sandbox) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Sandbox) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Sandbox) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Members) > 0 {
+		for iNdEx := len(m.Members) - 1; iNdEx >= 0; iNdEx-- {
+			{
+				size, err := m.Members[iNdEx].MarshalToSizedBuffer(dAtA[:i])
+				if err != nil {
+					return 0, err
+				}
+				i -= size
+				i = encodeVarintShimstate(dAtA, i, uint64(size))
+			}
+			i--
+			dAtA[i] = 0x1
+			i--
+			dAtA[i] = 0x82
+		}
+	}
+	if len(m.ExitUnknown) > 0 {
+		i -= len(m.ExitUnknown)
+		copy(dAtA[i:], m.ExitUnknown)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.ExitUnknown)))
+		i--
+		dAtA[i] = 0x7a
+	}
+	if m.ExitedUnixNano != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.ExitedUnixNano))
+		i--
+		dAtA[i] = 0x70
+	}
+	if m.ExitStatus != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.ExitStatus))
+		i--
+		dAtA[i] = 0x68
+	}
+	if m.StartTicks != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.StartTicks))
+		i--
+		dAtA[i] = 0x60
+	}
+	if m.Pid != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Pid))
+		i--
+		dAtA[i] = 0x58
+	}
+	if m.CgroupMade {
+		i--
+		if m.CgroupMade {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x50
+	}
+	if len(m.Cgroup) > 0 {
+		i -= len(m.Cgroup)
+		copy(dAtA[i:], m.Cgroup)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Cgroup)))
+		i--
+		dAtA[i] = 0x4a
+	}
+	if m.Shm {
+		i--
+		if m.Shm {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x40
+	}
+	if len(m.Spec) > 0 {
+		i -= len(m.Spec)
+		copy(dAtA[i:], m.Spec)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Spec)))
+		i--
+		dAtA[i] = 0x3a
+	}
+	if len(m.Kinds) > 0 {
+		for iNdEx := len(m.Kinds) - 1; iNdEx >= 0; iNdEx-- {
+			i -= len(m.Kinds[iNdEx])
+			copy(dAtA[i:], m.Kinds[iNdEx])
+			i = encodeVarintShimstate(dAtA, i, uint64(len(m.Kinds[iNdEx])))
+			i--
+			dAtA[i] = 0x32
+		}
+	}
+	if m.CreatedUnixNano != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.CreatedUnixNano))
+		i--
+		dAtA[i] = 0x28
+	}
+	if len(m.State) > 0 {
+		i -= len(m.State)
+		copy(dAtA[i:], m.State)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.State)))
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Id) > 0 {
+		i -= len(m.Id)
+		copy(dAtA[i:], m.Id)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Id)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.BootId) > 0 {
+		i -= len(m.BootId)
+		copy(dAtA[i:], m.BootId)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.BootId)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Schema != 0 {
+		i = encodeVarintShimstate(dAtA, i, uint64(m.Schema))
+		i--
+		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Member) Marshal() (dAtA []byte, err error) {
+	size := m.Size()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBuffer(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Member) MarshalTo(dAtA []byte) (int, error) {
+	size := m.Size()
+	return m.MarshalToSizedBuffer(dAtA[:size])
+}
+
+func (m *Member) MarshalToSizedBuffer(dAtA []byte) (int, error) {
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if len(m.Bundle) > 0 {
+		i -= len(m.Bundle)
+		copy(dAtA[i:], m.Bundle)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Bundle)))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Socket) > 0 {
+		i -= len(m.Socket)
+		copy(dAtA[i:], m.Socket)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Socket)))
+		i--
+		dAtA[i] = 0x12
+	}
+	if len(m.Id) > 0 {
+		i -= len(m.Id)
+		copy(dAtA[i:], m.Id)
+		i = encodeVarintShimstate(dAtA, i, uint64(len(m.Id)))
+		i--
+		dAtA[i] = 0xa
 	}
 	return len(dAtA) - i, nil
 }
@@ -1532,6 +1977,10 @@ func (m *Handover) Size() (n int) {
 	if m.FrozenNano != 0 {
 		n += 1 + sovShimstate(uint64(m.FrozenNano))
 	}
+	if m.Sandbox != nil {
+		l = m.Sandbox.Size()
+		n += 2 + l + sovShimstate(uint64(l))
+	}
 	if len(m.Timings) > 0 {
 		for k, v := range m.Timings {
 			_ = k
@@ -1542,6 +1991,96 @@ func (m *Handover) Size() (n int) {
 	}
 	if m.Upgrades != 0 {
 		n += 2 + sovShimstate(uint64(m.Upgrades))
+	}
+	return n
+}
+
+func (m *Sandbox) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Schema != 0 {
+		n += 1 + sovShimstate(uint64(m.Schema))
+	}
+	l = len(m.BootId)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Id)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.State)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.CreatedUnixNano != 0 {
+		n += 1 + sovShimstate(uint64(m.CreatedUnixNano))
+	}
+	if len(m.Kinds) > 0 {
+		for _, s := range m.Kinds {
+			l = len(s)
+			n += 1 + l + sovShimstate(uint64(l))
+		}
+	}
+	l = len(m.Spec)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.Shm {
+		n += 2
+	}
+	l = len(m.Cgroup)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if m.CgroupMade {
+		n += 2
+	}
+	if m.Pid != 0 {
+		n += 1 + sovShimstate(uint64(m.Pid))
+	}
+	if m.StartTicks != 0 {
+		n += 1 + sovShimstate(uint64(m.StartTicks))
+	}
+	if m.ExitStatus != 0 {
+		n += 1 + sovShimstate(uint64(m.ExitStatus))
+	}
+	if m.ExitedUnixNano != 0 {
+		n += 1 + sovShimstate(uint64(m.ExitedUnixNano))
+	}
+	l = len(m.ExitUnknown)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	if len(m.Members) > 0 {
+		for _, e := range m.Members {
+			l = e.Size()
+			n += 2 + l + sovShimstate(uint64(l))
+		}
+	}
+	return n
+}
+
+func (m *Member) Size() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	l = len(m.Id)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Socket)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
+	}
+	l = len(m.Bundle)
+	if l > 0 {
+		n += 1 + l + sovShimstate(uint64(l))
 	}
 	return n
 }
@@ -2899,6 +3438,42 @@ func (m *Handover) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		case 40:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Sandbox", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			if m.Sandbox == nil {
+				m.Sandbox = &Sandbox{}
+			}
+			if err := m.Sandbox.Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
 		case 50:
 			if wireType != 2 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Timings", wireType)
@@ -3031,6 +3606,616 @@ func (m *Handover) Unmarshal(dAtA []byte) error {
 					break
 				}
 			}
+		default:
+			iNdEx = preIndex
+			skippy, err := skipShimstate(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Sandbox) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowShimstate
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Sandbox: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Sandbox: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Schema", wireType)
+			}
+			m.Schema = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Schema |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field BootId", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.BootId = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Id", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Id = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field State", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.State = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field CreatedUnixNano", wireType)
+			}
+			m.CreatedUnixNano = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.CreatedUnixNano |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 6:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Kinds", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Kinds = append(m.Kinds, string(dAtA[iNdEx:postIndex]))
+			iNdEx = postIndex
+		case 7:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Spec", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Spec = append(m.Spec[:0], dAtA[iNdEx:postIndex]...)
+			if m.Spec == nil {
+				m.Spec = []byte{}
+			}
+			iNdEx = postIndex
+		case 8:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Shm", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Shm = bool(v != 0)
+		case 9:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cgroup", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cgroup = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 10:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field CgroupMade", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.CgroupMade = bool(v != 0)
+		case 11:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Pid", wireType)
+			}
+			m.Pid = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Pid |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 12:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field StartTicks", wireType)
+			}
+			m.StartTicks = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.StartTicks |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 13:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExitStatus", wireType)
+			}
+			m.ExitStatus = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ExitStatus |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 14:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExitedUnixNano", wireType)
+			}
+			m.ExitedUnixNano = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.ExitedUnixNano |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 15:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field ExitUnknown", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.ExitUnknown = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 16:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Members", wireType)
+			}
+			var msglen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				msglen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if msglen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + msglen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Members = append(m.Members, &Member{})
+			if err := m.Members[len(m.Members)-1].Unmarshal(dAtA[iNdEx:postIndex]); err != nil {
+				return err
+			}
+			iNdEx = postIndex
+		default:
+			iNdEx = preIndex
+			skippy, err := skipShimstate(dAtA[iNdEx:])
+			if err != nil {
+				return err
+			}
+			if (skippy < 0) || (iNdEx+skippy) < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if (iNdEx + skippy) > l {
+				return io.ErrUnexpectedEOF
+			}
+			iNdEx += skippy
+		}
+	}
+
+	if iNdEx > l {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+func (m *Member) Unmarshal(dAtA []byte) error {
+	l := len(dAtA)
+	iNdEx := 0
+	for iNdEx < l {
+		preIndex := iNdEx
+		var wire uint64
+		for shift := uint(0); ; shift += 7 {
+			if shift >= 64 {
+				return ErrIntOverflowShimstate
+			}
+			if iNdEx >= l {
+				return io.ErrUnexpectedEOF
+			}
+			b := dAtA[iNdEx]
+			iNdEx++
+			wire |= uint64(b&0x7F) << shift
+			if b < 0x80 {
+				break
+			}
+		}
+		fieldNum := int32(wire >> 3)
+		wireType := int(wire & 0x7)
+		if wireType == 4 {
+			return fmt.Errorf("proto: Member: wiretype end group for non-group")
+		}
+		if fieldNum <= 0 {
+			return fmt.Errorf("proto: Member: illegal tag %d (wire type %d)", fieldNum, wire)
+		}
+		switch fieldNum {
+		case 1:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Id", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Id = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 2:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Socket", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Socket = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
+		case 3:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Bundle", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return ErrIntOverflowShimstate
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return ErrInvalidLengthShimstate
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Bundle = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := skipShimstate(dAtA[iNdEx:])

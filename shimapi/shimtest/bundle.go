@@ -99,7 +99,11 @@ func (sh *shim) makeBundle() {
 	if err := os.MkdirAll(filepath.Join(sh.bundle, shimapi.RootfsDir), 0o711); err != nil {
 		sh.t.Fatal(err)
 	}
-	sh.writeSpec(newSpec(sh.id, "sleep", "1000"), "")
+	spec := newSpec(sh.id, "sleep", "1000")
+	if sh.form.sandbox {
+		spec = newSandboxSpec()
+	}
+	sh.writeSpec(spec, "")
 	if err := unix.Mkfifo(filepath.Join(sh.bundle, shimapi.LogFIFO), 0o600); err != nil {
 		sh.t.Fatal(err)
 	}

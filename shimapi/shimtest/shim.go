@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	sandbox "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -158,7 +159,11 @@ func (sh *shim) bootServe() {
 	_ = l.Close()
 	sh.must("listen", err)
 	defer func() { _ = socket.Close() }()
-	sh.child = exec.Command(sh.cfg.Binary, "-namespace", sh.ns, "-id", sh.id, "-bundle", sh.bundle, shimapi.VerbServe)
+	args := []string{"-namespace", sh.ns, "-id", sh.id, "-bundle", sh.bundle}
+	if sh.form.sandbox {
+		args = append(args, "-sandbox")
+	}
+	sh.child = exec.Command(sh.cfg.Binary, append(args, shimapi.VerbServe)...)
 	sh.child.Dir = sh.bundle
 	sh.child.ExtraFiles = []*os.File{socket}
 	sh.child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -173,6 +178,9 @@ func (sh *shim) end() {
 	if !sh.dead && sh.Client != nil {
 		ctx, cancel := within()
 		defer cancel()
+		if sh.form.sandbox {
+			_, _ = sh.Sandbox().ShutdownSandbox(ctx, &sandbox.ShutdownSandboxRequest{SandboxID: sh.id})
+		}
 		_, _ = sh.Kill(ctx, &task.KillRequest{ID: sh.id, Signal: 9, All: true})
 		if _, err := sh.Delete(ctx, &task.DeleteRequest{ID: sh.id}); err != nil {
 			_, _ = sh.Wait(ctx, &task.WaitRequest{ID: sh.id})

@@ -49,6 +49,7 @@ type form struct {
 	env     []string
 	serve   bool // our own: the socket is handed over as a descriptor
 	version int  // of the task API
+	sandbox bool // it is to keep a sandbox
 }
 
 // suite is one run over a binary.
@@ -120,13 +121,15 @@ func Run(t *testing.T, cfg Config) {
 		}
 	})
 	Rootfs(t, s.rootfs)
-	for _, f := range s.forms(t) {
+	forms := s.forms(t)
+	for _, f := range forms {
 		t.Run(f.name, func(t *testing.T) {
 			for _, c := range cases {
 				t.Run(c.name, func(t *testing.T) { s.with(t, f, c.run) })
 			}
 		})
 	}
+	s.sandboxes(t, forms)
 	if !t.Failed() { // else not everything was asked
 		s.checkKnown(t)
 	}

@@ -41,16 +41,6 @@ func (u *user) counts(id string) {
 	}
 }
 
-// mctl runs a command of mctl's that must succeed.
-func (u *user) mctl(args ...string) string {
-	u.t.Helper()
-	out, err := harness.Output(u.Mctl(args...))
-	if err != nil {
-		u.t.Fatalf("%v\n%s", err, out)
-	}
-	return out
-}
-
 // TestCheckpointRestore: a container that counts is saved, and goes on where it was, by Debian's ctr and by mctl; its shim may
 // be killed, and the daemon, before and after.
 func TestCheckpointRestore(t *testing.T) {

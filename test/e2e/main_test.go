@@ -87,6 +87,16 @@ func (u *user) ctr(args ...string) string {
 	return out
 }
 
+// mctl runs a command of ours that must succeed.
+func (u *user) mctl(args ...string) string {
+	u.t.Helper()
+	out, err := harness.Output(u.Mctl(args...))
+	if err != nil {
+		u.t.Fatalf("mctl %v: %v\n%s", args, err, out)
+	}
+	return out
+}
+
 // fails runs a command that must end with status, and gives what it wrote to standard error.
 func (u *user) fails(status int, args ...string) string {
 	u.t.Helper()

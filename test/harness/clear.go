@@ -13,6 +13,7 @@ import (
 	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ import (
 )
 
 // Clear asks the daemon, which must serve, to end and remove every container of the namespace, with its task and its
-// snapshot, in whatever state they are.
+// snapshot, in whatever state they are, and then every sandbox.
 func (d *Daemon) Clear(ctx context.Context) error {
 	conn, err := d.Conn()
 	if err != nil {
@@ -55,6 +56,17 @@ func (d *Daemon) Clear(ctx context.Context) error {
 			_, err = snapshotsapi.NewSnapshotsClient(conn).Remove(ctx, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: c.Snapshotter, Key: c.SnapshotKey})
 			check(err)
 		}
+	}
+	store, sandboxes := sandboxapi.NewStoreClient(conn), sandboxapi.NewControllerClient(conn)
+	boxes, err := store.List(ctx, &sandboxapi.StoreListRequest{})
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("cannot list sandboxes: %w", err))...)
+	}
+	for _, b := range boxes.List {
+		_, err := sandboxes.Shutdown(ctx, &sandboxapi.ControllerShutdownRequest{SandboxID: b.SandboxID, Sandboxer: b.Sandboxer})
+		check(err)
+		_, err = store.Delete(ctx, &sandboxapi.StoreDeleteRequest{SandboxID: b.SandboxID})
+		check(err)
 	}
 	return errors.Join(errs...)
 }

@@ -76,6 +76,10 @@ func (d *Daemon) bundles() (left []string) {
 	for _, b := range found {
 		left = append(left, "bundle "+b)
 	}
+	found, _ = filepath.Glob(filepath.Join(d.State(), "io.containerd.sandbox.controller.v1.shim", "*", "*"))
+	for _, b := range found {
+		left = append(left, "bundle of a sandbox "+b)
+	}
 	sockets, _ := filepath.Glob(filepath.Join(d.State(), "s", "*"))
 	for _, s := range sockets {
 		left = append(left, "socket "+s)

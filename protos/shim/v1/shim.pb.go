@@ -243,6 +243,7 @@ type DescribeResponse struct {
 	TrimmedSeq    uint64           `protobuf:"varint,30,opt,name=trimmed_seq,json=trimmedSeq,proto3" json:"trimmed_seq,omitempty"` // up to this one, records of deleted execs have been dropped from the ledger; 0: none were
 	OomLevel      string           `protobuf:"bytes,31,opt,name=oom_level,json=oomLevel,proto3" json:"oom_level,omitempty"`        // where the limit is that was hit last: own, below, ancestor or machine; empty: it is not known
 	OomCgroup     string           `protobuf:"bytes,32,opt,name=oom_cgroup,json=oomCgroup,proto3" json:"oom_cgroup,omitempty"`     // the cgroup that has this limit, as a path from the root of its hierarchy
+	Sandbox       *Sandbox         `protobuf:"bytes,40,opt,name=sandbox,proto3" json:"sandbox,omitempty"`                          // of a shim that keeps a sandbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,6 +404,97 @@ func (x *DescribeResponse) GetOomCgroup() string {
 	return ""
 }
 
+func (x *DescribeResponse) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+type Sandbox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`           // created, running, stopped; empty: none was made
+	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`              // of the init of a shared pid namespace; 0: there is none
+	Namespaces    []string               `protobuf:"bytes,3,rep,name=namespaces,proto3" json:"namespaces,omitempty"` // that are held, as the OCI runtime spec names them
+	ExitStatus    uint32                 `protobuf:"varint,4,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	ExitedAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=exited_at,json=exitedAt,proto3" json:"exited_at,omitempty"`
+	Members       []string               `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"` // containers that were made by way of this shim
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sandbox) Reset() {
+	*x = Sandbox{}
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sandbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sandbox) ProtoMessage() {}
+
+func (x *Sandbox) ProtoReflect() protoreflect.Message {
+	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
+func (*Sandbox) Descriptor() ([]byte, []int) {
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Sandbox) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Sandbox) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Sandbox) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Sandbox) GetExitStatus() uint32 {
+	if x != nil {
+		return x.ExitStatus
+	}
+	return 0
+}
+
+func (x *Sandbox) GetExitedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExitedAt
+	}
+	return nil
+}
+
+func (x *Sandbox) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -426,7 +518,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +530,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_shim_v1_shim_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +543,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Process) GetContainerId() string {
@@ -578,7 +670,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +682,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_shim_v1_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +695,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Output) GetStream() string {
@@ -685,7 +777,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +789,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_shim_v1_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +802,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EventsRequest) GetSince() uint64 {
@@ -735,7 +827,7 @@ type EventRecord struct {
 
 func (x *EventRecord) Reset() {
 	*x = EventRecord{}
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +839,7 @@ func (x *EventRecord) String() string {
 func (*EventRecord) ProtoMessage() {}
 
 func (x *EventRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +852,7 @@ func (x *EventRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventRecord.ProtoReflect.Descriptor instead.
 func (*EventRecord) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EventRecord) GetSeq() uint64 {
@@ -821,7 +913,7 @@ type ParkRequest struct {
 
 func (x *ParkRequest) Reset() {
 	*x = ParkRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +925,7 @@ func (x *ParkRequest) String() string {
 func (*ParkRequest) ProtoMessage() {}
 
 func (x *ParkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_shim_v1_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +938,7 @@ func (x *ParkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkRequest.ProtoReflect.Descriptor instead.
 func (*ParkRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{9}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ParkRequest) GetSocket() string {
@@ -864,7 +956,7 @@ type ParkResponse struct {
 
 func (x *ParkResponse) Reset() {
 	*x = ParkResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +968,7 @@ func (x *ParkResponse) String() string {
 func (*ParkResponse) ProtoMessage() {}
 
 func (x *ParkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_shim_v1_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +981,7 @@ func (x *ParkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParkResponse.ProtoReflect.Descriptor instead.
 func (*ParkResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{10}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
 }
 
 type UpgradeRequest struct {
@@ -902,7 +994,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1006,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_shim_v1_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1019,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{11}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -957,7 +1049,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[12]
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1061,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[12]
+	mi := &file_shim_v1_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1074,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{12}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpgradeResponse) GetVersion() string {
@@ -1029,7 +1121,7 @@ type ExitsRequest struct {
 
 func (x *ExitsRequest) Reset() {
 	*x = ExitsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[13]
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1133,7 @@ func (x *ExitsRequest) String() string {
 func (*ExitsRequest) ProtoMessage() {}
 
 func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[13]
+	mi := &file_shim_v1_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1146,7 @@ func (x *ExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsRequest.ProtoReflect.Descriptor instead.
 func (*ExitsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{13}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExitsRequest) GetSince() uint64 {
@@ -1081,7 +1173,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_shim_v1_shim_proto_msgTypes[14]
+	mi := &file_shim_v1_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1185,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[14]
+	mi := &file_shim_v1_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1198,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{14}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Exit) GetSeq() uint64 {
@@ -1181,7 +1273,7 @@ type ExitsResponse struct {
 
 func (x *ExitsResponse) Reset() {
 	*x = ExitsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[15]
+	mi := &file_shim_v1_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1285,7 @@ func (x *ExitsResponse) String() string {
 func (*ExitsResponse) ProtoMessage() {}
 
 func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[15]
+	mi := &file_shim_v1_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1298,7 @@ func (x *ExitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitsResponse.ProtoReflect.Descriptor instead.
 func (*ExitsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{15}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExitsResponse) GetExits() []*Exit {
@@ -1230,7 +1322,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[16]
+	mi := &file_shim_v1_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1334,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[16]
+	mi := &file_shim_v1_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1347,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{16}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogsRequest) GetId() string {
@@ -1313,7 +1405,7 @@ type LogPosition struct {
 
 func (x *LogPosition) Reset() {
 	*x = LogPosition{}
-	mi := &file_shim_v1_shim_proto_msgTypes[17]
+	mi := &file_shim_v1_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1417,7 @@ func (x *LogPosition) String() string {
 func (*LogPosition) ProtoMessage() {}
 
 func (x *LogPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[17]
+	mi := &file_shim_v1_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1430,7 @@ func (x *LogPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogPosition.ProtoReflect.Descriptor instead.
 func (*LogPosition) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{17}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogPosition) GetDev() uint64 {
@@ -1379,7 +1471,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[18]
+	mi := &file_shim_v1_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1483,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[18]
+	mi := &file_shim_v1_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1496,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{18}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogsResponse) GetEntries() []*LogEntry {
@@ -1433,7 +1525,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_shim_v1_shim_proto_msgTypes[19]
+	mi := &file_shim_v1_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1537,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[19]
+	mi := &file_shim_v1_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1550,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{19}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogEntry) GetTime() *timestamppb.Timestamp {
@@ -1497,7 +1589,7 @@ type ReopenLogsRequest struct {
 
 func (x *ReopenLogsRequest) Reset() {
 	*x = ReopenLogsRequest{}
-	mi := &file_shim_v1_shim_proto_msgTypes[20]
+	mi := &file_shim_v1_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1601,7 @@ func (x *ReopenLogsRequest) String() string {
 func (*ReopenLogsRequest) ProtoMessage() {}
 
 func (x *ReopenLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[20]
+	mi := &file_shim_v1_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1614,7 @@ func (x *ReopenLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogsRequest.ProtoReflect.Descriptor instead.
 func (*ReopenLogsRequest) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{20}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{21}
 }
 
 type ReopenLogsResponse struct {
@@ -1534,7 +1626,7 @@ type ReopenLogsResponse struct {
 
 func (x *ReopenLogsResponse) Reset() {
 	*x = ReopenLogsResponse{}
-	mi := &file_shim_v1_shim_proto_msgTypes[21]
+	mi := &file_shim_v1_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1638,7 @@ func (x *ReopenLogsResponse) String() string {
 func (*ReopenLogsResponse) ProtoMessage() {}
 
 func (x *ReopenLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_shim_v1_shim_proto_msgTypes[21]
+	mi := &file_shim_v1_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1651,7 @@ func (x *ReopenLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReopenLogsResponse.ProtoReflect.Descriptor instead.
 func (*ReopenLogsResponse) Descriptor() ([]byte, []int) {
-	return file_shim_v1_shim_proto_rawDescGZIP(), []int{21}
+	return file_shim_v1_shim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReopenLogsResponse) GetPaths() []string {
@@ -1583,7 +1675,7 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"\x05debug\x18\x03 \x01(\x05R\x05debug\"%\n" +
 	"\x0fProfileResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x11\n" +
-	"\x0fDescribeRequest\"\xa0\x05\n" +
+	"\x0fDescribeRequest\"\xd5\x05\n" +
 	"\x10DescribeResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x10\n" +
@@ -1608,10 +1700,21 @@ const file_shim_v1_shim_proto_rawDesc = "" +
 	"trimmedSeq\x12\x1b\n" +
 	"\toom_level\x18\x1f \x01(\tR\boomLevel\x12\x1d\n" +
 	"\n" +
-	"oom_cgroup\x18  \x01(\tR\toomCgroup\x1a:\n" +
+	"oom_cgroup\x18  \x01(\tR\toomCgroup\x123\n" +
+	"\asandbox\x18( \x01(\v2\x19.managerd.shim.v1.SandboxR\asandbox\x1a:\n" +
 	"\fTimingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xdf\x03\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xc5\x01\n" +
+	"\aSandbox\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x03 \x03(\tR\n" +
+	"namespaces\x12\x1f\n" +
+	"\vexit_status\x18\x04 \x01(\rR\n" +
+	"exitStatus\x127\n" +
+	"\texited_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bexitedAt\x12\x18\n" +
+	"\amembers\x18\x06 \x03(\tR\amembers\"\xdf\x03\n" +
 	"\aProcess\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x10\n" +
@@ -1732,72 +1835,75 @@ func file_shim_v1_shim_proto_rawDescGZIP() []byte {
 	return file_shim_v1_shim_proto_rawDescData
 }
 
-var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_shim_v1_shim_proto_goTypes = []any{
 	(*ExecSpec)(nil),              // 0: managerd.shim.v1.ExecSpec
 	(*ProfileRequest)(nil),        // 1: managerd.shim.v1.ProfileRequest
 	(*ProfileResponse)(nil),       // 2: managerd.shim.v1.ProfileResponse
 	(*DescribeRequest)(nil),       // 3: managerd.shim.v1.DescribeRequest
 	(*DescribeResponse)(nil),      // 4: managerd.shim.v1.DescribeResponse
-	(*Process)(nil),               // 5: managerd.shim.v1.Process
-	(*Output)(nil),                // 6: managerd.shim.v1.Output
-	(*EventsRequest)(nil),         // 7: managerd.shim.v1.EventsRequest
-	(*EventRecord)(nil),           // 8: managerd.shim.v1.EventRecord
-	(*ParkRequest)(nil),           // 9: managerd.shim.v1.ParkRequest
-	(*ParkResponse)(nil),          // 10: managerd.shim.v1.ParkResponse
-	(*UpgradeRequest)(nil),        // 11: managerd.shim.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),       // 12: managerd.shim.v1.UpgradeResponse
-	(*ExitsRequest)(nil),          // 13: managerd.shim.v1.ExitsRequest
-	(*Exit)(nil),                  // 14: managerd.shim.v1.Exit
-	(*ExitsResponse)(nil),         // 15: managerd.shim.v1.ExitsResponse
-	(*LogsRequest)(nil),           // 16: managerd.shim.v1.LogsRequest
-	(*LogPosition)(nil),           // 17: managerd.shim.v1.LogPosition
-	(*LogsResponse)(nil),          // 18: managerd.shim.v1.LogsResponse
-	(*LogEntry)(nil),              // 19: managerd.shim.v1.LogEntry
-	(*ReopenLogsRequest)(nil),     // 20: managerd.shim.v1.ReopenLogsRequest
-	(*ReopenLogsResponse)(nil),    // 21: managerd.shim.v1.ReopenLogsResponse
-	nil,                           // 22: managerd.shim.v1.DescribeResponse.TimingsEntry
-	(*anypb.Any)(nil),             // 23: google.protobuf.Any
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Sandbox)(nil),               // 5: managerd.shim.v1.Sandbox
+	(*Process)(nil),               // 6: managerd.shim.v1.Process
+	(*Output)(nil),                // 7: managerd.shim.v1.Output
+	(*EventsRequest)(nil),         // 8: managerd.shim.v1.EventsRequest
+	(*EventRecord)(nil),           // 9: managerd.shim.v1.EventRecord
+	(*ParkRequest)(nil),           // 10: managerd.shim.v1.ParkRequest
+	(*ParkResponse)(nil),          // 11: managerd.shim.v1.ParkResponse
+	(*UpgradeRequest)(nil),        // 12: managerd.shim.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),       // 13: managerd.shim.v1.UpgradeResponse
+	(*ExitsRequest)(nil),          // 14: managerd.shim.v1.ExitsRequest
+	(*Exit)(nil),                  // 15: managerd.shim.v1.Exit
+	(*ExitsResponse)(nil),         // 16: managerd.shim.v1.ExitsResponse
+	(*LogsRequest)(nil),           // 17: managerd.shim.v1.LogsRequest
+	(*LogPosition)(nil),           // 18: managerd.shim.v1.LogPosition
+	(*LogsResponse)(nil),          // 19: managerd.shim.v1.LogsResponse
+	(*LogEntry)(nil),              // 20: managerd.shim.v1.LogEntry
+	(*ReopenLogsRequest)(nil),     // 21: managerd.shim.v1.ReopenLogsRequest
+	(*ReopenLogsResponse)(nil),    // 22: managerd.shim.v1.ReopenLogsResponse
+	nil,                           // 23: managerd.shim.v1.DescribeResponse.TimingsEntry
+	(*anypb.Any)(nil),             // 24: google.protobuf.Any
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
 }
 var file_shim_v1_shim_proto_depIdxs = []int32{
-	23, // 0: managerd.shim.v1.ExecSpec.process:type_name -> google.protobuf.Any
-	24, // 1: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
-	5,  // 2: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
-	22, // 3: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
-	24, // 4: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
-	6,  // 5: managerd.shim.v1.Process.outputs:type_name -> managerd.shim.v1.Output
-	24, // 6: managerd.shim.v1.Output.waiting_since:type_name -> google.protobuf.Timestamp
-	24, // 7: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
-	23, // 8: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
-	24, // 9: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
-	14, // 10: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
-	24, // 11: managerd.shim.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	17, // 12: managerd.shim.v1.LogsRequest.after:type_name -> managerd.shim.v1.LogPosition
-	19, // 13: managerd.shim.v1.LogsResponse.entries:type_name -> managerd.shim.v1.LogEntry
-	17, // 14: managerd.shim.v1.LogsResponse.position:type_name -> managerd.shim.v1.LogPosition
-	24, // 15: managerd.shim.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	3,  // 16: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
-	7,  // 17: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
-	13, // 18: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
-	9,  // 19: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
-	11, // 20: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
-	16, // 21: managerd.shim.v1.Shim.Logs:input_type -> managerd.shim.v1.LogsRequest
-	20, // 22: managerd.shim.v1.Shim.ReopenLogs:input_type -> managerd.shim.v1.ReopenLogsRequest
-	1,  // 23: managerd.shim.v1.Shim.Profile:input_type -> managerd.shim.v1.ProfileRequest
-	4,  // 24: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
-	8,  // 25: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
-	15, // 26: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
-	10, // 27: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
-	12, // 28: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
-	18, // 29: managerd.shim.v1.Shim.Logs:output_type -> managerd.shim.v1.LogsResponse
-	21, // 30: managerd.shim.v1.Shim.ReopenLogs:output_type -> managerd.shim.v1.ReopenLogsResponse
-	2,  // 31: managerd.shim.v1.Shim.Profile:output_type -> managerd.shim.v1.ProfileResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	24, // 0: managerd.shim.v1.ExecSpec.process:type_name -> google.protobuf.Any
+	25, // 1: managerd.shim.v1.DescribeResponse.started_at:type_name -> google.protobuf.Timestamp
+	6,  // 2: managerd.shim.v1.DescribeResponse.processes:type_name -> managerd.shim.v1.Process
+	23, // 3: managerd.shim.v1.DescribeResponse.timings:type_name -> managerd.shim.v1.DescribeResponse.TimingsEntry
+	5,  // 4: managerd.shim.v1.DescribeResponse.sandbox:type_name -> managerd.shim.v1.Sandbox
+	25, // 5: managerd.shim.v1.Sandbox.exited_at:type_name -> google.protobuf.Timestamp
+	25, // 6: managerd.shim.v1.Process.exited_at:type_name -> google.protobuf.Timestamp
+	7,  // 7: managerd.shim.v1.Process.outputs:type_name -> managerd.shim.v1.Output
+	25, // 8: managerd.shim.v1.Output.waiting_since:type_name -> google.protobuf.Timestamp
+	25, // 9: managerd.shim.v1.EventRecord.timestamp:type_name -> google.protobuf.Timestamp
+	24, // 10: managerd.shim.v1.EventRecord.event:type_name -> google.protobuf.Any
+	25, // 11: managerd.shim.v1.Exit.exited_at:type_name -> google.protobuf.Timestamp
+	15, // 12: managerd.shim.v1.ExitsResponse.exits:type_name -> managerd.shim.v1.Exit
+	25, // 13: managerd.shim.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	18, // 14: managerd.shim.v1.LogsRequest.after:type_name -> managerd.shim.v1.LogPosition
+	20, // 15: managerd.shim.v1.LogsResponse.entries:type_name -> managerd.shim.v1.LogEntry
+	18, // 16: managerd.shim.v1.LogsResponse.position:type_name -> managerd.shim.v1.LogPosition
+	25, // 17: managerd.shim.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	3,  // 18: managerd.shim.v1.Shim.Describe:input_type -> managerd.shim.v1.DescribeRequest
+	8,  // 19: managerd.shim.v1.Shim.Events:input_type -> managerd.shim.v1.EventsRequest
+	14, // 20: managerd.shim.v1.Shim.Exits:input_type -> managerd.shim.v1.ExitsRequest
+	10, // 21: managerd.shim.v1.Shim.Park:input_type -> managerd.shim.v1.ParkRequest
+	12, // 22: managerd.shim.v1.Shim.Upgrade:input_type -> managerd.shim.v1.UpgradeRequest
+	17, // 23: managerd.shim.v1.Shim.Logs:input_type -> managerd.shim.v1.LogsRequest
+	21, // 24: managerd.shim.v1.Shim.ReopenLogs:input_type -> managerd.shim.v1.ReopenLogsRequest
+	1,  // 25: managerd.shim.v1.Shim.Profile:input_type -> managerd.shim.v1.ProfileRequest
+	4,  // 26: managerd.shim.v1.Shim.Describe:output_type -> managerd.shim.v1.DescribeResponse
+	9,  // 27: managerd.shim.v1.Shim.Events:output_type -> managerd.shim.v1.EventRecord
+	16, // 28: managerd.shim.v1.Shim.Exits:output_type -> managerd.shim.v1.ExitsResponse
+	11, // 29: managerd.shim.v1.Shim.Park:output_type -> managerd.shim.v1.ParkResponse
+	13, // 30: managerd.shim.v1.Shim.Upgrade:output_type -> managerd.shim.v1.UpgradeResponse
+	19, // 31: managerd.shim.v1.Shim.Logs:output_type -> managerd.shim.v1.LogsResponse
+	22, // 32: managerd.shim.v1.Shim.ReopenLogs:output_type -> managerd.shim.v1.ReopenLogsResponse
+	2,  // 33: managerd.shim.v1.Shim.Profile:output_type -> managerd.shim.v1.ProfileResponse
+	26, // [26:34] is the sub-list for method output_type
+	18, // [18:26] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_shim_v1_shim_proto_init() }
@@ -1805,14 +1911,14 @@ func file_shim_v1_shim_proto_init() {
 	if File_shim_v1_shim_proto != nil {
 		return
 	}
-	file_shim_v1_shim_proto_msgTypes[16].OneofWrappers = []any{}
+	file_shim_v1_shim_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_shim_v1_shim_proto_rawDesc), len(file_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

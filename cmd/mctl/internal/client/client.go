@@ -22,6 +22,7 @@ import (
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
@@ -54,6 +55,9 @@ type Client struct {
 	Containers    containersapi.ContainersClient
 	Tasks         tasksapi.TasksClient
 	Events        eventsapi.EventsClient
+
+	Sandboxes         sandboxapi.StoreClient
+	SandboxController sandboxapi.ControllerClient
 
 	losses losses
 }
@@ -95,6 +99,8 @@ func Open(address string) (*Client, error) {
 	c.Containers = containersapi.NewContainersClient(c.Conn)
 	c.Tasks = tasksapi.NewTasksClient(c.Conn)
 	c.Events = eventsapi.NewEventsClient(c.Conn)
+	c.Sandboxes = sandboxapi.NewStoreClient(c.Conn)
+	c.SandboxController = sandboxapi.NewControllerClient(c.Conn)
 	return c, nil
 }
 

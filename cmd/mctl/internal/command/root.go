@@ -36,7 +36,7 @@ func (c *cli) root() *cobra.Command {
 		id, title string
 		commands  []*cobra.Command
 	}{
-		{"run", "Run containers:", []*cobra.Command{c.runCommand(), c.containersCommand(), c.tasksCommand(), c.logsCommand()}},
+		{"run", "Run containers:", []*cobra.Command{c.runCommand(), c.containersCommand(), c.tasksCommand(), c.sandboxesCommand(), c.logsCommand()}},
 		{"store", "Images and storage:", []*cobra.Command{c.imagesCommand(), c.snapshotsCommand(), c.contentCommand(), c.leasesCommand()}},
 		{"daemon", "The daemon:", []*cobra.Command{c.namespacesCommand(), c.eventsCommand(), c.pluginsCommand(), c.shimCommand(), c.fsckCommand(), c.versionCommand()}},
 	} {

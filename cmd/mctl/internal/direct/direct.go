@@ -31,7 +31,7 @@ type Shim struct {
 	state string
 }
 
-// List finds every bundle below state, in the order of namespaces and ids. NotFound when there is no such directory.
+// List finds every bundle below state, in the order of namespaces and ids; those of sandboxes come last. NotFound when there is no such directory.
 func List(state string) ([]*Shim, error) {
 	state, err := filepath.Abs(state)
 	if err != nil {
@@ -44,6 +44,11 @@ func List(state string) ([]*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
+	boxes, err := bundle.ExistingSandboxes(state).List()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	bundles = append(bundles, boxes...)
 	found := make([]*Shim, 0, len(bundles))
 	for _, b := range bundles {
 		found = append(found, &Shim{b, state})
@@ -51,7 +56,15 @@ func List(state string) ([]*Shim, error) {
 	return found, nil
 }
 
-// Find finds the shim of a container. NotFound says in which other namespaces there is one of that name.
+// Name is what the shim is called: its container's id, or sandbox/ID.
+func (s *Shim) Name() string {
+	if s.Sandbox {
+		return "sandbox/" + s.ID
+	}
+	return s.ID
+}
+
+// Find finds the shim of a container, or with sandbox/ID that of a sandbox. NotFound says in which other namespaces there is one of that name.
 func Find(state, namespace, id string) (*Shim, error) {
 	all, err := List(state)
 	if err != nil {
@@ -59,10 +72,10 @@ func Find(state, namespace, id string) (*Shim, error) {
 	}
 	var elsewhere []string
 	for _, s := range all {
-		if s.ID == id && s.Namespace == namespace {
+		if s.Name() == id && s.Namespace == namespace {
 			return s, nil
 		}
-		if s.ID == id {
+		if s.Name() == id {
 			elsewhere = append(elsewhere, "-n "+s.Namespace)
 		}
 	}

@@ -66,7 +66,7 @@ func Survey(ctx context.Context, all []*Shim, answer time.Duration) []Status {
 }
 
 func (s *Shim) status(ctx context.Context) Status {
-	st := Status{Namespace: s.Namespace, ID: s.ID, Condition: Lives}
+	st := Status{Namespace: s.Namespace, ID: s.Name(), Condition: Lives}
 	err := s.reach(ctx, &st)
 	for errdefs.IsUnavailable(err) { // it is just ending: a moment later nobody listens, or a successor does
 		select {
@@ -116,6 +116,9 @@ func (s *Shim) ask(ctx context.Context, c *shimapi.Client, st *Status) error {
 	}
 	st.PID, st.Version, st.Revision, st.StartedAt = d.Pid, d.Version, d.Revision, new(d.StartedAt.AsTime())
 	st.State = "none"
+	if b := d.Sandbox; b.GetState() != "" {
+		st.State, st.ContainerPID = b.State, b.Pid
+	}
 	for _, p := range d.Processes {
 		if p.ExecId == "" {
 			st.State, st.ContainerPID, st.OOMKilled = p.State, p.Pid, p.OomKilled

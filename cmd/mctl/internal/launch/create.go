@@ -84,6 +84,10 @@ func (f *Flags) Create(ctx context.Context, c *client.Client, namespace, image, 
 		record.Labels = imageLabels(&found.Config.Config)
 		s, err = f.ofImage(ctx, c, namespace, id, args, size, &found.Config.Config, made.snapshotter, chain)
 	}
+	if err == nil && f.Sandbox != "" {
+		record.Sandbox = f.Sandbox
+		err = f.joinSandbox(ctx, c, id, s)
+	}
 	if err != nil {
 		return nil, err
 	}

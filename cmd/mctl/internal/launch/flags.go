@@ -26,6 +26,7 @@ type Flags struct {
 	TTY                  bool
 	Rootfs               bool // the image is a directory
 	Config               string
+	Sandbox              string // whose namespaces to join
 	Labels               []string
 
 	runcRoot                                        string
@@ -58,6 +59,7 @@ func (f *Flags) Add(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.readOnly, "read-only", false, "make the root file system read-only")
 	fs.BoolVar(&f.netHost, "net-host", false, "stay in the host's network")
 	fs.StringArrayVar(&f.withNS, "with-ns", nil, "join a namespace: `TYPE:PATH` (network, pid, mount, ipc, uts, user, cgroup)")
+	fs.StringVar(&f.Sandbox, "sandbox", "", "be a member of this sandbox: share its namespaces and /dev/shm (`ID`)")
 	fs.StringArrayVar(&f.annotations, "annotation", nil, "OCI annotation `KEY=VALUE`")
 
 	fs.StringVarP(&f.memory, "memory-limit", "m", "", "memory in `bytes`, or as 64MiB")

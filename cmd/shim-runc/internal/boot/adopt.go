@@ -35,6 +35,19 @@ func adopt(svc *service.Service, log *slog.Logger) error {
 	return nil
 }
 
+// adoptSandbox is adopt for a sandbox: all that there is of it is in the bundle.
+func adoptSandbox(b *service.Sandbox, log *slog.Logger) error {
+	if held, err := receive(); err == nil {
+		held.Close()
+	}
+	begin := time.Now()
+	if err := b.RestoreSandbox(); err != nil {
+		return err
+	}
+	log.Info("took over a sandbox from a shim that died", "took", time.Since(begin))
+	return nil
+}
+
 // receive takes the descriptors that were parked, to the end of the hand-over connection.
 func receive() (service.Held, error) {
 	held := service.Held{}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/handover"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/sandbox"
 	"github.com/managerd/managerd/shimapi"
 	"github.com/managerd/managerd/shimapi/version"
 )
@@ -19,12 +20,15 @@ import (
 // args is the command line, in containerd's spelling.
 type args struct {
 	namespace, id, bundle, address, publish, socket string
-	debug, forward, version, info                   bool
+	debug, forward, version, info, sandbox          bool
 	verb                                            string
 }
 
 // Main runs one verb and returns the exit status: 0, 1 after a failure, 2 for a command line that makes no sense.
 func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(argv) > 0 && argv[0] == sandbox.ChildVerb {
+		return child(stderr)
+	}
 	a, err := parse(argv, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -44,12 +48,21 @@ func Main(argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case shimapi.VerbDelete:
 		err = remove(a, stdout, stderr)
 	case shimapi.VerbServe, shimapi.VerbAdopt:
-		err = serve(a)
+		err = sandbox.Main(func() error { return serve(a) })
 	case handover.CheckVerb:
 		err = handover.Check(stdin, stdout)
 	}
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "shim-runc: cannot %s: %v\n", a.verb, err)
+		return 1
+	}
+	return 0
+}
+
+// child is the first process in the namespaces of a sandbox.
+func child(stderr io.Writer) int {
+	if err := sandbox.Child(os.Stdin, os.Stdout); err != nil {
+		_, _ = fmt.Fprintf(stderr, "shim-runc: %v\n", err)
 		return 1
 	}
 	return 0
@@ -67,6 +80,7 @@ func parse(argv []string, stderr io.Writer) (*args, error) {
 	f.StringVar(&a.socket, "socket", "", "accepted for containerd's sake")
 	f.BoolVar(&a.debug, "debug", false, "log more")
 	f.BoolVar(&a.forward, "forward", false, "serve: forward events to "+shimapi.EnvTTRPCAddress)
+	f.BoolVar(&a.sandbox, "sandbox", false, "serve, adopt: keep a sandbox, which containers share, instead of a container")
 	f.BoolVar(&a.version, "version", false, "print the version")
 	f.BoolVar(&a.version, "v", false, "print the version")
 	f.BoolVar(&a.info, "info", false, "print a serialised RuntimeInfo; the runtime's options are read from stdin")

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -51,7 +52,7 @@ func remove(a *args, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(e.Remove(a.id, a.bundle), mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir))); err != nil {
+	if err := errors.Join(service.RemoveSandbox(a.bundle, r), e.Remove(a.id, a.bundle), mount.Unmount(filepath.Join(a.bundle, shimapi.RootfsDir))); err != nil {
 		return err
 	}
 	failpoint.Hit("shim.cleanup.removed")
@@ -75,6 +76,7 @@ func retire(id, socket string) {
 	_, _ = c.Kill(ctx, &task.KillRequest{ID: id, Signal: 9, All: true})
 	_, _ = c.Wait(ctx, &task.WaitRequest{ID: id})
 	_, _ = c.Delete(ctx, &task.DeleteRequest{ID: id})
+	_, _ = c.Sandbox().ShutdownSandbox(ctx, &api.ShutdownSandboxRequest{SandboxID: id})
 	_, _ = c.Shutdown(ctx, &task.ShutdownRequest{ID: id})
 }
 

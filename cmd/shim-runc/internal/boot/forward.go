@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	events "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -58,6 +59,9 @@ func (f *forwarder) run(a *args, svc *service.Service, log *slog.Logger) {
 		}
 	}()
 	err := svc.Follow(ctx, f.taken, func(r *ledgerpb.Record) error {
+		if strings.HasPrefix(r.Event.Topic, shimapi.TopicSandboxes) {
+			return nil // a foreign daemon tells of sandboxes itself
+		}
 		req := &events.ForwardRequest{Envelope: &types.Envelope{
 			Timestamp: timestamppb.New(time.Unix(0, r.UnixNano)), Namespace: a.namespace, Topic: r.Event.Topic,
 			Event: &anypb.Any{TypeUrl: r.Event.TypeUrl, Value: r.Event.Value},

@@ -38,6 +38,7 @@ type server struct {
 	log      *slog.Logger
 	reaper   *reaper.Reaper
 	svc      *service.Service
+	sandbox  *service.Sandbox // nil: it keeps a container
 	listener *wire.Listener
 	forward  *forwarder
 
@@ -60,7 +61,9 @@ func serve(a *args) error {
 	case received != nil:
 		err = s.resume(received)
 	default:
-		early.Attach() // Create follows
+		if !a.sandbox {
+			early.Attach() // Create follows
+		}
 		err = s.begin()
 	}
 	if err != nil {
@@ -85,15 +88,43 @@ func (s *server) begin() (err error) {
 	s.forward = newForwarder(0)
 	cfg := s.config()
 	cfg.Parking = os.Getenv(parking.EnvSocket)
-	if s.svc, err = service.New(cfg); err == nil && s.args.verb == shimapi.VerbAdopt {
-		err = adopt(s.svc, s.log)
+	if err := s.make(cfg); err != nil || s.args.verb != shimapi.VerbAdopt {
+		return err
+	}
+	if s.sandbox != nil {
+		return adoptSandbox(s.sandbox, s.log)
+	}
+	return adopt(s.svc, s.log)
+}
+
+// make makes the service that is asked for.
+func (s *server) make(cfg service.Config) (err error) {
+	if !s.args.sandbox {
+		s.svc, err = service.New(cfg)
+		return err
+	}
+	if s.sandbox, err = service.NewSandbox(cfg); err == nil {
+		s.svc = s.sandbox.Service
 	}
 	return err
+}
+
+// register adds what is served.
+func (s *server) register(to *ttrpc.Server) {
+	if s.sandbox == nil {
+		shimapi.RegisterTask(to, s.svc)
+		shim.RegisterShimService(to, s.svc)
+		return
+	}
+	shimapi.RegisterSandbox(to, s.sandbox)
+	shimapi.RegisterTask(to, s.sandbox)
+	shim.RegisterShimService(to, s.sandbox)
 }
 
 func (s *server) config() service.Config {
 	return service.Config{
 		Namespace: s.args.namespace, ID: s.args.id, Bundle: s.args.bundle, Log: s.log, Reaper: s.reaper, Replace: s.replace,
+		Forwards: s.args.forward,
 	}
 }
 
@@ -103,8 +134,7 @@ func (s *server) run() error {
 	if err != nil {
 		return err
 	}
-	shimapi.RegisterTask(server, svc)
-	shim.RegisterShimService(server, svc)
+	s.register(server)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(context.Background(), s.listener) }()
 	forwarded := make(chan struct{})

@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +26,17 @@ const socketState = "/run/shim-runc"
 
 // maxVersionEnv is set by daemons that understand BootstrapParams; older ones want the bare address.
 const maxVersionEnv = "MAX_SHIM_VERSION"
+
+// isSandbox says whether a bundle is a sandbox's: containerd's contract has no other sign than that its spec, if there is one,
+// has no process.
+func isSandbox(bundle string) bool {
+	data, err := os.ReadFile(filepath.Join(bundle, shimapi.ConfigFile))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	var spec struct{ Process *json.RawMessage }
+	return json.Unmarshal(data, &spec) == nil && spec.Process == nil
+}
 
 // maxParams is the most that a daemon may have to say on stdin.
 const maxParams = 4 << 20
@@ -83,6 +96,9 @@ func start(a *args, stdin io.Reader, stdout io.Writer) (err error) {
 	argv := []string{"-namespace", a.namespace, "-id", a.id, "-address", a.address, "-bundle", a.bundle, "-forward"}
 	if a.debug || asked.GetLogLevel() <= bootstrap.LogLevel_LOG_LEVEL_DEBUG {
 		argv = append(argv, "-debug")
+	}
+	if isSandbox(a.bundle) {
+		argv = append(argv, "-sandbox")
 	}
 	cmd := exec.Command(self, append(argv, shimapi.VerbServe)...)
 	cmd.Dir = a.bundle

@@ -87,7 +87,11 @@ func (s *server) replace(ctx context.Context, path string) error {
 
 // record is all that a successor needs.
 func (s *server) record(files *handover.Bundle) (*shimstate.Handover, error) {
-	h, held, err := s.svc.Hand()
+	hand := s.svc.Hand
+	if s.sandbox != nil {
+		hand = s.sandbox.HandSandbox
+	}
+	h, held, err := hand()
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +162,7 @@ func (s *server) takeOver(r *handover.Received) (err error) {
 			Version: version.Version, Revision: version.Revision, FromVersion: r.Version, FromRevision: r.Revision,
 		}
 	}
-	if s.svc, err = service.New(cfg); err != nil {
+	if err := s.make(cfg); err != nil {
 		return err
 	}
 	held := service.Held{}
@@ -173,7 +177,13 @@ func (s *server) takeOver(r *handover.Received) (err error) {
 		}
 		held[d.ExecId][d.Kind] = f
 	}
-	if err := s.svc.Succeed(r.Handover, held); err != nil {
+	if s.sandbox != nil {
+		held.Close()
+		err = s.sandbox.SucceedSandbox(r.Handover)
+	} else {
+		err = s.svc.Succeed(r.Handover, held)
+	}
+	if err != nil {
 		return err
 	}
 	failpoint.Hit("shim.upgrade.restored")

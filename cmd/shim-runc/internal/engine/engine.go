@@ -142,12 +142,17 @@ func (e *Engine) convert(id, bundle string, spec *specs.Spec) (*configs.Config, 
 		m := &spec.Mounts[i]
 		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "defaults" })
 	}
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
-		CgroupName:       id,
-		UseSystemdCgroup: e.cfg.SystemdCgroup,
-		NoPivotRoot:      e.cfg.NoPivotRoot,
-		NoNewKeyring:     e.cfg.NoNewKeyring,
-		Spec:             spec,
+	var config *configs.Config
+	// To read the mappings of a user namespace that is joined, libcontainer forks a process and waits for it.
+	err := e.cfg.Reaper.Guard(func() (err error) {
+		config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+			CgroupName:       id,
+			UseSystemdCgroup: e.cfg.SystemdCgroup,
+			NoPivotRoot:      e.cfg.NoPivotRoot,
+			NoNewKeyring:     e.cfg.NoNewKeyring,
+			Spec:             spec,
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("invalid spec: %w: %w", err, errdefs.ErrInvalidArgument)

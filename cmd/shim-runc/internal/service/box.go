@@ -17,6 +17,7 @@ import (
 // looks are the requests that change nothing. Who watches a shim sends them all day: only those that failed are recorded.
 var looks = map[string]bool{
 	"State": true, "Pids": true, "Stats": true, "Connect": true, "Wait": true, "Describe": true, "Exits": true,
+	"SandboxStatus": true, "PingSandbox": true, "WaitSandbox": true, "SandboxMetrics": true, "Platform": true,
 }
 
 // Observe puts requests into the black box: when they have come, and when they were answered.

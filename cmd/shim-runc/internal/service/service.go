@@ -42,6 +42,7 @@ type Config struct {
 	Log       *slog.Logger
 	Reaper    *reaper.Reaper
 	Parking   string // path of the daemon's parking socket; empty for none
+	Forwards  bool   // events go to a foreign daemon's socket: those of a sandbox's members are to, too
 	// Incarnation and Started are set when this program goes on in the place of another, in the same process.
 	Incarnation string
 	Started     time.Time
@@ -97,6 +98,9 @@ type Service struct {
 	oomAt   time.Time
 	limits  *cgroups.Limits
 	oomLast struct{ level, cgroup string } // which limit was hit last
+
+	keepsSandbox  bool        // instead of a container: see Sandbox
+	sandboxUntold func() bool // the sandbox's own init has ended, and that is not in the ledger yet
 }
 
 // New opens the bundle's ledger. Close releases it.

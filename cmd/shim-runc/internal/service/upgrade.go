@@ -29,6 +29,8 @@ func Parks(service, method string) bool {
 		return method == "Wait"
 	case shimService:
 		return method == "Events" || method == "Upgrade" || method == "Logs"
+	case shimapi.SandboxService:
+		return method == "WaitSandbox"
 	}
 	return false
 }
@@ -170,8 +172,8 @@ func (s *Service) letAll(held []*process) {
 func (s *Service) mayHand() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.init == nil || s.deleted || s.ended || s.closed {
-		return fmt.Errorf("it keeps no container: %w", errdefs.ErrFailedPrecondition)
+	if (s.init == nil || s.deleted) && !s.keepsSandbox || s.ended || s.closed {
+		return fmt.Errorf("it keeps nothing: %w", errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
@@ -180,6 +182,9 @@ func (s *Service) mayHand() error {
 func (s *Service) all() []*process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.init == nil {
+		return nil
+	}
 	return append([]*process{s.init}, s.execsLocked()...)
 }
 
@@ -193,7 +198,7 @@ func (s *Service) untold() bool {
 			return true
 		}
 	}
-	return false
+	return s.sandboxUntold != nil && s.sandboxUntold()
 }
 
 // Hand gives what a successor needs, while it is quiet. The files are copies, for the caller to close.
