@@ -50,7 +50,10 @@ func testCheckpoint(t *testing.T) {
 	awaitCount(t, c, "counter", counted(t, c, "counter")+3)
 
 	name := strings.TrimSpace(command(t, "mctl", "tasks", "checkpoint", "--exit", "counter"))
-	equal(t, "the status of one that was saved and ended", c.wait("counter"), 137)
+	// 255, unknown: this kernel does not tell a shim how the child of another one has ended (Linux 6.15 does).
+	if status := c.wait("counter"); status != 137 && status != 255 {
+		t.Errorf("the status of one that was saved and ended: %d", status)
+	}
 	c.remove("counter")
 	command(t, "mctl", "containers", "restore", "-d", "--rw", "--live", "other", name)
 	awaitCount(t, c, "other", counted(t, c, "other")+3)
