@@ -93,8 +93,8 @@ func await(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// shimOf is the process of a sandbox's shim.
-func (u *user) shimOf(id string) int {
+// sandboxShim is the process of a sandbox's shim.
+func (u *user) sandboxShim(id string) int {
 	u.t.Helper()
 	dir := filepath.Join(u.State(), "io.containerd.sandbox.controller.v1.shim", u.Namespace, id)
 	for _, pid := range u.Shims() {
@@ -126,15 +126,15 @@ func TestSandbox(t *testing.T) {
 		t.Errorf("a member sees %q", first)
 	}
 	for i, kill := range []func(){
-		func() { kill9(t, u.shimOf("p1")) },
+		func() { kill9(t, u.sandboxShim("p1")) },
 		func() { _ = u.Kill(); u.start() },
-		func() { pid := u.shimOf("p1"); _ = u.Kill(); kill9(t, pid); u.start() },
+		func() { pid := u.sandboxShim("p1"); _ = u.Kill(); kill9(t, pid); u.start() },
 	} {
-		before := u.shimOf("p1")
+		before := u.sandboxShim("p1")
 		kill()
 		u.mctl("sandboxes", "ping", "p1")
 		if i != 1 {
-			await(t, "a successor", func() bool { pid := u.shimOf("p1"); return pid != 0 && pid != before })
+			await(t, "a successor", func() bool { pid := u.sandboxShim("p1"); return pid != 0 && pid != before })
 		}
 		if id := fmt.Sprintf("more%d", i); true {
 			member(id)
@@ -245,9 +245,9 @@ func TestSandboxWait(t *testing.T) {
 		w, err := s.c.Wait(s.ctx, &api.ControllerWaitRequest{SandboxID: "p2", Sandboxer: "shim"})
 		ended <- fmt.Sprint(w.GetExitStatus(), err)
 	}()
-	before := u.shimOf("p2")
+	before := u.sandboxShim("p2")
 	kill9(t, before)
-	await(t, "a successor", func() bool { pid := u.shimOf("p2"); return pid != 0 && pid != before })
+	await(t, "a successor", func() bool { pid := u.sandboxShim("p2"); return pid != 0 && pid != before })
 	st, err := s.c.Status(s.ctx, &api.ControllerStatusRequest{SandboxID: "p2", Sandboxer: "shim"})
 	if err != nil || st.Pid == 0 {
 		t.Fatalf("%v, %v", st, err)
