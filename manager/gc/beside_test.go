@@ -15,6 +15,7 @@ import (
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
+	"github.com/managerd/managerd/manager/sandboxes"
 	"github.com/managerd/managerd/manager/snapshots"
 	records "github.com/managerd/managerd/protos/metadata"
 )
@@ -26,7 +27,11 @@ func TestChangedMeanwhile(t *testing.T) {
 	for name, need := range map[string]func(e *env){
 		"image":     func(e *env) { e.image("i", d("z"), nil) },
 		"container": func(e *env) { e.container("c", "", labels{labelRef + "content": d("z").String()}) },
-		"lease":     func(e *env) { e.lease("l", nil, leases.Resource{ID: d("z").String(), Type: leases.Content}) },
+		"sandbox": func(e *env) {
+			_, err := sandboxes.NewStore(e.db).Create(e.ctx, sandboxes.Sandbox{ID: "pod", Labels: labels{labelRef + "content": d("z").String()}})
+			e.must(err)
+		},
+		"lease": func(e *env) { e.lease("l", nil, leases.Resource{ID: d("z").String(), Type: leases.Content}) },
 		"content": func(e *env) {
 			_, err := e.content.Update(e.ctx, content.Info{Digest: d("kept"), Labels: labels{labelRoot: "", labelRef + "content": d("z").String()}}, "labels")
 			e.must(err)

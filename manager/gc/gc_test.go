@@ -24,6 +24,7 @@ import (
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
+	"github.com/managerd/managerd/manager/sandboxes"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/native"
 )
@@ -200,6 +201,12 @@ func TestLabels(t *testing.T) {
 			e.snapshot(e.ctx, snapshots.View, "more", "", nil)
 			e.container("c", "rw", labels{labelRef + "content.x": d("a").String(), labelRef + "snapshot.native/2": "more"})
 		}, "a snapshot:base snapshot:more snapshot:rw"},
+		"sandbox": {func(e *env) {
+			e.blob(e.ctx, "a", nil)
+			e.blob(e.ctx, "b", labels{labelBack + "sandbox": "pod"})
+			_, err := sandboxes.NewStore(e.db).Create(e.ctx, sandboxes.Sandbox{ID: "pod", Labels: labels{labelRef + "content.x": d("a").String()}})
+			e.must(err)
+		}, "a b"},
 		"snapshots refer": {func(e *env) {
 			e.blob(e.ctx, "a", nil)
 			e.snapshot(e.ctx, snapshots.Active, "s", "", labels{labelRoot: "x", labelRef + "content": d("a").String()})

@@ -27,7 +27,7 @@ type graph struct {
 // scan reads namespace ns. A record that cannot be read ends it with DataLoss: nobody knows what it refers to.
 func scan(tx *metadata.Tx, ns string, now time.Time) (*graph, error) {
 	g := &graph{refs: map[node][]node{}, back: map[node][]node{}, parents: map[node]node{}, marked: map[node]bool{}, alone: map[node]bool{}}
-	for _, part := range []func(*metadata.Tx, string, time.Time) error{g.leases, g.images, g.containers, g.snapshots, g.content} {
+	for _, part := range []func(*metadata.Tx, string, time.Time) error{g.leases, g.images, g.containers, g.sandboxes, g.snapshots, g.content} {
 		if err := part(tx, ns, now); err != nil {
 			return nil, fmt.Errorf("namespace %q: %w", ns, err)
 		}
@@ -100,6 +100,15 @@ func (g *graph) containers(tx *metadata.Tx, ns string, _ time.Time) error {
 		n := node{metadata.Containers, id}
 		g.roots = append(g.roots, n)
 		g.enter(n, nil, ofContainer(r))
+		return nil
+	})
+}
+
+func (g *graph) sandboxes(tx *metadata.Tx, ns string, _ time.Time) error {
+	return metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Sandboxes)...), func(id string, r *records.Sandbox) error {
+		n := node{metadata.Sandboxes, id}
+		g.roots = append(g.roots, n)
+		g.enter(n, nil, forward(r.Labels))
 		return nil
 	})
 }
@@ -258,6 +267,11 @@ func current(tx *metadata.Tx, ns string, n node) []node {
 		var r records.Container
 		if get(&r) {
 			return ofContainer(&r)
+		}
+	case metadata.Sandboxes:
+		var r records.Sandbox
+		if get(&r) {
+			return forward(r.Labels)
 		}
 	case metadata.Content:
 		var r records.Blob

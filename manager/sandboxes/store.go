@@ -116,6 +116,7 @@ func (s *Store) Create(ctx context.Context, b Sandbox) (Sandbox, error) {
 		if bucket.Get([]byte(b.ID)) != nil {
 			return fmt.Errorf("sandbox %q: %w", b.ID, errdefs.ErrAlreadyExists)
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Sandboxes, Key: b.ID})
 		return metadata.Put(bucket, b.ID, encode(b))
 	})
 	return b, err
@@ -141,6 +142,7 @@ func (s *Store) Update(ctx context.Context, b Sandbox, paths ...string) (out San
 			return fmt.Errorf("cannot update sandbox %q: %w", b.ID, err)
 		}
 		out.UpdatedAt = time.Now().UTC()
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Sandboxes, Key: out.ID})
 		return metadata.Put(bucket, out.ID, encode(out))
 	})
 	return out, err
@@ -157,6 +159,7 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 		if _, err := get(b, id); err != nil {
 			return err
 		}
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Sandboxes, Key: id, Removed: true})
 		return b.Delete([]byte(id))
 	})
 }
