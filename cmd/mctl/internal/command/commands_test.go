@@ -40,7 +40,8 @@ func TestTablesAsCtr(t *testing.T) {
 			t.Errorf("%q: mctl prints\n%s\nctr prints\n%s", args, ours, theirs)
 		}
 	}
-	// Counters go on between two commands, and ctr shows details of an exec as Go does: the first columns are compared.
+	// Counters go on between two commands, and ctr shows details of an exec as Go does: the first columns are
+	// compared. Behind what ctr has mctl has more.
 	names := func(s string) (names []string) {
 		for _, l := range strings.Split(s, "\n") {
 			names = append(names, strings.Join(strings.Fields(l + " -")[:1], ""))
@@ -49,7 +50,7 @@ func TestTablesAsCtr(t *testing.T) {
 	}
 	for _, what := range []string{"metrics", "ps"} {
 		theirs, _, _ := w.run(w.Command("tasks", what, "one"), "")
-		if ours := w.ok("tasks", what, "one"); strings.Join(names(ours), "\n") != strings.Join(names(theirs), "\n") {
+		if ours := w.ok("tasks", what, "one"); !strings.HasPrefix(strings.Join(names(ours), "\n"), strings.TrimSuffix(strings.Join(names(theirs), "\n"), "\n-")) {
 			t.Errorf("%s: mctl prints\n%s\nctr prints\n%s", what, ours, theirs)
 		}
 	}

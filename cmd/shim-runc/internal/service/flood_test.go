@@ -264,7 +264,7 @@ func TestFlood(t *testing.T) {
 		path := filepath.Join(f.dir, "stdout")
 		for i, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL, unix.SIGSTOP, unix.SIGKILL} {
 			f.grown(path, f.size()*int64(i+1)/8)
-			pid := int(f.output("", "stdout").LoggerPid)
+			pid := f.logger()
 			if err := unix.Kill(pid, sig); err != nil {
 				t.Fatal(err)
 			}

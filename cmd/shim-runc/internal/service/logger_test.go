@@ -28,6 +28,16 @@ func until(t testing.TB, what string, is func() bool) {
 	}
 }
 
+// logger is the pid of the logger of the container's output; of one that was killed that of the next.
+func (f *fixture) logger() (pid int) {
+	f.t.Helper()
+	until(f.t, "a logger runs", func() bool {
+		pid = int(f.output("", "stdout").LoggerPid)
+		return pid > 0
+	})
+	return pid
+}
+
 // output is what Describe says of a stream.
 func (f *fixture) output(execID, stream string) *shim.Output {
 	f.t.Helper()
@@ -84,7 +94,7 @@ func TestLoggerSurvives(t *testing.T) {
 		return err == nil && strings.Count(string(data), " CONTAINER_ID=logger CONTAINER_NAMESPACE=test\n") == n
 	}
 	until(t, "another logger runs", func() bool { return starts(2) })
-	if err := unix.Kill(int(f.output("", "stdout").LoggerPid), unix.SIGKILL); err != nil {
+	if err := unix.Kill(f.logger(), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "and another", func() bool { return starts(3) })
