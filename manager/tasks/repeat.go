@@ -74,18 +74,18 @@ func deletedExec(c *shims.Shim, execID string) (*task.DeleteResponse, error) {
 	return resp, nil
 }
 
-// startAgain is Start after the shim has died under one. A container cannot be started twice; a process of an exec could, if
-// the shim died in the moment in which it began.
+// startAgain is Start after the shim has died under one. What is still created was not started: of an exec the shim keeps,
+// before it forks, that it is about to. Its successor ends one that it finds so, and which has no pid: it may have run.
 func startAgain(ctx context.Context, c *shims.Shim, id, execID string) (pid uint32, started bool, err error) {
 	st, err := state(ctx, c, id, execID)
 	switch {
 	case err != nil:
 		return 0, false, err
-	case st.Status != tasktypes.Status_CREATED:
-		return st.Pid, true, nil
-	case execID != "":
-		return 0, false, fmt.Errorf("exec %s of task %s: its shim died when it was to be started, and whether it was is not known; delete it: %w",
+	case st.Status == tasktypes.Status_CREATED:
+		return 0, false, nil
+	case execID != "" && st.Pid == 0:
+		return 0, false, fmt.Errorf("exec %s of task %s: its shim died while it started it, and whether it ran is not known; delete it: %w",
 			execID, id, errdefs.ErrUnknown)
 	}
-	return 0, false, nil
+	return st.Pid, true, nil
 }

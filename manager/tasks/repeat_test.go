@@ -61,32 +61,16 @@ func TestRequestsSurvive(t *testing.T) {
 					}, nil)
 				}, nil},
 				{"exec", "", func(ctx context.Context) error { return w.Exec(ctx, execOf("c1", "e", exec)) }, st("e", tasktypes.Status_CREATED)},
-				{"start", unknown, func(ctx context.Context) (err error) { started, err = w.Start(ctx, "c1", "e"); return err }, nil},
-				{"start anew", "", func(ctx context.Context) (err error) {
-					if started == 0 { // it was not known
-						if started, err = w.Start(ctx, "c1", "e"); errdefs.IsUnknown(err) {
-							return nil
-						}
-					}
-					return err
-				}, nil},
+				{"start", "", func(ctx context.Context) (err error) { started, err = w.Start(ctx, "c1", "e"); return err }, st("e", tasktypes.Status_RUNNING)},
 				{"signal", unknown, func(ctx context.Context) error { return w.Kill(ctx, "c1", "", 18, false) }, nil},
-				{"kill", "", func(ctx context.Context) error {
-					if started == 0 {
-						return nil
-					}
-					return w.Kill(ctx, "c1", "e", 9, false)
-				}, nil},
+				{"kill", "", func(ctx context.Context) error { return w.Kill(ctx, "c1", "e", 9, false) }, nil},
 				{"rmexec", "", func(ctx context.Context) error {
-					if started == 0 {
-						return nil
-					}
 					if status, _, err := w.Wait(ctx, "c1", "e"); err != nil || status != 137 {
 						return fmt.Errorf("wait: %d, %w", status, err)
 					}
 					d, err := w.DeleteProcess(ctx, "c1", "e")
-					if err == nil && d.ExitStatus != 137 {
-						err = fmt.Errorf("it ended with %d", d.ExitStatus)
+					if err == nil && (d.ExitStatus != 137 || d.Pid != started) {
+						err = fmt.Errorf("%d ended with %d; %d was started", d.Pid, d.ExitStatus, started)
 					}
 					return err
 				}, nil},

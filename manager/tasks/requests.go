@@ -30,6 +30,11 @@ func (s *Service) Start(ctx context.Context, id, execID string) (uint32, error) 
 			}
 		}
 		resp, err := c.Start(ctx, &task.StartRequest{ID: id, ExecID: execID})
+		if died && errdefs.IsFailedPrecondition(err) { // only the connection had broken, and the first one was still under way
+			if pid, started, err := startAgain(ctx, c, id, execID); err != nil || started {
+				return pid, err
+			}
+		}
 		if err == nil && execID == "" {
 			if derr := os.RemoveAll(c.Bundle.CheckpointDir()); derr != nil { // it goes with the bundle
 				s.log.Warn("cannot remove a checkpoint that was restored", "id", id, "error", derr)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
@@ -101,6 +102,11 @@ var keptByLabel = map[string]string{"containerd.io/gc.root": "test"}
 func exists(err error) bool  { return status.Code(err) == codes.AlreadyExists }
 func missing(err error) bool { return status.Code(err) == codes.NotFound }
 
+// uncertain says whether the shim died under a request that cannot be made twice, so that nobody knows whether it was done.
+func uncertain(err error) bool {
+	return status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "is not known")
+}
+
 // started says whether a start failed because it had been carried out already.
 func started(err error) bool { return status.Code(err) == codes.FailedPrecondition || missing(err) }
 
@@ -175,7 +181,8 @@ func (c *client) start(id, exec string) (int, error) {
 	return cut, nil
 }
 
-// exec runs another process in a container: the status it ended with, and how often its start was cut off.
+// exec runs another process in a container: the status it ended with, and how often its start was cut off. One of which it
+// is not known whether it ran must have ended unknown.
 func (c *client) exec(id, exec, script, stdout string) (got uint32, cut int, err error) {
 	_, err = c.again("exec "+exec, func() error {
 		_, err := c.tasks.Exec(c.ctx, &tasksapi.ExecProcessRequest{
@@ -187,8 +194,15 @@ func (c *client) exec(id, exec, script, stdout string) (got uint32, cut int, err
 	if err == nil {
 		cut, err = c.start(id, exec)
 	}
+	lost := uncertain(err)
+	if lost {
+		cut, err = cut+1, nil
+	}
 	if err == nil {
 		got, err = c.wait(id, exec)
+	}
+	if err == nil && lost && got != unknownStatus {
+		err = fmt.Errorf("%s: exec %s ended with %d, though whether it ran is not known", id, exec, got)
 	}
 	return got, cut, err
 }

@@ -146,6 +146,13 @@ func (j *journal) shimKilled(id string, begin time.Time) bool {
 	return j.orphanedLocked(id, begin, true)
 }
 
+// killedWithin says whether the shim of a container was killed between two moments.
+func (j *journal) killedWithin(id string, from, to time.Time) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.ContainsFunc(j.killed[id], func(at time.Time) bool { return at.After(from) && at.Before(to) })
+}
+
 func (j *journal) orphanedLocked(id string, begin time.Time, alone bool) bool {
 	for _, at := range j.killed[id] {
 		if at.Before(begin.Add(-successor)) {

@@ -228,12 +228,23 @@ func (r *run) life() {
 	}
 }
 
+// execute runs an exec; one that may not have run, since its shim was killed while it started it, is deleted and made again.
 func (r *run) execute(name string) error {
+	again, err := r.attempt(name, filepath.Join(r.d.Dir, r.id+"."+name))
+	if again && err == nil {
+		if again, err = r.attempt(name, filepath.Join(r.d.Dir, r.id+"."+name+".again")); again && err == nil {
+			err = fmt.Errorf("exec %s: its shim has died under it twice", name)
+		}
+	}
+	return err
+}
+
+// attempt runs an exec once, and says whether it may not have run.
+func (r *run) attempt(name, path string) (again bool, err error) {
 	const code, lines = 7, 20
-	path := filepath.Join(r.d.Dir, r.id+"."+name)
 	got, cut, err := r.exec(r.id, name, "until [ -e /ready ]; do usleep 1000; done; "+numbered(lines)+fmt.Sprintf("exit %d", code), "file://"+path)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, topic := range []string{"/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"} {
 		r.want[topic+" "+r.id+" "+name]++
@@ -241,15 +252,15 @@ func (r *run) execute(name string) error {
 	if got == unknownStatus && cut > 0 && strings.HasPrefix(r.name, "shim.startexec.") { // it was being started
 		why, err := r.unknown(name)
 		if err != nil {
-			return err
+			return false, err
 		}
-		if strings.Contains(why, "being started") {
-			delete(r.want, "/tasks/exec-started "+r.id+" "+name)
+		if again = strings.Contains(why, "being started"); again {
+			r.want["/tasks/exec-started "+r.id+" "+name]--
 		} // else its pid was known, and nobody had a pidfd of it yet
 	} else if n, _, err := countFile("file", path); err != nil || n != lines || got != code {
-		return fmt.Errorf("exec %s ended with %d, not %d; %d of %d lines; %v", name, got, code, n, lines, err)
+		return false, fmt.Errorf("exec %s ended with %d, not %d; %d of %d lines; %v", name, got, code, n, lines, err)
 	}
-	return r.deleteExec(r.id, name, got)
+	return again, r.deleteExec(r.id, name, got)
 }
 
 // unknown is why nobody knows how an exec ended, as the ledger has it.
