@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -78,6 +79,13 @@ func (l *load) live(id string) error {
 		never, err := l.neverRan(id)
 		if err != nil {
 			return err
+		}
+		if never {
+			lines, _, err := countFile(scheme, path)
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			never = lines == 0
 		}
 		if never && code != unknownStatus {
 			l.j.did("container ended before its program ran, its shim was killed while it started it", "%s", id)
