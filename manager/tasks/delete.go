@@ -106,6 +106,15 @@ func (s *Service) recorded(shim *shims.Shim) *task.DeleteResponse {
 
 // release ends the shim of a task that is gone, once it has told its last event, and removes the bundle.
 func (s *Service) release(ctx context.Context, t *Task, shim *shims.Shim) error {
+	err := s.dismiss(ctx, t, shim)
+	if err == nil {
+		s.forget(t, shim)
+	}
+	return err
+}
+
+// dismiss ends a shim and what follows it.
+func (s *Service) dismiss(ctx context.Context, t *Task, shim *shims.Shim) error {
 	log := s.log.With("namespace", t.key.ns, "id", t.key.id)
 	t.expectEnd(true)
 	ectx, cancel := context.WithTimeout(ctx, ending)
@@ -136,14 +145,18 @@ func (s *Service) release(ctx context.Context, t *Task, shim *shims.Shim) error 
 		now.Close()
 	}
 	failpoint.Hit("tasks.delete.ended")
+	return nil
+}
+
+// forget removes the bundle of a task whose shim has ended.
+func (s *Service) forget(t *Task, shim *shims.Shim) {
 	shim.Forget()
 	failpoint.Hit("tasks.delete.forgotten")
-	if err := shim.Bundle.Remove(); err != nil {
-		log.Error("cannot remove bundle", "error", err) // the task is gone all the same; the next one of its name clears it away
+	if err := shim.Bundle.Remove(); err != nil { // the task is gone all the same; the next one of its name clears it away
+		s.log.Error("cannot remove bundle", "namespace", t.key.ns, "id", t.key.id, "error", err)
 	}
 	failpoint.Hit("tasks.delete.removed")
 	s.drop(t)
-	return nil
 }
 
 // deleteDead removes a task whose shim is dead, and whose container has ended.

@@ -141,7 +141,7 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 }
 
 // retire ends a shim that keeps nothing. A Create of the last daemon may still be under way in it: then it keeps a task
-// after all.
+// after all, or, when it dies meanwhile, leaves half of one, which is taken away.
 func (s *Service) retire(t *Task, shim *shims.Shim) {
 	ctx, cancel := context.WithTimeout(s.in(t.key.ns), ending)
 	defer cancel()
@@ -153,7 +153,15 @@ func (s *Service) retire(t *Task, shim *shims.Shim) {
 		}
 	}
 	s.log.Info("ended a shim that keeps nothing", "namespace", t.key.ns, "id", t.key.id)
-	_ = s.release(s.in(t.key.ns), t, shim) // what fails is logged
+	if s.dismiss(s.in(t.key.ns), t, shim) != nil {
+		return // the daemon is ending, too
+	}
+	if !s.shared(shim) {
+		if _, err := s.shims.Cleanup(s.in(t.key.ns), shim.Bundle); err != nil {
+			s.log.Error("cannot clean up after a shim that keeps nothing", "namespace", t.key.ns, "id", t.key.id, "error", err)
+		}
+	}
+	s.forget(t, shim)
 }
 
 // follow hands on what our own shim tells, from where the last daemon stopped, until the shim ends. A connection that
