@@ -322,6 +322,32 @@ func TestRecoverUndecided(t *testing.T) {
 	}
 }
 
+// TestRetireDies: a shim that had nothing when it was asked, and dies before it ends, may have made a container meanwhile;
+// nothing is left of that.
+func TestRetireDies(t *testing.T) {
+	w := realWorld(t)
+	pid := w.run(CreateRequest{ID: "c1"}, "/busybox sleep 1000")
+	_, tk, err := w.find(in("ns"), "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim, _, _ := tk.now()
+	tk.expectEnd(true)
+	if err := unix.Kill(w.shimPid("c1"), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-shim.Gone()
+	w.retire(tk, shim)
+	if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && len(line) > 0 { // a zombie has none
+		t.Errorf("process %d is left: %q", pid, line)
+		_ = unix.Kill(int(pid), unix.SIGKILL)
+	}
+	if _, err := w.Service.Get(in("ns"), "c1", ""); !errdefs.IsNotFound(err) {
+		t.Errorf("the task: %v", err)
+	}
+	w.clean()
+}
+
 // TestRecoverContainers is TestRecover in short, with real shims and containers.
 func TestRecoverContainers(t *testing.T) {
 	w := realWorld(t)
