@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -274,5 +275,38 @@ func TestInit(t *testing.T) {
 	}
 	if InitAlive(pid, ticks) {
 		t.Error("it is dead")
+	}
+}
+
+// TestKeepsByAnyThread: a process works in the bundle also when its first thread works elsewhere.
+func TestKeepsByAnyThread(t *testing.T) {
+	store, err := NewStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := store.Create("ns", "one", []byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := uint32(os.Getpid())
+	if b.Keeps(pid) {
+		t.Error("no thread works there")
+	}
+	moved, done := make(chan error), make(chan struct{})
+	defer close(done)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with this goroutine, or rests for ever if it is the first
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = os.Chdir(b.Path)
+		}
+		moved <- err
+		<-done
+	}()
+	if err := <-moved; err != nil {
+		t.Fatal(err)
+	}
+	if !b.Keeps(pid) {
+		t.Error("a thread works there")
 	}
 }

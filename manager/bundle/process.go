@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -95,10 +96,22 @@ func (b *Bundle) SignalShim(pid uint32, signal unix.Signal) error {
 	return signalIf(int(pid), signal, func() bool { return b.Keeps(pid) })
 }
 
-// Keeps says whether process pid works in the bundle's directory, as a shim of ours does.
+// Keeps says whether process pid works in the bundle's directory, as a shim of ours does. The first thread alone does not tell:
+// in shims of earlier versions it may be left in the container's mount namespace, where its directory is another.
 func (b *Bundle) Keeps(pid uint32) bool {
-	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-	return err == nil && cwd == b.Path
+	if works(fmt.Sprintf("/proc/%d", pid), b.Path) {
+		return true
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && slices.ContainsFunc(threads, func(t os.DirEntry) bool {
+		return works(fmt.Sprintf("/proc/%d/task/%s", pid, t.Name()), b.Path)
+	})
+}
+
+// works says whether the directory in which a thread works is path.
+func works(thread, path string) bool {
+	cwd, err := os.Readlink(thread + "/cwd")
+	return err == nil && cwd == path
 }
 
 // signalIf looks at the process after it has got hold of it: the number may not pass to another one in between.

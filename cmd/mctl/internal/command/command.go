@@ -94,20 +94,28 @@ type interrupted struct{ signal syscall.Signal }
 func (i interrupted) Error() string { return "interrupted: " + i.signal.String() }
 
 // interruptible gives a context that ends with the first signal that wants us to end; what was half made can then be
-// taken away again. release gives the signals back.
+// taken away again. release gives the signals back; one that came before has ended the context when it returns.
 func interruptible(ctx context.Context) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	stop, done := make(chan struct{}), make(chan struct{})
+	end := func(s os.Signal) {
+		if number, ok := s.(syscall.Signal); ok {
+			cancel(interrupted{number})
+		}
+	}
 	go func() {
 		defer close(done)
 		select {
 		case s := <-signals:
-			if number, ok := s.(syscall.Signal); ok {
-				cancel(interrupted{number})
-			}
+			end(s)
 		case <-stop:
+			select { // both were there
+			case s := <-signals:
+				end(s)
+			default:
+			}
 		}
 	}()
 	return ctx, sync.OnceFunc(func() {

@@ -236,6 +236,9 @@ func (p *process) attach(ctx context.Context, f *ioFlags) error {
 			return fmt.Errorf("cannot attach to %s: it has a terminal, standard input is none", p)
 		}
 	}
+	// Before anything is seen of the process: a signal that comes then is for it.
+	defer at.Catch()()
+	p.c.release()
 	if err := s.Open(p.c.out, p.c.err); err != nil {
 		if errors.Is(err, session.ErrTaken) {
 			return fmt.Errorf("cannot attach to %s: %w", p, err)
@@ -243,8 +246,6 @@ func (p *process) attach(ctx context.Context, f *ioFlags) error {
 		return fmt.Errorf("cannot attach to %s: its output goes to %s: %w", p, t.Stdout, err)
 	}
 	defer s.Close()
-	defer at.Catch()()
-	p.c.release()
 	ended, err := p.stay(ctx, at)
 	if ended {
 		s.Forget()

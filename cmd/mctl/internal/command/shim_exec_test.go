@@ -79,8 +79,11 @@ func TestShimTerminal(t *testing.T) {
 	w.ok("run", "-d", "busybox", "one", "sleep", "1000")
 	w.killManager()
 	tm := w.terminal("shim", "--state", w.State(), "exec", "-t", "--exec-id", "e", "one", "sh")
-	tm.types("stty size; echo do''ne\n")
-	tm.shows("30 100")
+	eventually(t, "the terminal has our size", func() bool { // which it is given while the shell begins
+		tm.types("stty size\n")
+		return strings.Contains(tm.shown.String(), "30 100")
+	})
+	tm.types("echo do''ne\n")
 	tm.shows("done")
 	tm.types("\x10\x11") // the detach keys
 	tm.shows("mctl shim attach one --exec-id e")

@@ -112,8 +112,12 @@ func TestTerminal(t *testing.T) {
 	if !tm.raw() {
 		t.Error("the terminal is not raw")
 	}
-	tm.types("stty size; echo TERM=$TERM\r")
-	tm.shows("30 100")
+	sized := func() bool { // which it is given while the shell begins
+		tm.types("stty size\r")
+		return strings.Contains(tm.shown.String(), "30 100")
+	}
+	eventually(t, "the terminal has our size", sized)
+	tm.types("echo TERM=$TERM\r")
 	tm.shows("TERM=xterm")
 	if err := tm.Resize(console.WinSize{Width: 77, Height: 22}); err != nil {
 		t.Fatal(err)
@@ -157,8 +161,7 @@ func TestTerminal(t *testing.T) {
 	w.ok("run", "-d", "busybox", "two", "sleep", "1000")
 	tm = w.terminal("tasks", "exec", "-t", "--exec-id", "e", "--detach-keys", "ctrl-x,d", "two", "sh")
 	tm.shows("/ # ")
-	tm.types("stty size\r")
-	tm.shows("30 100")
+	eventually(t, "the terminal has our size", sized)
 	tm.types("\x18d")
 	tm.shows("--exec-id e")
 	tm.ends(0)

@@ -16,18 +16,22 @@ import (
 // Flag tells a shim that it keeps a sandbox.
 const Flag = "-sandbox"
 
-// Clients look at /proc/PID/ns of the pid that a sandbox has. Without an init that is the shim itself: what is seen there are
-// the namespaces of a process's first thread, and that one is in the sandbox's. Nothing else runs on it.
+// The first thread of a shim runs nothing: what is seen in /proc/PID is that thread. A goroutine that changes its thread for
+// good (libcontainer enters the container's mount namespace in one) would leave it there, since the Go runtime cannot end a
+// first thread: the shim would seem to work in another directory, and hold the namespace.
+//
+// In a shim that has Flag, Enter moves it: clients look at /proc/PID/ns of the pid that a sandbox has, which without an init is
+// the shim itself.
 var onMain chan func()
 
 func init() {
-	if slices.Contains(os.Args, Flag) { // the first thread is had only here
-		runtime.LockOSThread()
+	if slices.ContainsFunc(os.Args, func(a string) bool { return a == Flag || a == shimapi.VerbServe || a == shimapi.VerbAdopt }) {
+		runtime.LockOSThread() // the first thread is had only here
 		onMain = make(chan func())
 	}
 }
 
-// Main runs fn, a program's main, so that Enter can work meanwhile: the first thread is left to that in a shim that has Flag.
+// Main runs fn, what a shim that serves does, beside the first thread, which does nothing meanwhile but what Enter asks.
 func Main(fn func() error) error {
 	if onMain == nil {
 		return fn()
