@@ -184,7 +184,7 @@ func TestDatabaseLost(t *testing.T) {
 		if got := c.layers(t); fmt.Sprint(got) != fmt.Sprint(layers) {
 			t.Errorf("%s: snapshots are\n%v, not\n%v", lose.name, got, layers)
 		}
-		until(t, "the content is known", func() bool { return len(c.blobs(t)) == len(blobs) })
+		until(t, lose.name+": the content is known", func() bool { return len(c.blobs(t)) == len(blobs) })
 		for d, labels := range c.blobs(t) {
 			if _, ok := blobs[d]; !ok {
 				t.Errorf("%s: there is %s", lose.name, d)
