@@ -156,6 +156,9 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 			shim = fmt.Sprint(pid)
 		}
 	}
+	if shim == "" {
+		t.Fatalf("none of the shims %v works in %s", workingDirs(u.Shims()), bundle)
+	}
 	expect("shim", shim, ns+"/"+name("widow"))
 	expect("cgroup", "/"+ns+"/"+name("widow"), ns+"/"+name("widow"))
 	// A record that cannot be read.
@@ -202,6 +205,18 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 	must(unix.Mkfifo(filepath.Join(fifo, "x-stdout"), 0o600))
 	expect("fifo", fifo, "")
 	return want
+}
+
+// workingDirs gives the directories that processes work in, by pid, or why that is not known.
+func workingDirs(pids []int) map[int]string {
+	out := map[int]string{}
+	for _, pid := range pids {
+		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		if out[pid] = cwd; err != nil {
+			out[pid] = err.Error()
+		}
+	}
+	return out
 }
 
 // TestFsck makes an orphan of every kind: each is found, with its owner and a command; the commands fix them, and --fix
