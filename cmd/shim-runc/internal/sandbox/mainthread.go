@@ -16,18 +16,22 @@ import (
 // Flag tells a shim that it keeps a sandbox.
 const Flag = "-sandbox"
 
-// Clients look at /proc/PID/ns of the pid that a sandbox has. Without an init that is the shim itself: what is seen there are
-// the namespaces of a process's first thread, and that one is in the sandbox's. Nothing else runs on it.
+// What /proc/PID shows of a process, its directory and its namespaces, is its first thread's. Nothing else runs on that of a
+// shim, for two reasons. libcontainer moves a thread, whichever it gets, into the mount namespace of each container that it
+// makes; the first one would stay there, as Go cannot end it: nobody would find the shim by its bundle any more, and the
+// mounts of its container would live as long as it does. And clients look at /proc/PID/ns of the pid that a sandbox has:
+// without an init that is the shim itself, and its first thread is in the sandbox's namespaces.
 var onMain chan func()
 
 func init() {
-	if slices.Contains(os.Args, Flag) { // the first thread is had only here
+	serves := func(arg string) bool { return arg == shimapi.VerbServe || arg == shimapi.VerbAdopt }
+	if n := len(os.Args); n > 1 && serves(os.Args[n-1]) || slices.Contains(os.Args, Flag) { // the first thread is had only here
 		runtime.LockOSThread()
 		onMain = make(chan func())
 	}
 }
 
-// Main runs fn, a program's main, so that Enter can work meanwhile: the first thread is left to that in a shim that has Flag.
+// Main runs fn, what a shim serves with, on other threads than the first, which is left to Enter.
 func Main(fn func() error) error {
 	if onMain == nil {
 		return fn()
