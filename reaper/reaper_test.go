@@ -112,6 +112,7 @@ func TestForkWaited(t *testing.T) {
 		if e := p.Exit(); e.Status != i || e.Unknown != "" {
 			t.Errorf("%+v, want status %d", e, i)
 		}
+		p.Forget()
 	}
 	if after := descriptors(t); after > before {
 		t.Errorf("%d descriptors, %d before", after, before)

@@ -190,8 +190,9 @@ func (c *client) waitFor(id, execID string) uint32 {
 func (c *client) remove(id string) uint32 {
 	c.t.Helper()
 	status := call(c, c.tasks.Delete, &tasksapi.DeleteTaskRequest{ContainerID: id}).ExitStatus
-	call(c, c.containers.Delete, &containersapi.DeleteContainerRequest{ID: id})
+	// In this order: the container is what keeps the snapshot from being collected.
 	call(c, c.snapshots.Remove, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: snapshotter, Key: id})
+	call(c, c.containers.Delete, &containersapi.DeleteContainerRequest{ID: id})
 	return status
 }
 

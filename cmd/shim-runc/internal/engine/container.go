@@ -151,12 +151,10 @@ func (c *Container) release(ctx context.Context) error {
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("cannot poll %s: %w", path, err)
 		}
-		if n <= 0 {
-			// A shim that was killed may have let init go without having removed the FIFO: then nobody is at its other side.
-			if c.executed(c.init) {
-				_ = os.Remove(path)
-				return fmt.Errorf("it has been started already: %w", errdefs.ErrFailedPrecondition)
-			}
+		// A shim that was killed may have let init go without having removed the FIFO: then nobody is at its other side. Asked
+		// before the FIFO is read: who goes on after that has written.
+		gone := n <= 0 && c.executed(c.init)
+		if n <= 0 && !gone {
 			continue
 		}
 		var b [1]byte
@@ -165,6 +163,10 @@ func (c *Container) release(ctx context.Context) error {
 				return err
 			}
 			return nil
+		}
+		if gone {
+			_ = os.Remove(path)
+			return fmt.Errorf("it has been started already: %w", errdefs.ErrFailedPrecondition)
 		}
 		if fds[1].Revents != 0 {
 			return fmt.Errorf("init has ended before it was started: %w", errdefs.ErrFailedPrecondition)

@@ -139,25 +139,13 @@ func (s *Service) restoreOf(opts *options.Options) criu.Restore {
 	return criu.Restore{Place: s.place(opts.CriuImagePath, opts.CriuWorkPath)}
 }
 
-// prepareRestore refuses early what Start would refuse. Output that nobody wants is not to stop the process, which has a
-// FIFO for it.
-func (s *Service) prepareRestore(p *process, opts *options.Options) error {
+// prepareRestore refuses early what Start would refuse.
+func (s *Service) prepareRestore(opts *options.Options) error {
 	if !filepath.IsAbs(opts.CriuImagePath) {
 		return fmt.Errorf("the checkpoint %q is not an absolute path: %w", opts.CriuImagePath, errdefs.ErrInvalidArgument)
 	}
 	r := s.restoreOf(opts)
-	if err := r.Check(); err != nil {
-		return err
-	}
-	if p.io.terminal {
-		return nil
-	}
-	for stream, uri := range map[string]*string{"stdout": &p.io.stdout, "stderr": &p.io.stderr} {
-		if *uri == "" && r.Has(stream) {
-			*uri = "file://" + os.DevNull
-		}
-	}
-	return nil
+	return r.Check()
 }
 
 // pending says that p is the init of a container that is not restored yet.

@@ -102,7 +102,7 @@ func (s *Service) Create(ctx context.Context, r *task.CreateTaskRequest) (_ *tas
 	var c Container
 	if r.Checkpoint == "" {
 		c, err = s.makeInit(ctx, e, p, opts, spec, &undo)
-	} else if err = s.prepareRestore(p, opts); err != nil {
+	} else if err = s.prepareRestore(opts); err != nil {
 		err = fmt.Errorf("cannot restore container %s: %w", r.ID, err)
 	} else {
 		c = unrestored{id: r.ID}
@@ -225,7 +225,7 @@ func (s *Service) streamConfig(p *process, opts *options.Options) stdio.Config {
 	return stdio.Config{
 		Dir: filepath.Join(s.cfg.Bundle, shimapi.StdioDir), ExecID: p.execID,
 		Stdin: p.io.stdin, Stdout: p.io.stdout, Stderr: p.io.stderr, Terminal: p.io.terminal,
-		UID: int(opts.GetIoUid()), GID: int(opts.GetIoGid()), Ring: ringSize, ID: cmp.Or(p.execID, s.cfg.ID),
+		UID: int(opts.GetIoUid()), GID: int(opts.GetIoGid()), Ring: ringSize, Restored: p.kind == shimapi.Init && opts.GetCriuImagePath() != "", ID: cmp.Or(p.execID, s.cfg.ID),
 		Loggers:  &logger.Host{Reaper: s.cfg.Reaper, Namespace: s.cfg.Namespace, Log: s.cfg.Log.With("process", p.label(s.cfg.ID))},
 		OnClosed: func(kinds ...string) { s.unpark(p, kinds...) },
 	}

@@ -144,7 +144,7 @@ func TestDaemonised(t *testing.T) {
 // TestExecNames: an exec's id names its streams in the bundle, and nothing outside.
 func TestExecNames(t *testing.T) {
 	f := running(t, "names", nil)
-	for _, id := range []string{"../../x", "a/b", ".init", "..", "a\x00b", "a\nb", strings.Repeat("i", 241)} {
+	for _, id := range []string{"../../x", "a/b", ".init", "..", "a\x00b", "a\nb", strings.Repeat("i", 225)} {
 		_, out, _ := f.fifos("n")
 		err := f.exec(id, func(r *task.ExecProcessRequest) { r.Stdout = out }, "true")
 		if !errdefs.IsInvalidArgument(err) {
@@ -156,7 +156,7 @@ func TestExecNames(t *testing.T) {
 			}
 		}
 	}
-	longest := strings.Repeat("i", 240)
+	longest := strings.Repeat("i", 224)
 	if out := f.capture(longest[:200]+"-_.é", "echo", "hello"); out != "hello\n" {
 		t.Errorf("%q", out)
 	}

@@ -330,7 +330,7 @@ func TestBadCreate(t *testing.T) {
 		"binary":        {mod: func(r *task.CreateTaskRequest) { r.Options = any(&options.Options{BinaryName: "no-runtime"}) }, is: errdefs.IsFailedPrecondition, says: "no-runtime"},
 		"options":       {mod: func(r *task.CreateTaskRequest) { r.Options = &anypb.Any{TypeUrl: "no.such.Type"} }, is: errdefs.IsInvalidArgument, says: "no.such.Type"},
 		"stdout":        {mod: func(r *task.CreateTaskRequest) { r.Stdout = "/no/such" }, is: errdefs.IsInvalidArgument, says: "/no/such"},
-		"logger":        {mod: func(r *task.CreateTaskRequest) { r.Stdout = "binary:///logger" }, is: errdefs.IsNotImplemented, says: "binary"},
+		"logger":        {mod: func(r *task.CreateTaskRequest) { r.Stdout = "binary:///logger" }, is: errdefs.IsInvalidArgument, says: "/logger: no such file"},
 		"mount":         {mod: func(r *task.CreateTaskRequest) { r.Rootfs[0].Source = "/no/such" }, is: func(err error) bool { return err != nil }, says: "/no/such"},
 		"syntax":        {config: "{\n \"root\": {\n,", is: errdefs.IsInvalidArgument, says: "line 3"},
 		"type":          {config: "{\n\"process\": {\"args\": 5}}", is: errdefs.IsInvalidArgument, says: "process.args"},

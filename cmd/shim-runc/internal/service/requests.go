@@ -155,7 +155,7 @@ func (s *Service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 
 // fileName says whether an exec's id can name its streams in the bundle (see shimapi.StdioName).
 func fileName(id string) bool {
-	const longest = 240 // leaves room in NAME_MAX for the stream
+	const longest = 224 // leaves room in NAME_MAX for the stream, and for what a log keeps beside it
 	return len(id) <= longest && !strings.HasPrefix(id, ".") && !strings.ContainsFunc(id, func(r rune) bool { return r == '/' || r < ' ' })
 }
 

@@ -212,7 +212,7 @@ func TestUpgradeRefused(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	try(binary, "no container")
+	try(binary, "keeps nothing")
 	f.create(nil)
 	f.start("")
 	garbage := filepath.Join(filepath.Dir(f.dir), "garbage")

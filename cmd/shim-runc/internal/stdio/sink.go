@@ -57,6 +57,9 @@ func (s *Streams) sinkOf(stream string) sink {
 			k.kind = u.Scheme
 		}
 	}
+	if k.kind == sinkNull && s.cfg.Restored { // it may have a FIFO already
+		k.kind, k.uri = sinkFile, os.DevNull
+	}
 	return k
 }
 

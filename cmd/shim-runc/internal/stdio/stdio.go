@@ -41,6 +41,7 @@ type Config struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
 	UID, GID              int    // owner of the container-side FIFOs
+	Restored              bool   // the process comes from a checkpoint, and may hold FIFOs: it gets some, also for output to nowhere
 	Ring                  int64  // bytes that are kept of the output when neither Stdout nor Stderr is named; 0: none
 	ID                    string // what a logger is told: the container's, or the exec's
 	Loggers               *logger.Host
