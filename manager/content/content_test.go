@@ -27,7 +27,10 @@ type told struct {
 	topics []string
 }
 
-func (e *told) Publish(_ context.Context, topic string, _ proto.Message) error {
+func (e *told) Publish(ctx context.Context, topic string, _ proto.Message) error {
+	if _, err := namespaces.Required(ctx); err != nil { // as the true one
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.topics = append(e.topics, topic)

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/namespaces"
 	records "github.com/managerd/managerd/protos/metadata"
 )
 
@@ -262,7 +263,7 @@ func (r *restoring) record(ns string, d digest.Digest, labels map[string]string)
 	if err != nil {
 		return nil //nolint:nilerr // removed meanwhile: there is nothing to be entered
 	}
-	if err := r.s.record(context.Background(), ns, d, fi.Size(), labels, ""); err != nil {
+	if err := r.s.record(namespaces.With(context.Background(), ns), ns, d, fi.Size(), labels, ""); err != nil {
 		return err
 	}
 	if r.known[ns] == nil {

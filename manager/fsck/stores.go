@@ -2,6 +2,7 @@ package fsck
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,7 +20,8 @@ import (
 	records "github.com/managerd/managerd/protos/metadata"
 )
 
-const rootLabel, refLabel = "containerd.io/gc.root", "containerd.io/gc.ref.snapshot."
+// The collector's labels: what has the first stays, what the second's value names too; what has the third goes with another.
+const rootLabel, refLabel, backLabel = "containerd.io/gc.root", "containerd.io/gc.ref.snapshot.", "containerd.io/gc.bref."
 
 // snapshots finds storage without a record, records without storage, and what was made for a container that is not there.
 func (c *Checker) snapshots(o Options, _ map[orphans.Task][]string) (out []orphans.Orphan, err error) {
@@ -84,27 +86,39 @@ func (c *Checker) snapshot(name, ns, key, problem string) orphans.Orphan {
 	return x
 }
 
-// unused finds active snapshots and views that no container, lease, label or other snapshot keeps.
+// unused finds active snapshots and views that no container, lease or label keeps: the collector's garbage, if it does not work.
 func (c *Checker) unused(name string, o Options) (out []orphans.Orphan, err error) {
 	mounted := mountedIDs(c.SnapshotRoot(name))
 	err = c.eachNamespace(func(tx *metadata.Tx, ns string) error {
 		used := map[string]bool{}
 		keep := func(labels map[string]string) {
 			for l, v := range labels {
-				if strings.HasPrefix(l, refLabel+name) {
-					used[v] = true
+				if after, ok := strings.CutPrefix(l, refLabel); ok {
+					if sn, _, _ := strings.Cut(after, "/"); sn == name {
+						used[v] = true
+					}
 				}
 			}
 		}
-		err := metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Containers)...), func(_ string, r *records.Container) error {
-			if r.Snapshotter == name {
-				used[r.SnapshotKey] = true
-			}
-			keep(r.Labels)
-			return nil
-		})
-		if err != nil {
-			return nil //nolint:nilerr // it is told as a record; until then nobody knows what it uses
+		keepers := []error{
+			metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Containers)...), func(_ string, r *records.Container) error {
+				if r.Snapshotter == name {
+					used[r.SnapshotKey] = true
+				}
+				keep(r.Labels)
+				return nil
+			}),
+			metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Sandboxes)...), func(_ string, r *records.Sandbox) error { keep(r.Labels); return nil }),
+			metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Images)...), func(_ string, r *records.Image) error { keep(r.Labels); return nil }),
+			metadata.EachStrict(tx.Bucket(metadata.Path(ns, metadata.Content)...), func(_ string, r *records.Blob) error { keep(r.Labels); return nil }),
+		}
+		if all := tx.Bucket(metadata.Path(ns, metadata.Snapshots)...); all != nil {
+			keepers = append(keepers, all.ForEachBucket(func(of []byte) error {
+				return metadata.EachStrict(all.Bucket(of), func(_ string, r *records.Snapshot) error { keep(r.Labels); return nil })
+			}))
+		}
+		if errors.Join(keepers...) != nil {
+			return nil //nolint:nilerr // it is told as a record; until then nobody knows what it keeps
 		}
 		if all := tx.Bucket(metadata.Path(ns, metadata.LeaseResources)...); all != nil {
 			_ = all.ForEachBucket(func(lease []byte) error { // the functions never fail
@@ -116,19 +130,8 @@ func (c *Checker) unused(name string, o Options) (out []orphans.Orphan, err erro
 				})
 			})
 		}
-		for _, kind := range []string{metadata.Content, metadata.Images} {
-			b := tx.Bucket(metadata.Path(ns, kind)...)
-			if kind == metadata.Content {
-				err = metadata.Each(b, func(_ string, r *records.Blob) error { keep(r.Labels); return nil })
-			} else {
-				err = metadata.Each(b, func(_ string, r *records.Image) error { keep(r.Labels); return nil })
-			}
-			if err != nil {
-				return err
-			}
-		}
 		return metadata.Each(tx.Bucket(metadata.Path(ns, metadata.Snapshots, name)...), func(key string, r *records.Snapshot) error {
-			if r.Kind == "committed" || used[key] || r.Labels[rootLabel] != "" || mounted[r.Id] || !old(r.UpdatedAt, o) {
+			if r.Kind == "committed" || used[key] || kept(r.Labels) || mounted[r.Id] || !old(r.UpdatedAt, o) {
 				return nil
 			}
 			out = append(out, c.snapshot(name, ns, key, "no container, lease or label keeps it, and it is not mounted"))
@@ -136,6 +139,16 @@ func (c *Checker) unused(name string, o Options) (out []orphans.Orphan, err erro
 		})
 	})
 	return out, err
+}
+
+// kept says whether labels keep a snapshot, or may: whether what it goes with stays is for the collector to find.
+func kept(labels map[string]string) bool {
+	for l := range labels {
+		if l == rootLabel || strings.HasPrefix(l, backLabel) {
+			return true
+		}
+	}
+	return false
 }
 
 // mountedIDs gives the snapshots below root that some process sees mounted.

@@ -100,10 +100,11 @@ func (c *client) sh(id, script string) (*specs.Spec, error) {
 }
 
 func (c *client) prepare(id string) error {
-	_, err := c.snapshots.Prepare(c.ctx, &snapshots.PrepareSnapshotRequest{
-		Snapshotter: snapshotter, Key: id, Parent: c.parent,
-		Labels: map[string]string{"containerd.io/gc.root": "test"}, // the container, which keeps it, comes after and goes before
-	})
+	return c.prepareWith(id, map[string]string{"containerd.io/gc.root": "test"}) // the container, which keeps it, comes after and goes before
+}
+
+func (c *client) prepareWith(id string, labels map[string]string) error {
+	_, err := c.snapshots.Prepare(c.ctx, &snapshots.PrepareSnapshotRequest{Snapshotter: snapshotter, Key: id, Parent: c.parent, Labels: labels})
 	return err
 }
 

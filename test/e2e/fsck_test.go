@@ -17,6 +17,7 @@ import (
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -73,7 +74,7 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 			break
 		}
 	}
-	// A record without storage.
+	// A record without storage; one that nobody uses.
 	must(c.prepare(name("hollow")))
 	newest, err := filepath.Glob(layers + "/*")
 	must(err)
@@ -83,6 +84,8 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 		}
 	}
 	expect("snapshot", snapshotter+"/"+ns+"/"+name("hollow"), ns)
+	must(c.prepareWith(name("unused it's"), nil))
+	expect("snapshot", snapshotter+"/"+ns+"/"+name("unused it's"), ns)
 	// A container whose snapshot is gone.
 	must(c.make(name("lame"), "true"))
 	must(c.removeSnapshot(name("lame")))
@@ -153,6 +156,9 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 			shim = fmt.Sprint(pid)
 		}
 	}
+	if shim == "" {
+		t.Fatalf("none of the shims %v works in %s", workingDirs(u.Shims()), bundle)
+	}
 	expect("shim", shim, ns+"/"+name("widow"))
 	expect("cgroup", "/"+ns+"/"+name("widow"), ns+"/"+name("widow"))
 	// A record that cannot be read.
@@ -201,6 +207,18 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 	return want
 }
 
+// workingDirs gives the directories that processes work in, by pid, or why that is not known.
+func workingDirs(pids []int) map[int]string {
+	out := map[int]string{}
+	for _, pid := range pids {
+		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		if out[pid] = cwd; err != nil {
+			out[pid] = err.Error()
+		}
+	}
+	return out
+}
+
 // TestFsck makes an orphan of every kind: each is found, with its owner and a command; the commands fix them, and --fix
 // does. A container that runs meanwhile, and what looks like an orphan and is none, are not touched.
 func TestFsck(t *testing.T) {
@@ -210,6 +228,7 @@ func TestFsck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	kept := keptByLabels(t, u, c)
 	if found := u.fsck(0); len(found) != 0 {
 		t.Errorf("at the beginning: %v", found)
 	}
@@ -283,7 +302,40 @@ func TestFsck(t *testing.T) {
 			}
 		}
 	}
+	for _, id := range kept {
+		if err := c.removeSnapshot(id); err != nil {
+			t.Errorf("a snapshot that a label keeps: %v", err)
+		}
+	}
 	c.finish(t, "bystander")
+}
+
+// keptByLabels makes snapshots that no container has, one for each way that a label keeps one.
+func keptByLabels(t *testing.T, u *user, c *client) (ids []string) {
+	t.Helper()
+	ref := "containerd.io/gc.ref.snapshot." + snapshotter
+	for id, labels := range map[string]map[string]string{
+		"rooted":       {"containerd.io/gc.root": "yes", ref + "/1": "of another"},
+		"goes with it": {"containerd.io/gc.bref.container": "bystander"},
+		"of a sandbox": nil,
+		"of another":   nil,
+	} {
+		if err := c.prepareWith(id, labels); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	s := u.sandboxes()
+	_, err := s.Create(s.ctx, &sandboxapi.StoreCreateRequest{Sandbox: &types.Sandbox{SandboxID: "pod", Labels: map[string]string{ref: "of a sandbox"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := s.Delete(s.ctx, &sandboxapi.StoreDeleteRequest{SandboxID: "pod"}); err != nil {
+			t.Error(err)
+		}
+	})
+	return ids
 }
 
 // TestFsckWithoutManager: what can be judged without a daemon is; who is asked for more says what was not looked at.

@@ -121,15 +121,16 @@ func TestDatabaseLost(t *testing.T) {
 		name   string
 		reason string
 		do     func(now []byte) []byte // nil: no file
-		images bool                    // are still known
+		images string                  // are still known
 	}{
-		{"missing", "there was no database", func([]byte) []byte { return nil }, false},
-		{"empty", "damaged", func([]byte) []byte { return []byte{} }, false},
-		{"another format", "damaged", func([]byte) []byte { return bytes.Repeat([]byte("%PDF-1.7 "), 10000) }, false},
-		{"torn", "damaged", torn, true},
-		{"cut short", "damaged", func(now []byte) []byte { return now[:len(now)/3] }, false},
-		{"no meta page", "damaged", func(now []byte) []byte { clear(now[:2*os.Getpagesize()]); return now }, true},
-		{"yesterday's", "a copy from before", func([]byte) []byte { return backup }, true},
+		{"missing", "there was no database", func([]byte) []byte { return nil }, "no"},
+		{"empty", "damaged", func([]byte) []byte { return []byte{} }, "no"},
+		{"another format", "damaged", func([]byte) []byte { return bytes.Repeat([]byte("%PDF-1.7 "), 10000) }, "no"},
+		{"torn", "damaged", torn, "yes"},
+		// Whether the records are in the third that is left is a matter of luck.
+		{"cut short", "damaged", func(now []byte) []byte { return now[:len(now)/3] }, "perhaps"},
+		{"no meta page", "damaged", func(now []byte) []byte { clear(now[:2*os.Getpagesize()]); return now }, "yes"},
+		{"yesterday's", "a copy from before", func([]byte) []byte { return backup }, "yes"},
 	} {
 		later := fmt.Sprint("later", n)
 		pids[later] = run(later)
@@ -184,16 +185,17 @@ func TestDatabaseLost(t *testing.T) {
 		if got := c.layers(t); fmt.Sprint(got) != fmt.Sprint(layers) {
 			t.Errorf("%s: snapshots are\n%v, not\n%v", lose.name, got, layers)
 		}
-		until(t, "the content is known", func() bool { return len(c.blobs(t)) == len(blobs) })
+		until(t, lose.name+": the content is known", func() bool { return len(c.blobs(t)) == len(blobs) })
 		for d, labels := range c.blobs(t) {
 			if _, ok := blobs[d]; !ok {
 				t.Errorf("%s: there is %s", lose.name, d)
 			}
-			if !lose.images && labels[metadata.RecoveredLabel] == "" {
+			if lose.images == "no" && labels[metadata.RecoveredLabel] == "" {
 				t.Errorf("%s: %s has the labels %v", lose.name, d, labels)
 			}
 		}
-		if got := u.ctr("images", "ls", "-q"); (got == images) != lose.images {
+		got := u.ctr("images", "ls", "-q")
+		if got != "" && got != images || lose.images == "no" && got != "" || lose.images == "yes" && got != images {
 			t.Errorf("%s: images %q", lose.name, got)
 		}
 		if _, err := c.containers.Get(c.ctx, &containersapi.GetContainerRequest{ID: "gone"}); (err == nil) != (lose.name == "yesterday's") {

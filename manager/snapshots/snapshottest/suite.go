@@ -45,7 +45,10 @@ type Events struct {
 }
 
 // Publish implements snapshots.Publisher.
-func (e *Events) Publish(_ context.Context, topic string, event proto.Message) error {
+func (e *Events) Publish(ctx context.Context, topic string, event proto.Message) error {
+	if _, err := namespaces.Required(ctx); err != nil { // as the true one
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.topics = append(e.topics, fmt.Sprintf("%s %s", topic, event.ProtoReflect().Get(event.ProtoReflect().Descriptor().Fields().ByName("key"))))

@@ -16,22 +16,22 @@ import (
 // Flag tells a shim that it keeps a sandbox.
 const Flag = "-sandbox"
 
-// The first thread of a shim runs nothing: what is seen in /proc/PID is that thread. A goroutine that changes its thread for
-// good (libcontainer enters the container's mount namespace in one) would leave it there, since the Go runtime cannot end a
-// first thread: the shim would seem to work in another directory, and hold the namespace.
-//
-// In a shim that has Flag, Enter moves it: clients look at /proc/PID/ns of the pid that a sandbox has, which without an init is
-// the shim itself.
+// What /proc/PID shows of a process, its directory and its namespaces, is its first thread's. Nothing else runs on that of a
+// shim, for two reasons. libcontainer moves a thread, whichever it gets, into the mount namespace of each container that it
+// makes; the first one would stay there, as Go cannot end it: nobody would find the shim by its bundle any more, and the
+// mounts of its container would live as long as it does. And clients look at /proc/PID/ns of the pid that a sandbox has:
+// without an init that is the shim itself, and its first thread is in the sandbox's namespaces.
 var onMain chan func()
 
 func init() {
-	if slices.ContainsFunc(os.Args, func(a string) bool { return a == Flag || a == shimapi.VerbServe || a == shimapi.VerbAdopt }) {
-		runtime.LockOSThread() // the first thread is had only here
+	serves := func(arg string) bool { return arg == shimapi.VerbServe || arg == shimapi.VerbAdopt }
+	if n := len(os.Args); n > 1 && serves(os.Args[n-1]) || slices.Contains(os.Args, Flag) { // the first thread is had only here
+		runtime.LockOSThread()
 		onMain = make(chan func())
 	}
 }
 
-// Main runs fn, what a shim that serves does, beside the first thread, which does nothing meanwhile but what Enter asks.
+// Main runs fn, what a shim serves with, on other threads than the first, which is left to Enter.
 func Main(fn func() error) error {
 	if onMain == nil {
 		return fn()
