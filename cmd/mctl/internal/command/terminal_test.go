@@ -110,7 +110,7 @@ func TestTerminal(t *testing.T) {
 	tm := w.terminal("run", "--rm", "-t", "busybox", "one", "sh")
 	tm.shows("/ # ")
 	eventually(t, "the terminal is raw", tm.raw) // what the shell writes may be shown a moment before
-	sized := func() bool { // which it is given while the shell begins
+	sized := func() bool {                       // which it is given while the shell begins
 		tm.types("stty size\r")
 		return strings.Contains(tm.shown.String(), "30 100")
 	}
