@@ -59,10 +59,10 @@ func (d *Daemon) Clear(ctx context.Context) error {
 	}
 	store, sandboxes := sandboxapi.NewStoreClient(conn), sandboxapi.NewControllerClient(conn)
 	boxes, err := store.List(ctx, &sandboxapi.StoreListRequest{})
-	if err != nil {
+	if err != nil && status.Code(err) != codes.Unimplemented { // as by containerd 1.6
 		return errors.Join(append(errs, fmt.Errorf("cannot list sandboxes: %w", err))...)
 	}
-	for _, b := range boxes.List {
+	for _, b := range boxes.GetList() {
 		_, err := sandboxes.Shutdown(ctx, &sandboxapi.ControllerShutdownRequest{SandboxID: b.SandboxID, Sandboxer: b.Sandboxer})
 		check(err)
 		_, err = store.Delete(ctx, &sandboxapi.StoreDeleteRequest{SandboxID: b.SandboxID})
