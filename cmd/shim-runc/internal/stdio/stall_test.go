@@ -44,7 +44,6 @@ func TestStalledTerminal(t *testing.T) {
 		_ = slave.Close()
 	}()
 	until(t, "it is said that the client does not read", func() bool { return s.Outputs()[0].Waiting == unreadClient })
-	time.Sleep(10 * time.Millisecond)
 	got, err := io.ReadAll(client)
 	if err != nil {
 		t.Fatal(err)
