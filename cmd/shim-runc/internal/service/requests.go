@@ -447,6 +447,9 @@ func (s *Service) Delete(_ context.Context, r *task.DeleteRequest) (*task.Delete
 	if r.ExecID != "" {
 		return s.deleteExec(r)
 	}
+	if _, err := s.find(r.ID, "", shimapi.ReqDelete); err != nil { // nothing there, or not yet: no reason to wait for a Create
+		return nil, err
+	}
 	s.transition.Lock()
 	defer s.transition.Unlock()
 	p, err := s.find(r.ID, "", shimapi.ReqDelete)
