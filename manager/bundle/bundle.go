@@ -33,6 +33,7 @@ const SandboxDir = "io.containerd.sandbox.controller.v1.shim"
 const (
 	cursorFile = shimapi.CursorFile // and behind the number the bundle's random name
 	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
+	madeFile   = "made"             // see SetMade
 	recordFile = "container"        // what the daemon noted of the container, see SetRecord
 	newPrefix  = ".new-"            // a bundle that is being made; ids never begin with a dot
 	oldPrefix  = ".old-"            // one that is being removed
@@ -242,14 +243,17 @@ func (b *Bundle) CheckpointDir() string { return b.file("checkpoint") }
 // LogFIFO is the path of the FIFO into which the shim logs.
 func (b *Bundle) LogFIFO() string { return b.file(shimapi.LogFIFO) }
 
-// SetShim writes down which binary keeps the task, and where it listens.
+// SetShim writes down which binary keeps the task, and where it listens. Without a binary it is an endpoint, which somebody
+// else serves.
 func (b *Bundle) SetShim(binary string, p shimapi.BootstrapParams) error {
 	data, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	if err := b.write(binaryFile, []byte(binary)); err != nil {
-		return err
+	if binary != "" {
+		if err := b.write(binaryFile, []byte(binary)); err != nil {
+			return err
+		}
 	}
 	failpoint.Hit("bundle.shim.binary")
 	return b.write(shimapi.BootstrapFile, data)
@@ -284,6 +288,15 @@ func (b *Bundle) write(name string, data []byte) error {
 	failpoint.Hit("bundle.write.half")
 	return os.Rename(half, b.file(name))
 }
+
+// Joined says whether the task is kept by an endpoint, see shimapi.Endpoint.
+func (b *Bundle) Joined() bool {
+	binary, _, err := b.Shim()
+	return err == nil && binary == ""
+}
+
+// SetMade notes that an endpoint has made the container.
+func (b *Bundle) SetMade() error { return b.write(madeFile, nil) }
 
 // Shim reads what SetShim wrote. NotFound when the daemon ended before it had spawned one.
 func (b *Bundle) Shim() (binary string, p shimapi.BootstrapParams, err error) {
