@@ -60,7 +60,7 @@ done <<'PACKAGES'
 cgroups .
 reaper .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
-cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore
+cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
 PACKAGES
 cat >"$tree/boot2" <<'GUEST'
 mount -t tmpfs tmpfs /tmp
