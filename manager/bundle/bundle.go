@@ -194,7 +194,7 @@ func (s *Store) List() ([]*Bundle, error) {
 // Remove unmounts what is mounted in the bundle and removes it. A bundle that is not there is no error.
 func (b *Bundle) Remove() error {
 	half := filepath.Join(filepath.Dir(b.Path), oldPrefix+b.ID)
-	if err := unmount(b.Path); err != nil {
+	if err := Unmount(b.Path); err != nil {
 		return err
 	}
 	if err := remove(half); err != nil { // an earlier attempt failed half way
@@ -213,7 +213,7 @@ func (b *Bundle) Remove() error {
 
 func remove(path string) error {
 	// Never remove through a mount: what is below it is not ours.
-	if err := unmount(path); err != nil {
+	if err := Unmount(path); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(path); err != nil {
@@ -222,8 +222,8 @@ func remove(path string) error {
 	return nil
 }
 
-// unmount takes away what a shim may have mounted in a bundle.
-func unmount(path string) error {
+// Unmount takes away what a shim may have mounted in a bundle, or in one that is half made or half removed.
+func Unmount(path string) error {
 	errs := []error{mount.Unmount(filepath.Join(path, shimapi.RootfsDir)), mount.Unmount(filepath.Join(path, shimapi.ShmDir))}
 	pinned, err := os.ReadDir(filepath.Join(path, shimapi.NamespaceDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
