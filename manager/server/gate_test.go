@@ -30,10 +30,17 @@ func generation(t *testing.T, cfg *config.Config, door *gate) (stop func()) {
 	if s.ttrpc, err = ttrpc.NewServer(); err != nil {
 		t.Fatal(err)
 	}
+	silent, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "t"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drained := newDrain(silent)
+	hatch := newGate(drained)
+	go func() { _ = s.ttrpc.Serve(context.Background(), hatch) }() // stop waits for its end
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(door) }()
 	return func() {
-		s.stop(door)
+		s.stop(door, hatch, drained)
 		if err := <-served; err != nil && !errors.Is(err, net.ErrClosed) {
 			t.Error(err)
 		}

@@ -149,7 +149,10 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	serve("ttrpc", s.ttrpcAddress(), reports, func(l net.Listener) error { return s.ttrpc.Serve(ctx, l) })
+	// Calls under way outlive ctx: stop lets them end.
+	drained := newDrain(reports)
+	hatch := newGate(drained)
+	serve("ttrpc", s.ttrpcAddress(), hatch, func(l net.Listener) error { return s.ttrpc.Serve(context.WithoutCancel(ctx), l) })
 	api, err := s.listen(s.Address(), s.cfg.GRPC.UID, s.cfg.GRPC.GID)
 	if err != nil {
 		return err
@@ -188,7 +191,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	notify(s.log, daemon.SdNotifyStopping)
 	s.watching.Wait()
-	s.stop(door)
+	s.stop(door, hatch, drained)
 	endCollecting()
 	<-collected
 	return err
@@ -203,9 +206,12 @@ func (s *Server) listen(address string, uid, gid int) (net.Listener, error) {
 	return l, err
 }
 
-// stop takes no new calls and lets those under way end, for a moment.
-func (s *Server) stop(door *gate) {
+// stop takes no new calls, of gRPC by door and of ttrpc by hatch, and lets those under way end, for a moment.
+func (s *Server) stop(door, hatch *gate, events *drain) {
+	var shut sync.WaitGroup
+	shut.Go(func() { hatch.shut(speaking) })
 	door.shut(speaking)
+	shut.Wait()
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
@@ -242,6 +248,7 @@ flush:
 	}
 	s.grpc.Stop()
 	<-done
+	events.end(flushing)
 	_ = s.ttrpc.Close()
 }
 
