@@ -57,7 +57,7 @@ func TestDrain(t *testing.T) {
 		}
 		ttrpcapi.RegisterTTRPCEventsService(server, count)
 		drained := newDrain(l)
-		hatch := newGate(drained)
+		hatch := newGate(drained, greetingTTRPC)
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)

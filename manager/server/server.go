@@ -151,13 +151,13 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	// Calls under way outlive ctx: stop lets them end.
 	drained := newDrain(reports)
-	hatch := newGate(drained)
+	hatch := newGate(drained, greetingTTRPC)
 	serve("ttrpc", s.ttrpcAddress(), hatch, func(l net.Listener) error { return s.ttrpc.Serve(context.WithoutCancel(ctx), l) })
 	api, err := s.listen(s.Address(), s.cfg.GRPC.UID, s.cfg.GRPC.GID)
 	if err != nil {
 		return err
 	}
-	door := newGate(api)
+	door := newGate(api, greetingHTTP2)
 	serve("grpc", s.Address(), door, s.grpc.Serve)
 	s.exchange.Open()
 	if err := s.serveSide(); err != nil {

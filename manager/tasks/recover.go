@@ -47,6 +47,9 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 			if !s.adopt(t, b) {
 				close(t.heard)
 			}
+			if b.Doomed() {
+				_ = s.background(func() { s.removeDoomed(t) }) // a daemon that is ending leaves it to the next one
+			}
 		}
 		s.tasks[t.key] = t
 		jobs <- t
@@ -93,7 +96,10 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) (asked bool) {
 		t.settle(nil, nil)
 		return false
 	case errdefs.IsNotFound(err):
-		if shim = s.succession(b, &deaths{}, 0); shim == nil {
+		if !b.Doomed() {
+			shim = s.succession(b, &deaths{}, 0)
+		}
+		if shim == nil {
 			if s.ctx.Err() != nil {
 				t.settle(nil, nil)
 				return false
