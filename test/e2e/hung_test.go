@@ -4,16 +4,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/managerd/managerd/shimapi/mount"
 	"github.com/managerd/managerd/test/harness"
 	"github.com/managerd/managerd/test/hungfs"
 )
@@ -73,19 +76,25 @@ func lively(t *testing.T, u *user, c *client, what string, restart bool) {
 	t.Logf("%s: %s", what, strings.Join(took, ", "))
 }
 
-// command finds the process of a container that executes a program of this name; 0 for none.
-func command(t *testing.T, c *client, id, name string) uint32 {
+// newest gives the newest process of a container.
+func newest(t *testing.T, c *client, id string) (pid uint32) {
 	t.Helper()
 	resp, err := c.tasks.ListPids(c.ctx, &tasks.ListPidsRequest{ContainerID: id})
 	if err != nil {
 		t.Fatal(err)
 	}
+	var latest int
 	for _, p := range resp.Processes {
-		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.Pid)); strings.TrimSpace(string(comm)) == name {
-			return p.Pid
+		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+		f := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+		if len(f) < 20 {
+			continue
+		}
+		if began, err := strconv.Atoi(f[19]); err == nil && (began > latest || began == latest && p.Pid > pid) {
+			latest, pid = began, p.Pid
 		}
 	}
-	return 0
+	return pid
 }
 
 // TestHungMount: a container whose volume, or root file system, does not answer holds up nobody else. It can be removed as
@@ -94,36 +103,54 @@ func command(t *testing.T, c *client, id, name string) uint32 {
 func TestHungMount(t *testing.T) {
 	u := newUser(t)
 	c := newClient(t, u.Daemon)
-	const busy = "while :; do cat /vol/f >/dev/null; done"
 	for _, k := range []struct {
 		name    string
 		restart bool // the daemon, while it hangs
 		stuck   bool // its processes cannot be ended
+		root    bool // it is the root file system that hangs
 	}{
-		{"killable", false, false},
-		{"killable-restart", true, false},
-		{"uninterruptible", false, true},
-		{"uninterruptible-restart", true, true},
+		{"killable", false, false, false},
+		{"killable-restart", true, false, false},
+		{"uninterruptible-restart", true, true, false},
+		{"rootfs-killable-restart", true, false, true},
+		{"rootfs-uninterruptible", false, true, true},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			id := k.name
 			backing := t.TempDir()
-			if err := os.WriteFile(filepath.Join(backing, "f"), []byte("x"), 0o644); err != nil {
+			if err := c.prepare(id); err != nil {
 				t.Fatal(err)
 			}
-			fs := hungfs.Over(t, backing)
-			s, err := c.sh(id, busy)
+			rootfs, err := c.mounts(id)
+			if err == nil && k.root {
+				if err = mount.Mount(rootfs, backing); err == nil {
+					t.Cleanup(func() { // after hungfs has ended
+						if err := mount.Unmount(backing); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+			}
+			if err == nil {
+				err = os.WriteFile(filepath.Join(backing, "f"), []byte("x"), 0o644)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/vol", Type: "bind", Source: fs.Dir, Options: []string{"rbind", "rw"}})
-			if err := c.prepare(id); err != nil {
+			fs := hungfs.Over(t, backing)
+			s, err := c.sh(id, "while :; do cat /f /vol/f >/dev/null; done")
+			if err != nil {
 				t.Fatal(err)
+			}
+			if k.root {
+				rootfs = []*types.Mount{{Type: "bind", Source: fs.Dir, Options: []string{"rbind", "rw"}}}
+			} else {
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/vol", Type: "bind", Source: fs.Dir, Options: []string{"rbind", "rw"}})
 			}
 			if err := c.container(id, s); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.create(id); err != nil {
+			if _, err = c.tasks.Create(c.ctx, &tasks.CreateTaskRequest{ContainerID: id, Rootfs: rootfs}); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.start(id, ""); err != nil {
@@ -137,12 +164,12 @@ func TestHungMount(t *testing.T) {
 			again := func() { hang(t, false) }
 			defer func() { again() }()
 			var waits uint32
-			until(t, "it waits for its volume", func() bool { // each cat is another process, but for the one that waits
-				waits = command(t, c, id, "cat")
+			until(t, "it waits for its volume", func() bool { // each command is another process, but for the one that waits
+				waits = newest(t, c, id)
 				time.Sleep(300 * time.Millisecond)
-				return waits != 0 && command(t, c, id, "cat") == waits
+				return newest(t, c, id) == waits
 			})
-			lively(t, u, c, "a volume hangs", k.restart)
+			lively(t, u, c, "a file system hangs", k.restart)
 			begin := time.Now()
 			out, err := harness.Output(u.Mctl("--timeout", "90s", "containers", "rm", "-f", id))
 			t.Logf("rm -f after %s: %v %s", time.Since(begin).Round(time.Millisecond), err, out)
