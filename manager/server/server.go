@@ -113,17 +113,10 @@ func (s *Server) ttrpcAddress() string {
 // than to list their directories; their shims are looked for while clients are served. Then calls under way have a
 // moment to end, and shims are let go of: they live on.
 func (s *Server) Run(ctx context.Context) error {
-	var recovered <-chan struct{}
 	if s.tasks != nil {
-		var err error
-		if recovered, err = s.tasks.Recover(); err != nil {
+		if err := s.tasks.Recover(); err != nil {
 			// What could be listed is there; the rest is said, and takes no other task away.
 			s.log.Error("not every task could be looked for", "error", err)
-		}
-		if policy := s.cfg.Task.UpgradeShims; policy != "never" && recovered != nil {
-			if err := s.tasks.UpgradeShims(policy == "idle", recovered); err != nil {
-				return err
-			}
 		}
 	}
 	if s.sandboxes != nil {
@@ -164,6 +157,9 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	s.Ready()
+	if err := s.adopt(ctx); err != nil {
+		return err
+	}
 	s.watch(ctx)
 	s.restoreContent(ctx)
 	collecting, endCollecting := context.WithCancel(ctx)
@@ -175,16 +171,6 @@ func (s *Server) Run(ctx context.Context) error {
 			s.collector.Run(collecting)
 		}
 	}()
-	if recovered != nil {
-		began := time.Now()
-		go func() {
-			select {
-			case <-recovered:
-				s.log.Info("tasks recovered", "took", time.Since(began).Round(time.Millisecond))
-			case <-ctx.Done():
-			}
-		}()
-	}
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
@@ -195,6 +181,31 @@ func (s *Server) Run(ctx context.Context) error {
 	endCollecting()
 	<-collected
 	return err
+}
+
+// adopt looks for the shims of the tasks that live, while clients are served.
+func (s *Server) adopt(ctx context.Context) error {
+	if s.tasks == nil {
+		return nil
+	}
+	began := time.Now()
+	adopted, err := s.tasks.Adopt()
+	if err != nil {
+		return err
+	}
+	if policy := s.cfg.Task.UpgradeShims; policy != "never" {
+		if err := s.tasks.UpgradeShims(policy == "idle", adopted); err != nil {
+			return err
+		}
+	}
+	go func() {
+		select {
+		case <-adopted:
+			s.log.Info("tasks recovered", "took", time.Since(began).Round(time.Millisecond))
+		case <-ctx.Done():
+		}
+	}()
+	return nil
 }
 
 // listen opens a socket that Close closes.

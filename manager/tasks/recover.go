@@ -30,15 +30,13 @@ const (
 	again = time.Second
 )
 
-// Recover enters every task that has a bundle, and returns; whether their shims live is found out behind that, and the
-// returned channel closed when it is known of all. A request for a task has that task looked at first. To be called once,
-// before the service is used.
-func (s *Service) Recover() (<-chan struct{}, error) {
+// Recover enters every task that has a bundle. Whether their shims live is found out by Adopt; a request for a task has that
+// task looked at first. To be called once, before the service is used.
+func (s *Service) Recover() error {
 	found, err := s.bundles.List()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	jobs := make(chan *Task, len(found))
 	s.mu.Lock()
 	for _, b := range found {
 		t := newTask(key{b.Namespace, b.ID})
@@ -52,15 +50,32 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 			}
 		}
 		s.tasks[t.key] = t
-		jobs <- t
 	}
 	s.mu.Unlock()
-	close(jobs)
 	s.shims.UnparkOthers(func(ns, id string) bool { // nobody makes a task yet
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.tasks[key{ns, id}] != nil
 	})
+	return nil
+}
+
+// Adopt finds out, behind its return, whether the shims live of the tasks that Recover has entered. The channel is closed
+// when it is known of all.
+func (s *Service) Adopt() (<-chan struct{}, error) {
+	var found []*Task
+	s.mu.Lock()
+	for _, t := range s.tasks {
+		if t.adopt != nil {
+			found = append(found, t)
+		}
+	}
+	s.mu.Unlock()
+	jobs := make(chan *Task, len(found))
+	for _, t := range found {
+		jobs <- t
+	}
+	close(jobs)
 	done := make(chan struct{})
 	var adopting sync.WaitGroup
 	for range min(adopters, len(found)) {
