@@ -31,7 +31,7 @@ type Config struct {
 	DisabledPlugins []string
 	RequiredPlugins []string
 	Imports         []string
-	Overlayfs       Snapshotter
+	Overlayfs       Overlayfs
 	Native          Snapshotter
 	Task            Task
 	ContentSharing  string // shared or isolated
@@ -59,9 +59,6 @@ type Debug struct {
 // Metrics is a TCP address, HOST:PORT, or nothing.
 type Metrics struct{ Address string }
 
-// Snapshotter is what a snapshotter can be told.
-type Snapshotter struct{ RootPath string }
-
 // Task is what the part that runs shims can be told.
 type Task struct {
 	Shim         string
@@ -88,19 +85,6 @@ func Default() *Config {
 		set(k.field(c), k.def)
 	}
 	return c
-}
-
-// snapshotterType is the type of snapshotter plugins, which names their section and their directory.
-const snapshotterType = "io.containerd.snapshotter.v1"
-
-// SnapshotterRoot is the directory of a snapshotter: the one configured, or ROOT/io.containerd.snapshotter.v1.NAME.
-func (c *Config) SnapshotterRoot(name string) string {
-	for _, s := range []struct{ name, root string }{{"overlayfs", c.Overlayfs.RootPath}, {"native", c.Native.RootPath}} {
-		if s.name == name && s.root != "" {
-			return s.root
-		}
-	}
-	return filepath.Join(c.Root, snapshotterType+"."+name)
 }
 
 // ShimPath is the shim binary that is configured, "" for the one beside the daemon or on PATH.

@@ -260,6 +260,11 @@ func convert(def, v any) (any, error) {
 			return s, nil
 		}
 		return nil, fmt.Errorf("must be a string, not %s", describe(v))
+	case bool:
+		if b, ok := v.(bool); ok {
+			return b, nil
+		}
+		return nil, fmt.Errorf("must be true or false, not %s", describe(v))
 	case float64:
 		switch n := v.(type) {
 		case float64:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -77,6 +78,7 @@ func (s *Store) Names() []string {
 func (s *Store) Close() error {
 	var errs []error
 	for _, st := range s.named {
+		st.later.wait()
 		errs = append(errs, st.backend.Close())
 	}
 	return errors.Join(errs...)
@@ -92,6 +94,7 @@ type store struct {
 	pub     Publisher
 	backend Backend
 	ids     ids
+	later   later // removals that were answered before the storage was free
 }
 
 func (s *store) errorf(verb, key string, err error) error {
@@ -107,11 +110,26 @@ func (s *store) Stat(ctx context.Context, key string) (out Info, err error) {
 	err = s.view(ctx, func(t table) error {
 		r, err := t.get(key)
 		if err == nil {
-			out = info(key, r)
+			out = s.info(key, r)
 		}
 		return err
 	})
 	return out, err
+}
+
+// info is what clients are told.
+func (s *store) info(key string, r *records.Snapshot) Info {
+	i := info(key, r)
+	if l, ok := s.backend.(Labeler); ok {
+		if more := l.Labels(r.Id); len(more) > 0 {
+			i.Labels = maps.Clone(i.Labels)
+			if i.Labels == nil {
+				i.Labels = map[string]string{}
+			}
+			maps.Copy(i.Labels, more)
+		}
+	}
+	return i
 }
 
 func (s *store) view(ctx context.Context, fn func(table) error) error {
@@ -165,7 +183,7 @@ func (s *store) Update(ctx context.Context, in Info, fields ...string) (out Info
 			return err
 		}
 		r.Labels, r.UpdatedAt = labels, time.Now().UnixNano()
-		out = info(in.Name, r)
+		out = s.info(in.Name, r)
 		ns, changed = t.ns, r
 		return t.put(in.Name, r)
 	})
@@ -387,8 +405,15 @@ func (s *store) Remove(ctx context.Context, key string) error {
 		return s.errorf("remove", key, err)
 	}
 	failpoint.Hit("snapshots.remove.recorded")
-	s.free(snap)
-	failpoint.Hit("snapshots.remove.freed")
+	free := func() {
+		s.free(snap)
+		failpoint.Hit("snapshots.remove.freed")
+	}
+	if d, ok := s.backend.(Deferrer); ok && d.Defers() {
+		s.later.do(free)
+		return nil
+	}
+	free()
 	return nil
 }
 
@@ -410,7 +435,7 @@ func (s *store) Walk(ctx context.Context, f filters.Filter, fn func(Info) error)
 	var found []Info // fn may write, which it could not do inside a transaction
 	err := s.view(ctx, func(t table) error {
 		return metadata.Each(t.bucket(), func(key string, r *records.Snapshot) error {
-			if i := info(key, r); f.Match(i) {
+			if i := s.info(key, r); f.Match(i) {
 				found = append(found, i)
 			}
 			return nil

@@ -77,6 +77,7 @@ func (s *store) Cleanup(ctx context.Context) error {
 	} else if r != nil {
 		return fmt.Errorf("cannot clean up snapshotter %s: the database is being recovered, `mctl fsck` says how; storage without a record may be in use: %w", s.name, errdefs.ErrFailedPrecondition)
 	}
+	s.later.wait()
 	last, pending := s.ids.now() // before the records are read: what is not pending any more has its record
 	var have map[uint64]bool
 	err := s.db.View(func(tx *metadata.Tx) (err error) {

@@ -1,0 +1,51 @@
+package config
+
+import "path/filepath"
+
+// snapshotterType is the type of snapshotter plugins, which names their section and their directory.
+const snapshotterType = "io.containerd.snapshotter.v1"
+
+// Snapshotter is what every snapshotter can be told.
+type Snapshotter struct{ RootPath string }
+
+// Overlayfs is what the overlayfs snapshotter can be told.
+type Overlayfs struct {
+	Snapshotter
+	UpperdirLabel, SyncRemove, SlowChown bool
+	MountOptions                         []string
+}
+
+// SnapshotterRoot is the directory of a snapshotter: the one configured, or ROOT/io.containerd.snapshotter.v1.NAME.
+func (c *Config) SnapshotterRoot(name string) string {
+	for _, k := range snapshotters {
+		if id(k.path) == id(in(snapshotterSection(name), "root_path")) {
+			if root := value(k.field(c)).(string); root != "" {
+				return root
+			}
+		}
+	}
+	return filepath.Join(c.Root, snapshotterType+"."+name)
+}
+
+func snapshotterSection(name string) []string {
+	return []string{"plugins", snapshotterType + "." + name}
+}
+
+const rootPathDoc = "Directory of the snapshots; empty for one below root."
+
+// snapshotters is what they can be told, one section each.
+var snapshotters = []key{
+	{in(snapshotterSection("overlayfs"), "root_path"), rootPathDoc, "",
+		func(c *Config) any { return &c.Overlayfs.RootPath }, absoluteOrNone},
+	{in(snapshotterSection("overlayfs"), "mount_options"), "Options that every overlay mount gets besides those that the kernel needs; volatile only where it is safe (docs/snapshotters.md).", []string{},
+		func(c *Config) any { return &c.Overlayfs.MountOptions }, nil},
+	{in(snapshotterSection("overlayfs"), "sync_remove"), "Whether a removal answers only when the files are deleted; otherwise they are deleted behind the answer.", false,
+		func(c *Config) any { return &c.Overlayfs.SyncRemove }, nil},
+	{in(snapshotterSection("overlayfs"), "slow_chown"), "Whether clients may copy a whole image to change its owners, where the kernel cannot map the IDs of a mount.", false,
+		func(c *Config) any { return &c.Overlayfs.SlowChown }, nil},
+	{in(snapshotterSection("overlayfs"), "upperdir_label"), "Whether the label containerd.io/snapshot/overlay.upperdir tells where a snapshot's own files are.", false,
+		func(c *Config) any { return &c.Overlayfs.UpperdirLabel }, nil},
+
+	{in(snapshotterSection("native"), "root_path"), rootPathDoc, "",
+		func(c *Config) any { return &c.Native.RootPath }, absoluteOrNone},
+}

@@ -1,0 +1,63 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"github.com/managerd/managerd/manager/introspection"
+	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/snapshots/native"
+	"github.com/managerd/managerd/manager/snapshots/overlayfs"
+)
+
+// snapshotters is one plugin for each.
+func (s *Server) snapshotters(ctx context.Context, p *parts, platform []string) []plugin {
+	one := func(name string, open func(root string) (snapshots.Backend, error)) plugin {
+		return s.snapshotter(ctx, p, name, platform, open)
+	}
+	c := s.cfg
+	return []plugin{
+		one(overlayfs.Name, func(root string) (snapshots.Backend, error) {
+			return overlayfs.New(root, overlayfs.Options{
+				Mount: c.Overlayfs.MountOptions, UpperdirLabel: c.Overlayfs.UpperdirLabel,
+				SyncRemove: c.Overlayfs.SyncRemove, SlowChown: c.Overlayfs.SlowChown,
+			})
+		}),
+		one(native.Name, func(root string) (snapshots.Backend, error) { return native.New(root) }),
+	}
+}
+
+// snapshotter is the plugin of a backend below the snapshotter's root; all of them share a store.
+func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platform []string, open func(root string) (snapshots.Backend, error)) plugin {
+	root := s.cfg.SnapshotterRoot(name)
+	var backend snapshots.Backend
+	return plugin{
+		Plugin: introspection.Plugin{Type: introspection.TypeSnapshotter, ID: name, Platforms: platform,
+			Requires: []string{introspection.TypeMetadata}, Exports: map[string]string{"root": root}},
+		capabilities: func() []string {
+			if c, ok := backend.(interface{ Capabilities() []string }); ok {
+				return c.Capabilities()
+			}
+			return nil
+		},
+		build: func() (err error) {
+			if backend, err = open(root); err != nil {
+				return err
+			}
+			store := p.snapshots
+			if store == nil {
+				if store, err = snapshots.NewStore(ctx, s.db, s.db, nil); err != nil {
+					return err
+				}
+			}
+			if err := store.Add(ctx, name, backend); err != nil {
+				return errors.Join(err, backend.Close())
+			}
+			if p.snapshots == nil {
+				p.snapshots = store
+				s.closers = append(s.closers, store.Close)
+			}
+			return nil
+		},
+	}
+}

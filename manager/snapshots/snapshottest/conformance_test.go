@@ -1,0 +1,35 @@
+package snapshottest_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/snapshots/native"
+	"github.com/managerd/managerd/manager/snapshots/overlayfs"
+	"github.com/managerd/managerd/manager/snapshots/snapshottest"
+)
+
+// columns are the snapshotters of the table in docs/snapshotters.md.
+var columns = []snapshottest.Column{
+	{Name: overlayfs.Name, Stored: entries, Open: func(root string) (snapshots.Backend, error) {
+		return overlayfs.New(root, overlayfs.Options{})
+	}},
+	{Name: native.Name, Stored: entries, Open: func(root string) (snapshots.Backend, error) { return native.New(root) }},
+}
+
+// entries is what there is in ROOT/snapshots.
+func entries(root string) (out []string, err error) {
+	list, err := os.ReadDir(filepath.Join(root, "snapshots"))
+	for _, e := range list {
+		out = append(out, e.Name())
+	}
+	return out, err
+}
+
+func TestConformance(t *testing.T) {
+	for _, c := range columns {
+		t.Run(c.Name, func(t *testing.T) { snapshottest.Run(t, c) })
+	}
+}
