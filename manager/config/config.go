@@ -33,6 +33,8 @@ type Config struct {
 	Imports         []string
 	Overlayfs       Overlayfs
 	Native          Snapshotter
+	Btrfs           Snapshotter
+	Blockfile       Blockfile
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC

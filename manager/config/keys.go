@@ -127,8 +127,7 @@ var ignored = []struct{ prefix, why string }{
 	{"timeouts.", "shims that are killed or restarted need no time limits"},
 	{"stream_processors.", "there are no stream processors"},
 	{"proxy_plugins.", "there are no proxy plugins"},
-	{"plugins." + snapshotterType + ".overlayfs.", "the snapshotter has no such setting"},
-	{"plugins." + snapshotterType + ".native.", "the snapshotter has no such setting"},
+	{"plugins." + snapshotterType + ".", "there is no such snapshotter, or it has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
 	{"plugins.", "there is no such plugin"},
 }

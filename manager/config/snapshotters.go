@@ -15,6 +15,14 @@ type Overlayfs struct {
 	MountOptions                         []string
 }
 
+// Blockfile is what the blockfile snapshotter can be told.
+type Blockfile struct {
+	Snapshotter
+	ScratchFile, FSType string
+	MountOptions        []string
+	RecreateScratch     bool
+}
+
 // SnapshotterRoot is the directory of a snapshotter: the one configured, or ROOT/io.containerd.snapshotter.v1.NAME.
 func (c *Config) SnapshotterRoot(name string) string {
 	for _, k := range snapshotters {
@@ -48,4 +56,18 @@ var snapshotters = []key{
 
 	{in(snapshotterSection("native"), "root_path"), rootPathDoc, "",
 		func(c *Config) any { return &c.Native.RootPath }, absoluteOrNone},
+
+	{in(snapshotterSection("btrfs"), "root_path"), "Directory of the snapshots, on a btrfs file system; empty for one below root.", "",
+		func(c *Config) any { return &c.Btrfs.RootPath }, absoluteOrNone},
+
+	{in(snapshotterSection("blockfile"), "root_path"), rootPathDoc, "",
+		func(c *Config) any { return &c.Blockfile.RootPath }, absoluteOrNone},
+	{in(snapshotterSection("blockfile"), "scratch_file"), "File with an empty file system, of which snapshots without a parent are copies; empty: the snapshotter is left out.", "",
+		func(c *Config) any { return &c.Blockfile.ScratchFile }, absoluteOrNone},
+	{in(snapshotterSection("blockfile"), "fs_type"), "File system in scratch_file.", "ext4",
+		func(c *Config) any { return &c.Blockfile.FSType }, nil},
+	{in(snapshotterSection("blockfile"), "mount_options"), "More options for each mount.", []string{},
+		func(c *Config) any { return &c.Blockfile.MountOptions }, nil},
+	{in(snapshotterSection("blockfile"), "recreate_scratch"), "Whether scratch_file is copied again at each start of the daemon; otherwise once.", false,
+		func(c *Config) any { return &c.Blockfile.RecreateScratch }, nil},
 }

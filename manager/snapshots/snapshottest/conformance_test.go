@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/snapshots/blockfile"
+	"github.com/managerd/managerd/manager/snapshots/btrfs"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
 	"github.com/managerd/managerd/manager/snapshots/snapshottest"
@@ -17,6 +19,18 @@ var columns = []snapshottest.Column{
 		return overlayfs.New(root, overlayfs.Options{})
 	}},
 	{Name: native.Name, Stored: entries, Open: func(root string) (snapshots.Backend, error) { return native.New(root) }},
+	{Name: btrfs.Name, Stored: entries, Open: func(root string) (snapshots.Backend, error) { return btrfs.New(root) },
+		Setup: func(t *testing.T) string { return snapshottest.On(t, "btrfs", 1<<30, "-q") }},
+	{Name: blockfile.Name, Stored: entries, Blocks: true,
+		Open: func(root string) (snapshots.Backend, error) {
+			return blockfile.New(root, blockfile.Options{Scratch: filepath.Join(filepath.Dir(root), "scratch"), FSType: "ext4"})
+		},
+		Setup: func(t *testing.T) string {
+			dir := t.TempDir()
+			t.Cleanup(func() { snapshottest.NoLoops(t, dir) })
+			snapshottest.Image(t, filepath.Join(dir, "scratch"), "ext4", 32<<20, "-q", "-F")
+			return dir
+		}},
 }
 
 // entries is what there is in ROOT/snapshots.

@@ -105,8 +105,8 @@ type Column struct {
 	Keeps bool
 }
 
-// dir is a directory for one test. What the storage keeps mounted there is unmounted at the end.
-func (c Column) dir(t *testing.T) string {
+// Dir is a directory for one test. What the storage keeps mounted there is unmounted at the end.
+func (c Column) Dir(t *testing.T) string {
 	if c.Setup != nil {
 		return c.Setup(t)
 	}
