@@ -34,6 +34,7 @@ type Config struct {
 	Overlayfs       Overlayfs
 	Native          Snapshotter
 	Btrfs           Snapshotter
+	Erofs           Erofs
 	Blockfile       Blockfile
 	Task            Task
 	ContentSharing  string // shared or isolated

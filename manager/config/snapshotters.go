@@ -15,6 +15,12 @@ type Overlayfs struct {
 	MountOptions                         []string
 }
 
+// Erofs is what the erofs snapshotter can be told.
+type Erofs struct {
+	Snapshotter
+	OvlMountOptions []string
+}
+
 // Blockfile is what the blockfile snapshotter can be told.
 type Blockfile struct {
 	Snapshotter
@@ -59,6 +65,11 @@ var snapshotters = []key{
 
 	{in(snapshotterSection("btrfs"), "root_path"), "Directory of the snapshots, on a btrfs file system; empty for one below root.", "",
 		func(c *Config) any { return &c.Btrfs.RootPath }, absoluteOrNone},
+
+	{in(snapshotterSection("erofs"), "root_path"), rootPathDoc, "",
+		func(c *Config) any { return &c.Erofs.RootPath }, absoluteOrNone},
+	{in(snapshotterSection("erofs"), "ovl_mount_options"), "More options for each overlay mount.", []string{},
+		func(c *Config) any { return &c.Erofs.OvlMountOptions }, nil},
 
 	{in(snapshotterSection("blockfile"), "root_path"), rootPathDoc, "",
 		func(c *Config) any { return &c.Blockfile.RootPath }, absoluteOrNone},

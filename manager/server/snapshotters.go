@@ -8,6 +8,7 @@ import (
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/blockfile"
 	"github.com/managerd/managerd/manager/snapshots/btrfs"
+	"github.com/managerd/managerd/manager/snapshots/erofs"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
 )
@@ -27,6 +28,9 @@ func (s *Server) snapshotters(ctx context.Context, p *parts, platform []string) 
 		}),
 		one(native.Name, func(root string) (snapshots.Backend, error) { return native.New(root) }),
 		one(btrfs.Name, func(root string) (snapshots.Backend, error) { return btrfs.New(root) }),
+		one(erofs.Name, func(root string) (snapshots.Backend, error) {
+			return erofs.New(root, erofs.Options{OverlayMount: c.Erofs.OvlMountOptions})
+		}),
 		one(blockfile.Name, func(root string) (snapshots.Backend, error) {
 			return blockfile.New(root, blockfile.Options{
 				Scratch: c.Blockfile.ScratchFile, Recreate: c.Blockfile.RecreateScratch, FSType: c.Blockfile.FSType, Mount: c.Blockfile.MountOptions,

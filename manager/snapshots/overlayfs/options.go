@@ -2,8 +2,6 @@ package overlayfs
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -35,22 +33,6 @@ func (o Options) checked() error {
 		}
 	}
 	return nil
-}
-
-// needed gives the options without which this kernel's overlayfs does not do for layers. parameters is the directory
-// /sys/module/overlay/parameters.
-func needed(parameters string, userns bool) []string {
-	var out []string
-	if _, err := os.Stat(filepath.Join(parameters, "index")); err == nil {
-		out = append(out, "index=off") // the index refuses to mount a layer in two overlays at once
-	}
-	if userns {
-		return append(out, "userxattr") // which excludes metacopy
-	}
-	if v, err := os.ReadFile(filepath.Join(parameters, "metacopy")); err == nil && strings.TrimSpace(string(v)) == "Y" {
-		out = append(out, "metacopy=off") // a layer must have the data of the files that it changes
-	}
-	return out
 }
 
 // join is what is needed and what is asked for, of which the latter counts.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/internal/dirs"
+	"github.com/managerd/managerd/manager/snapshots/internal/overlay"
 	"github.com/managerd/managerd/shimapi/mount"
 )
 
@@ -51,7 +52,7 @@ func New(root string, o Options) (*Backend, error) {
 		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
 	}
 	b := &Backend{cfg: o, boot: bootID}
-	if err := b.probe(root, needed("/sys/module/overlay/parameters", inUserns())); err != nil {
+	if err := b.probe(root, overlay.Needed()); err != nil {
 		return nil, err
 	}
 	if b.dirs, err = dirs.Open(root); err != nil {
@@ -80,7 +81,7 @@ func (b *Backend) probe(root string, needed []string) error {
 	}
 	lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
 	try := func(options []string) error {
-		return mount.WithTemp([]*types.Mount{overlay(options, filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
+		return mount.WithTemp([]*types.Mount{overlay.Mount(options, filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
 			return os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
 		})
 	}
@@ -97,25 +98,6 @@ func (b *Backend) probe(root string, needed []string) error {
 	// To be root in the mount the IDs of this process must be mapped, too.
 	b.remaps = try(append(slices.Clone(b.options), "uidmap=0:0:4294967295", "gidmap=0:0:4294967295")) == nil
 	return nil
-}
-
-// inUserns: the initial user namespace is the one that maps everything onto itself.
-func inUserns() bool {
-	m, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(m))
-	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
-}
-
-// overlay is the mount; lower is escaped already, and joined.
-func overlay(options []string, work, upper, lower string) *types.Mount {
-	o := append([]string{}, options...)
-	if upper != "" {
-		o = append(o, "workdir="+mount.Escape(work), "upperdir="+mount.Escape(upper))
-	}
-	return &types.Mount{Type: "overlay", Source: "overlay", Options: append(o, "lowerdir="+lower)}
 }
 
 func (b *Backend) fs(id uint64) string { return filepath.Join(b.dirs.Path(id), upper) }
@@ -178,7 +160,7 @@ func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Moun
 	}
 	options, joined := append(slices.Clone(b.options), remap...), strings.Join(lower, ":")
 	if view {
-		return []*types.Mount{overlay(options, "", "", joined)}, nil
+		return []*types.Mount{overlay.Mount(options, "", "", joined)}, nil
 	}
 	if err := b.fresh(s.ID); err != nil {
 		return nil, err
@@ -186,7 +168,7 @@ func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Moun
 	if b.volatile {
 		options = append(options, volatile)
 	}
-	return []*types.Mount{overlay(options, filepath.Join(b.dirs.Path(s.ID), work), b.fs(s.ID), joined)}, nil
+	return []*types.Mount{overlay.Mount(options, filepath.Join(b.dirs.Path(s.ID), work), b.fs(s.ID), joined)}, nil
 }
 
 // Labels tells where the snapshot's own files are, if that is asked for.

@@ -5,9 +5,12 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/blockfile"
 	"github.com/managerd/managerd/manager/snapshots/btrfs"
+	"github.com/managerd/managerd/manager/snapshots/erofs"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
 	"github.com/managerd/managerd/manager/snapshots/snapshottest"
@@ -21,6 +24,17 @@ var columns = []snapshottest.Column{
 	{Name: native.Name, Stored: entries, Open: func(root string) (snapshots.Backend, error) { return native.New(root) }},
 	{Name: btrfs.Name, Stored: entries, Open: func(root string) (snapshots.Backend, error) { return btrfs.New(root) },
 		Setup: func(t *testing.T) string { return snapshottest.On(t, "btrfs", 1<<30, "-q") }},
+	{Name: erofs.Name, Stored: entries, Keeps: true, Repacks: true,
+		Open: func(root string) (snapshots.Backend, error) { return erofs.New(root, erofs.Options{}) },
+		Setup: func(t *testing.T) string {
+			dir := snapshottest.Kept(t)
+			if b, err := erofs.New(filepath.Join(dir, "root"), erofs.Options{}); errdefs.IsNotImplemented(err) {
+				t.Skip(err)
+			} else if err == nil {
+				_ = b.Close()
+			}
+			return dir
+		}},
 	{Name: blockfile.Name, Stored: entries, Blocks: true,
 		Open: func(root string) (snapshots.Backend, error) {
 			return blockfile.New(root, blockfile.Options{Scratch: filepath.Join(filepath.Dir(root), "scratch"), FSType: "ext4"})

@@ -31,6 +31,7 @@ var points = map[string][]string{
 	"":          {"snapshots.prepare.made", "snapshots.prepare.recorded", "snapshots.commit.stored", "snapshots.commit.recorded", "snapshots.remove.recorded", "snapshots.remove.freed"},
 	"btrfs":     {"btrfs.commit.frozen"},
 	"blockfile": {"blockfile.create.copied"},
+	"erofs":     {"erofs.commit.made", "erofs.commit.placed", "erofs.mount.spent"},
 }
 
 // TestPoints: every failpoint below manager/snapshots is one that TestCrash goes through.

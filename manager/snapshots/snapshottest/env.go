@@ -101,19 +101,27 @@ type Column struct {
 	Where string
 	// Blocks says that usage counts the blocks of a file system, with what that needs for itself.
 	Blocks bool
+	// Repacks says that a commit packs what is stored anew.
+	Repacks bool
 	// Keeps says that layers stay mounted below the root as long as they are stored.
 	Keeps bool
 }
 
-// Dir is a directory for one test. What the storage keeps mounted there is unmounted at the end.
+// Dir is a directory for one test.
 func (c Column) Dir(t *testing.T) string {
 	if c.Setup != nil {
 		return c.Setup(t)
 	}
+	return t.TempDir()
+}
+
+// Kept is a temporary directory for storage that stays mounted: what is left of that at the end of the test is unmounted.
+func Kept(t *testing.T) string {
 	dir := t.TempDir()
-	if c.Keeps {
-		t.Cleanup(func() { unmountBelow(t, dir) })
-	}
+	t.Cleanup(func() {
+		unmountBelow(t, dir)
+		NoLoops(t, dir)
+	})
 	return dir
 }
 

@@ -233,6 +233,9 @@ func usage(e *Env) {
 	e.Must(e.S.Commit(e.Ctx, "n", "k", nil))
 	c, err := e.S.Usage(e.Ctx, "n")
 	e.Must(err)
+	if e.Column.Repacks && c.Inodes == u.Inodes && c.Size >= 100<<10 && c.Size < u.Size+16<<10 {
+		return
+	}
 	if c != u {
 		e.T.Errorf("committed %+v, active %+v", c, u)
 	}
