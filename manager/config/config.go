@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
 )
 
 // Versions of the file that are read; Version is the one that is written.
@@ -36,6 +37,8 @@ type Config struct {
 	Btrfs           Snapshotter
 	Erofs           Erofs
 	Blockfile       Blockfile
+	Devmapper       Devmapper
+	Zfs             Snapshotter
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
@@ -161,6 +164,21 @@ func duration(v any) string {
 		return fmt.Sprintf("%q must be a duration such as 100ms or 2s, not negative", s)
 	}
 	return ""
+}
+
+func sizeOrNone(v any) string {
+	if s := v.(string); s != "" {
+		if n, err := units.RAMInBytes(s); err != nil || n <= 0 {
+			return fmt.Sprintf("%q must be a size such as 512MB or 10GB", s)
+		}
+	}
+	return ""
+}
+
+// Size reads a size that Validate has found to be one, in bytes.
+func Size(s string) int64 {
+	n, _ := units.RAMInBytes(s)
+	return n
 }
 
 func threshold(v any) string {

@@ -29,6 +29,13 @@ type Blockfile struct {
 	RecreateScratch     bool
 }
 
+// Devmapper is what the devmapper snapshotter can be told.
+type Devmapper struct {
+	Snapshotter
+	PoolName, BaseImageSize, FSType, FSOptions string
+	AsyncRemove, DiscardBlocks                 bool
+}
+
 // SnapshotterRoot is the directory of a snapshotter: the one configured, or ROOT/io.containerd.snapshotter.v1.NAME.
 func (c *Config) SnapshotterRoot(name string) string {
 	for _, k := range snapshotters {
@@ -81,4 +88,22 @@ var snapshotters = []key{
 		func(c *Config) any { return &c.Blockfile.MountOptions }, nil},
 	{in(snapshotterSection("blockfile"), "recreate_scratch"), "Whether scratch_file is copied again at each start of the daemon; otherwise once.", false,
 		func(c *Config) any { return &c.Blockfile.RecreateScratch }, nil},
+
+	{in(snapshotterSection("devmapper"), "root_path"), "Directory of the records of devices; empty for one below root.", "",
+		func(c *Config) any { return &c.Devmapper.RootPath }, absoluteOrNone},
+	{in(snapshotterSection("devmapper"), "pool_name"), "Thin pool, as dmsetup ls names it; empty: the snapshotter is left out.", "",
+		func(c *Config) any { return &c.Devmapper.PoolName }, nil},
+	{in(snapshotterSection("devmapper"), "base_image_size"), "Size of the file system that an image gets, such as 10GB. It is what a container can grow to.", "10GB",
+		func(c *Config) any { return &c.Devmapper.BaseImageSize }, sizeOrNone},
+	{in(snapshotterSection("devmapper"), "async_remove"), "Whether devices are deleted behind the answer to a removal.", false,
+		func(c *Config) any { return &c.Devmapper.AsyncRemove }, nil},
+	{in(snapshotterSection("devmapper"), "discard_blocks"), "Whether the blocks of a device are discarded when it is deleted, so that what is below the pool gets them back.", false,
+		func(c *Config) any { return &c.Devmapper.DiscardBlocks }, nil},
+	{in(snapshotterSection("devmapper"), "fs_type"), "File system that is made: ext4, ext2 or xfs.", "ext4",
+		func(c *Config) any { return &c.Devmapper.FSType }, oneOf("ext4", "ext2", "xfs")},
+	{in(snapshotterSection("devmapper"), "fs_options"), "Options of mkfs, instead of those that suit a thin device.", "",
+		func(c *Config) any { return &c.Devmapper.FSOptions }, nil},
+
+	{in(snapshotterSection("zfs"), "root_path"), "Directory that a ZFS dataset is mounted on; empty for one below root.", "",
+		func(c *Config) any { return &c.Zfs.RootPath }, absoluteOrNone},
 }

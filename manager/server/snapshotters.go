@@ -3,11 +3,17 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/managerd/managerd/manager/config"
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/blockfile"
 	"github.com/managerd/managerd/manager/snapshots/btrfs"
+	"github.com/managerd/managerd/manager/snapshots/devmapper"
 	"github.com/managerd/managerd/manager/snapshots/erofs"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
@@ -35,6 +41,16 @@ func (s *Server) snapshotters(ctx context.Context, p *parts, platform []string) 
 			return blockfile.New(root, blockfile.Options{
 				Scratch: c.Blockfile.ScratchFile, Recreate: c.Blockfile.RecreateScratch, FSType: c.Blockfile.FSType, Mount: c.Blockfile.MountOptions,
 			})
+		}),
+		one(devmapper.Name, func(root string) (snapshots.Backend, error) {
+			d := c.Devmapper
+			return devmapper.New(root, devmapper.Options{
+				Pool: d.PoolName, BaseSize: config.Size(d.BaseImageSize), AsyncRemove: d.AsyncRemove, Discard: d.DiscardBlocks,
+				FSType: d.FSType, FSOptions: strings.Fields(d.FSOptions),
+			})
+		}),
+		one("aufs", func(string) (snapshots.Backend, error) {
+			return nil, fmt.Errorf("aufs was removed from Linux, use overlayfs: %w", errdefs.ErrNotImplemented)
 		}),
 	}
 }
