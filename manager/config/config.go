@@ -39,6 +39,7 @@ type Config struct {
 	Blockfile       Blockfile
 	Devmapper       Devmapper
 	Zfs             Snapshotter
+	Proxies         map[string]Proxy // by name
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
@@ -222,6 +223,7 @@ func (c *Config) WriteTo(w io.Writer) (int64, error) {
 		}
 		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
 	}
+	c.writeProxies(&b)
 	n, err := io.WriteString(w, b.String())
 	return int64(n), err
 }

@@ -29,6 +29,9 @@ func Changed(a, b *Config) []string {
 			names = append(names, k.name())
 		}
 	}
+	if !reflect.DeepEqual(a.Proxies, b.Proxies) {
+		names = append(names, proxySection)
+	}
 	return names
 }
 
@@ -126,7 +129,6 @@ var ignored = []struct{ prefix, why string }{
 	{"metrics.grpc_histogram", "there are no histograms of calls"},
 	{"timeouts.", "shims that are killed or restarted need no time limits"},
 	{"stream_processors.", "there are no stream processors"},
-	{"proxy_plugins.", "there are no proxy plugins"},
 	{"plugins." + snapshotterType + ".", "there is no such snapshotter, or it has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
 	{"plugins.", "there is no such plugin"},

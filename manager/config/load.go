@@ -134,6 +134,12 @@ func (l *loader) apply(f *file) error {
 			set(k.field(l.cfg), got)
 			return
 		}
+		if len(path) == 1 && path[0] == proxySection {
+			if err := l.proxies(f, v); err != nil {
+				errs = append(errs, err)
+			}
+			return
+		}
 		table, isTable := v.(map[string]any)
 		if section(path) {
 			if !isTable {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -17,6 +18,7 @@ import (
 	"github.com/managerd/managerd/manager/snapshots/erofs"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
+	"github.com/managerd/managerd/manager/snapshots/proxy"
 )
 
 // snapshotters is one plugin for each.
@@ -25,7 +27,7 @@ func (s *Server) snapshotters(ctx context.Context, p *parts, platform []string) 
 		return s.snapshotter(ctx, p, name, platform, open)
 	}
 	c := s.cfg
-	return []plugin{
+	all := []plugin{
 		one(overlayfs.Name, func(root string) (snapshots.Backend, error) {
 			return overlayfs.New(root, overlayfs.Options{
 				Mount: c.Overlayfs.MountOptions, UpperdirLabel: c.Overlayfs.UpperdirLabel,
@@ -53,6 +55,35 @@ func (s *Server) snapshotters(ctx context.Context, p *parts, platform []string) 
 			return nil, fmt.Errorf("aufs was removed from Linux, use overlayfs: %w", errdefs.ErrNotImplemented)
 		}),
 	}
+	for _, name := range c.ProxyNames() {
+		all = append(all, s.proxy(ctx, p, name, c.Proxies[name], platform))
+	}
+	return all
+}
+
+// proxyTypes are the types of the plugins that are other programs, by what the configuration calls them.
+var proxyTypes = map[string]string{
+	"snapshot": introspection.TypeSnapshotter, "content": introspection.TypeContent, "diff": introspection.TypeDiff, "sandbox": introspection.TypeSandbox,
+}
+
+// proxy is a plugin that is another program.
+func (s *Server) proxy(ctx context.Context, p *parts, name string, cfg config.Proxy, platform []string) plugin {
+	if cfg.Platform != "" {
+		platform = []string{cfg.Platform}
+	}
+	exports := maps.Clone(cfg.Exports)
+	if exports == nil {
+		exports = map[string]string{}
+	}
+	exports["address"] = cfg.Address
+	out := s.snapshotter(ctx, p, name, platform, func(string) (snapshots.Backend, error) {
+		if cfg.Type != "snapshot" {
+			return nil, fmt.Errorf("proxy plugins of type %s are not used: %w", cfg.Type, errdefs.ErrNotImplemented)
+		}
+		return proxy.New(proxy.Options{Name: name, Address: cfg.Address, Owner: "managerd:" + s.cfg.Root})
+	})
+	out.Type, out.Exports, out.Capabilities, out.capabilities = proxyTypes[cfg.Type], exports, cfg.Capabilities, nil
+	return out
 }
 
 // snapshotter is the plugin of a backend below the snapshotter's root; all of them share a store.

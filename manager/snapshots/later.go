@@ -1,18 +1,28 @@
 package snapshots
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // later does things one after the other, behind those who asked for them. Its zero value is ready.
 type later struct {
 	mu    sync.Mutex
-	queue []func()
+	queue []thing
 	busy  bool
 }
 
-func (l *later) do(fn func()) {
+type thing struct {
+	fn     func()
+	waited bool // somebody waits for it
+}
+
+func (l *later) do(fn func()) { l.add(thing{fn: fn}) }
+
+func (l *later) add(t thing) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.queue = append(l.queue, fn)
+	l.queue = append(l.queue, t)
 	if !l.busy {
 		l.busy = true
 		go l.run()
@@ -27,16 +37,23 @@ func (l *later) run() {
 			l.mu.Unlock()
 			return
 		}
-		fn := l.queue[0]
+		t := l.queue[0]
 		l.queue = l.queue[1:]
 		l.mu.Unlock()
-		fn()
+		t.fn()
 	}
 }
 
 // wait waits for what was asked for before.
 func (l *later) wait() {
 	done := make(chan struct{})
-	l.do(func() { close(done) })
+	l.add(thing{func() { close(done) }, true})
 	<-done
+}
+
+// drop forgets what has not begun.
+func (l *later) drop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queue = slices.DeleteFunc(l.queue, func(t thing) bool { return !t.waited })
 }

@@ -44,7 +44,11 @@ func NewStore(ctx context.Context, db *metadata.DB, pub Publisher, backends map[
 }
 
 // Add makes a snapshotter of a backend and frees what a crash left half made in it. To be called before the store is used.
+// AlreadyExists for a name that is taken.
 func (s *Store) Add(ctx context.Context, name string, b Backend) error {
+	if s.named[name] != nil {
+		return fmt.Errorf("there is a snapshotter %s already: %w", name, errdefs.ErrAlreadyExists)
+	}
 	st := &store{name: name, db: s.db, pub: s.pub, backend: b}
 	if err := st.open(ctx); err != nil {
 		return fmt.Errorf("cannot open snapshotter %s: %w", name, err)
@@ -78,8 +82,13 @@ func (s *Store) Names() []string {
 func (s *Store) Close() error {
 	var errs []error
 	for _, st := range s.named {
-		st.later.wait()
+		if _, remote := st.backend.(Remote); remote {
+			st.later.drop() // the next start sweeps
+		} else {
+			st.later.wait()
+		}
 		errs = append(errs, st.backend.Close())
+		st.later.wait()
 	}
 	return errors.Join(errs...)
 }
@@ -278,14 +287,18 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 
 	snap.ID = s.ids.take()
 	defer s.ids.done(snap.ID)
-	if err := s.backend.Create(ctx, snap); err != nil {
+	err := s.backend.Create(ctx, snap)
+	if errors.Is(err, ErrStored) {
+		err = s.adopt(ctx, snap, parent)
+	}
+	if err != nil {
 		return nil, s.errorf("prepare", key, err)
 	}
 	failpoint.Hit("snapshots.prepare.made")
 	now := time.Now().UnixNano()
 	r := &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}
 	s.note(snap.Namespace, key, r)
-	err := s.update(ctx, func(t table) error {
+	err = s.update(ctx, func(t table) error {
 		if err := check(t); err != nil {
 			return err
 		}

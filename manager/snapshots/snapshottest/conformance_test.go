@@ -46,6 +46,7 @@ var columns = []snapshottest.Column{
 			return dir
 		}},
 	thin,
+	foreign,
 }
 
 // entries is what there is in ROOT/snapshots.

@@ -103,6 +103,8 @@ type Column struct {
 	Blocks bool
 	// Repacks says that a commit packs what is stored anew.
 	Repacks bool
+	// Foreign says that the storage is another program's, in which a commit is over at once, recorded or not.
+	Foreign bool
 	// Keeps says that layers stay mounted below the root as long as they are stored.
 	Keeps bool
 }
