@@ -26,24 +26,24 @@ const (
 
 // volArgs is struct btrfs_ioctl_vol_args.
 type volArgs struct {
-	fd   int64
+	_    int64 // fd
 	name [4088]byte
 }
 
 // volArgsV2 is struct btrfs_ioctl_vol_args_v2.
 type volArgsV2 struct {
-	fd      int64
-	transid uint64
-	flags   uint64
-	unused  [4]uint64
-	name    [4040]byte
+	fd    int64
+	_     uint64 // transid
+	flags uint64
+	_     [4]uint64
+	name  [4040]byte
 }
 
 // lookupArgs is struct btrfs_ioctl_ino_lookup_args.
 type lookupArgs struct {
 	treeID   uint64
 	objectID uint64
-	name     [4080]byte
+	_        [4080]byte // name
 }
 
 func ioctl[T any](dir string, request uintptr, name string, arg *T) error {
