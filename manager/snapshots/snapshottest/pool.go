@@ -16,6 +16,7 @@ import (
 func ThinPool(t *testing.T, data int64) string {
 	t.Helper()
 	dir := t.TempDir()
+	t.Cleanup(func() { NoLoops(t, dir) })
 	run := func(name string, args ...string) string {
 		t.Helper()
 		out, err := exec.Command(name, args...).CombinedOutput()
@@ -33,7 +34,7 @@ func ThinPool(t *testing.T, data int64) string {
 			t.Fatal(err)
 		}
 		loop := run("losetup", "--find", "--show", path)
-		t.Cleanup(func() { run("losetup", "--detach", loop); NoLoops(t, dir) })
+		t.Cleanup(func() { run("losetup", "--detach", loop) })
 		return loop
 	}
 	meta, store := device("meta", 16<<20), device("data", data)
