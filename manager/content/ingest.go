@@ -42,7 +42,11 @@ type Writer struct {
 // namespace has it, or gets it from another that shares it, the error is AlreadyExists. total is its size in bytes, 0 if
 // unknown. Both must be what the earlier writer said: FailedPrecondition. A lease in ctx keeps the ingest, and then the
 // blob. The caller closes the writer.
-func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, total int64) (_ *Writer, err error) {
+func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, total int64) (*Writer, error) {
+	return s.writer(ctx, ref, expected, total, (*Writer).open)
+}
+
+func (s *Store) writer(ctx context.Context, ref string, expected digest.Digest, total int64, open func(*Writer) error) (_ *Writer, err error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return nil, err
@@ -78,7 +82,7 @@ func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, 
 			return nil, err
 		}
 	}
-	return w, w.open()
+	return w, open(w)
 }
 
 // missing is AlreadyExists when the namespace has the blob, or gets it from another that shares it.
@@ -106,11 +110,26 @@ func (s *Store) keep(ctx context.Context, ns string, i Info, ref string) error {
 
 // open begins the ingest, or takes up what an earlier writer left.
 func (w *Writer) open() error {
+	if err := w.take(); err != nil {
+		return err
+	}
+	if err := flatten(w.dir); err != nil {
+		return err
+	}
+	if err := w.openFile(); err != nil {
+		return err
+	}
+	// What an earlier writer left counts as written: take it into the digest.
+	var err error
+	w.status.Offset, err = io.Copy(w.sum, w.file)
+	return err
+}
+
+// take begins the ingest, or finds what an earlier writer said of it.
+func (w *Writer) take() error {
 	switch before, err := status(w.dir); {
 	case errdefs.IsNotFound(err):
-		if err := w.begin(); err != nil {
-			return err
-		}
+		return w.begin()
 	case err != nil:
 		return err
 	case w.status.Expected != "" && before.Expected != "" && w.status.Expected != before.Expected:
@@ -127,18 +146,16 @@ func (w *Writer) open() error {
 			w.status.Total = now.Total
 		}
 	}
+	return nil
+}
+
+func (w *Writer) openFile() (err error) {
 	w.alg = digest.Canonical
 	if e := w.status.Expected; e != "" {
 		w.alg = e.Algorithm()
 	}
 	w.sum = w.alg.Hash()
-	f, err := os.OpenFile(filepath.Join(w.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	w.file = f
-	// What an earlier writer left counts as written: take it into the digest.
-	w.status.Offset, err = io.Copy(w.sum, f)
+	w.file, err = os.OpenFile(filepath.Join(w.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600)
 	return err
 }
 

@@ -77,6 +77,11 @@ func status(dir string) (st Status, err error) {
 		return st, err
 	}
 	st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
+	if p, err := readParts(dir); err == nil {
+		st.Offset = p.written()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		st.Offset = 0 // which bytes are there is not known
+	}
 	if data, err := os.ReadFile(filepath.Join(dir, "total")); err == nil {
 		st.Total, _ = strconv.ParseInt(string(data), 10, 64)
 	}
