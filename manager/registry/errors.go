@@ -1,12 +1,20 @@
 package registry
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
 // Failure is why one endpoint did not serve.
@@ -16,10 +24,11 @@ type Failure struct {
 }
 
 // Error is what became of a request at every endpoint, in the order they were tried. It is of the kind (errdefs) of the
-// last, which is the registry itself unless that was skipped: what a mirror does not have, the registry may.
+// last, which is the registry itself as a rule: what a mirror does not have, the registry may.
 type Error struct {
 	Op, Ref  string // what was asked of what, "resolve" of "docker.io/library/busybox:latest"
 	Failures []Failure
+	cause    error // the failure that decides
 }
 
 func (e *Error) Error() string {
@@ -36,10 +45,7 @@ func (e *Error) Error() string {
 
 // Unwrap is the failure that decides.
 func (e *Error) Unwrap() error {
-	if len(e.Failures) == 0 {
-		return errdefs.ErrNotFound
-	}
-	return e.Failures[len(e.Failures)-1].Err
+	return e.cause
 }
 
 // StatusError is an answer of HTTP that is not the one hoped for.
@@ -121,3 +127,86 @@ var ErrDigest = fmt.Errorf("wrong digest: %w", errdefs.ErrFailedPrecondition)
 // ErrNotRegistry says that something else than a registry answered: a portal that wants a login, a proxy's error page.
 // It is an errdefs.ErrUnavailable.
 var ErrNotRegistry = fmt.Errorf("the answer is a web page, not a registry's: a login page or proxy stands between: %w", errdefs.ErrUnavailable)
+
+// unreachable says whether an error is one of the way to an endpoint, or of its health: the same request may serve later.
+func unreachable(err error) bool {
+	return errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// explain gives an error of the HTTP client its kind and, where it helps, what to do.
+func explain(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		var stall *StallError
+		if errors.As(cause, &stall) {
+			return cause
+		}
+		if ctx.Err() != nil {
+			return cause
+		}
+	}
+	var (
+		authority x509.UnknownAuthorityError
+		name      x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		verify    *tls.CertificateVerificationError
+		alert     tls.AlertError
+		response  *errcode.ErrorResponse
+		dns       *net.DNSError
+	)
+	switch {
+	case kinded(err):
+		return err
+	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		return fmt.Errorf("it asks for a user and password, and there are none for it: %w", errdefs.ErrUnauthenticated)
+	case errors.As(err, &response):
+		return &StatusError{Method: response.Method, URL: bare(response.URL), Status: response.StatusCode, Codes: codes(response.Errors), Message: message(response.Errors)}
+	case errors.As(err, &authority):
+		return fmt.Errorf("%w (its certificate authority can be named with ca in hosts.toml): %w", err, errdefs.ErrFailedPrecondition)
+	case errors.As(err, &name), errors.As(err, &invalid), errors.As(err, &verify):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	case errors.As(err, &alert):
+		return fmt.Errorf("%w (does it want a client certificate?): %w", err, errdefs.ErrUnauthenticated)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return fmt.Errorf("%w (it can be asked with plain HTTP: --plain-http, or http:// in hosts.toml): %w", err, errdefs.ErrFailedPrecondition)
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return fmt.Errorf("there is no host %s: %w", dns.Name, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+}
+
+// kinded is an error whose kind is known.
+func kinded(err error) bool {
+	return errdefs.IsUnavailable(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) ||
+		errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err) || errdefs.IsResourceExhausted(err) || errdefs.IsNotImplemented(err)
+}
+
+// registryErrors are those of a body of the distribution spec's form, "Error Codes".
+func registryErrors(body []byte) errcode.Errors {
+	var parsed struct {
+		Errors errcode.Errors `json:"errors"`
+	}
+	if json.Unmarshal(body, &parsed) != nil {
+		return nil
+	}
+	return parsed.Errors
+}
+
+func codes(errs errcode.Errors) []string {
+	var out []string
+	for _, e := range errs {
+		out = append(out, e.Code)
+	}
+	return out
+}
+
+func message(errs errcode.Errors) string {
+	var out []string
+	for _, e := range errs {
+		e.Detail = nil
+		out = append(out, firstLine([]byte(e.Error())))
+	}
+	return strings.Join(out, ", ")
+}

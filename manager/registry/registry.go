@@ -7,6 +7,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -15,6 +16,7 @@ import (
 // Config is what all requests share. A zero field stands for the default named with it.
 type Config struct {
 	ConfigPath   []string // directories of host directories, see docs/registry.md; the first that has one for a registry holds
+	Legacy       Legacy   // CRI's registry configuration before hosts.toml; used when ConfigPath has nothing for a registry
 	DockerConfig string   // a Docker config.json with credentials and credential helpers; "" for none
 	UserAgent    string   // managerd
 	Logger       *slog.Logger
@@ -31,7 +33,14 @@ type Config struct {
 // Registry is one for a daemon: it keeps connections, tokens, and which endpoints are dead. Its methods may be called
 // from several goroutines.
 type Registry struct {
-	cfg Config
+	cfg     Config
+	log     *slog.Logger
+	breaker breaker
+	tokens  tokens
+	legacy  legacy
+	mu      sync.Mutex
+	pools   map[string]*http.Transport // by settings, guarded by mu
+	plain   map[string]bool            // hosts found to speak HTTP where both were possible, guarded by mu
 }
 
 // Credential is what a registry is shown. With a Header alone it stands for an Authorization header, Basic or Bearer.
@@ -83,5 +92,17 @@ func New(cfg Config) *Registry {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{cfg: cfg}
+	r := &Registry{cfg: cfg, log: cfg.Logger, pools: map[string]*http.Transport{}, plain: map[string]bool{}}
+	r.breaker.first = cfg.BreakFor
+	r.legacy = newLegacy(cfg.Legacy)
+	return r
+}
+
+// Close ends idle connections. Streams that are open stay so.
+func (r *Registry) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.pools {
+		t.CloseIdleConnections()
+	}
 }

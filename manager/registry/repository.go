@@ -2,85 +2,190 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Repository is one name at a registry, with the endpoints that serve it, for one pull or push. Its methods may be called
-// from several goroutines. Their errors are *Error, with every endpoint that was tried.
+// from several goroutines. Their errors are *Error, with every endpoint that was tried, or what the context ended with.
 type Repository struct {
-	r    *Registry
-	opts Options
-	ref  reference.Named
+	r            *Registry
+	opts         Options
+	ref          reference.Named
+	domain, path string
+	tag          string        // "" for none
+	digest       digest.Digest // "" for none
+	endpoints    []endpoint
+
+	mu    sync.Mutex
+	hosts map[*endpoint]*host           // guarded by mu
+	bad   map[digest.Digest][]*endpoint // which had other bytes under a digest, guarded by mu
+	kept  map[digest.Digest][]byte      // manifests that came with Resolve, guarded by mu
 }
 
 // Repository reads a reference, NAME[:TAG][@DIGEST], docker.io's short names too (busybox is
 // docker.io/library/busybox:latest), and finds its endpoints. Its error is InvalidArgument, for a reference or a
 // hosts.toml that is wrong.
 func (r *Registry) Repository(ref string, o Options) (*Repository, error) {
-	named, err := reference.ParseDockerRef(ref)
+	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return nil, fmt.Errorf("reference %q: %w: %w", ref, err, errdefs.ErrInvalidArgument)
 	}
-	return &Repository{r: r, opts: o, ref: named}, nil
+	named = reference.TagNameOnly(named)
+	for name, values := range o.Headers {
+		for _, v := range values {
+			if !validHeader(name, v) {
+				return nil, fmt.Errorf("header %q cannot be sent over HTTP: %w", name, errdefs.ErrInvalidArgument)
+			}
+		}
+	}
+	p := &Repository{
+		r: r, opts: o, ref: named, domain: reference.Domain(named), path: reference.Path(named),
+		hosts: map[*endpoint]*host{}, bad: map[digest.Digest][]*endpoint{}, kept: map[digest.Digest][]byte{},
+	}
+	if t, ok := named.(reference.Tagged); ok {
+		p.tag = t.Tag()
+	}
+	if d, ok := named.(reference.Digested); ok {
+		p.digest = d.Digest()
+	}
+	if p.endpoints, err = r.endpoints(p.domain, o); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Reference is what was asked for, in full.
 func (p *Repository) Reference() reference.Named { return p.ref }
 
-// Resolve finds what the reference stands for. A registry that answers HEAD badly is asked with GET. With a digest in the
-// reference that is what is looked for, whatever its tag is.
-func (p *Repository) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, errdefs.ErrNotImplemented
+// Endpoints are the URLs that are asked, in this order.
+func (p *Repository) Endpoints() []string {
+	var out []string
+	for i := range p.endpoints {
+		out = append(out, p.endpoints[i].String())
+	}
+	return out
 }
 
-// Fetch opens content from a byte on, to its end as desc.Size says. The caller closes it; it may be read from one
-// goroutine only. Manifests are verified before the first byte comes, and limited to Config.ManifestLimit.
-//
-// A blob's reader resumes by itself: a connection that breaks, stalls (Config.StallTimeout) or ends early is opened anew
-// at the next byte, at the same endpoint and then at the others, up to Config.Attempts times without a byte between them;
-// then Read fails with what was wrong, a *StallError or *TruncatedError among it, and the caller may call Fetch again with
-// the offset it has got to. From offset 0 the digest is verified: the last Read fails with ErrDigest instead of io.EOF.
-// Bytes beyond desc.Size are not read. A registry that ignores ranges is read from its beginning and what comes before
-// offset thrown away.
-func (p *Repository) Fetch(ctx context.Context, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
-	return nil, errdefs.ErrNotImplemented
+// able are the endpoints that may be asked for something.
+func (p *Repository) able(c capability) []*endpoint {
+	var out []*endpoint
+	for i := range p.endpoints {
+		if e := &p.endpoints[i]; e.capabilities&c != 0 {
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
-// FetchRange is Fetch for length bytes, without a check of the digest. At a registry that ignores ranges it fails with
-// ErrNoRanges, unless offset is 0.
-func (p *Repository) FetchRange(ctx context.Context, desc ocispec.Descriptor, offset, length int64) (io.ReadCloser, error) {
-	return nil, errdefs.ErrNotImplemented
+// at is the host of an endpoint; last says that nobody else is asked.
+func (p *Repository) at(e *endpoint, last bool) (*host, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.hosts[e]
+	if h == nil {
+		var err error
+		if h, err = p.host(e); err != nil {
+			return nil, err
+		}
+		p.hosts[e] = h
+	}
+	out := *h
+	out.last = last
+	return &out, nil
 }
 
-// Exists says whether the registry that Push pushes to has content: a manifest under the reference's tag where Push would
-// set it.
-func (p *Repository) Exists(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
-	return false, errdefs.ErrNotImplemented
+// each asks one endpoint after the other until one serves. A mirror that failed a short while ago is left out, and asked
+// at the end if nobody else could be reached.
+func (p *Repository) each(ctx context.Context, op, what string, among []*endpoint, ask func(*host) error) error {
+	failed := &Error{Op: op, Ref: what}
+	if len(among) == 0 {
+		return fmt.Errorf("cannot %s %s: no endpoint of %s may be asked for it (capabilities in hosts.toml): %w", op, what, p.domain, errdefs.ErrFailedPrecondition)
+	}
+	try := func(e *endpoint, last bool) error {
+		h, err := p.at(e, last)
+		if err == nil {
+			err = ask(h)
+		}
+		return err
+	}
+	var skipped []*endpoint
+	for i, e := range among {
+		last := i == len(among)-1
+		if wait, why := p.r.breaker.skip(e.String(), time.Now()); wait > 0 && e.mirror && !last {
+			skipped = append(skipped, e)
+			failed.Failures = append(failed.Failures, Failure{e.String(), fmt.Errorf("left out for another %s, as it failed: %w", wait.Round(time.Second), why)})
+			continue
+		}
+		err := try(e, last)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		p.r.log.Debug("an endpoint did not serve", "op", op, "ref", what, "endpoint", e.String(), "error", err)
+		failed.Failures = append(failed.Failures, Failure{e.String(), err})
+		failed.cause = err
+	}
+	if !unreachable(failed.cause) {
+		return failed
+	}
+	for _, e := range skipped {
+		err := try(e, false)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		for i := range failed.Failures {
+			if failed.Failures[i].Endpoint == e.String() {
+				failed.Failures[i].Err = err
+			}
+		}
+	}
+	return failed
 }
 
-// Push sends content, unless the registry has it. A manifest whose digest the reference has, or any where it has none, is
-// put under the reference's tag; others, and those of a reference without a tag, under their digest. One with a subject
-// is listed in the registry's referrers, by its fallback tag too where there is no API for it. Blobs go in requests of
-// Config.ChunkSize; an upload that breaks off is asked how far it got, and goes on from there or is begun anew. The first
-// endpoint that may be pushed to is used, no other.
-func (p *Repository) Push(ctx context.Context, desc ocispec.Descriptor, content io.ReaderAt) error {
-	return errdefs.ErrNotImplemented
+// healthy are the endpoints of which none is known to have other bytes under a digest, or all, if that leaves none.
+func (p *Repository) healthy(d digest.Digest, among []*endpoint) []*endpoint {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []*endpoint
+	for _, e := range among {
+		known := false
+		for _, b := range p.bad[d] {
+			known = known || b == e
+		}
+		if !known {
+			out = append(out, e)
+		}
+	}
+	if len(out) == 0 {
+		return among
+	}
+	return out
 }
 
-// Mount makes a blob of another repository, at the same registry, one of this too; from is its name without the host,
-// library/busybox. false: the registry would not, and it has to be pushed.
-func (p *Repository) Mount(ctx context.Context, desc ocispec.Descriptor, from string) (bool, error) {
-	return false, errdefs.ErrNotImplemented
+// distrust notes that an endpoint had other bytes under a digest.
+func (p *Repository) distrust(d digest.Digest, e *endpoint) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bad[d] = append(p.bad[d], e)
+	p.r.log.Warn("a registry has other bytes under a digest", "endpoint", e.String(), "digest", d, "ref", p.ref.String())
 }
 
-// Referrers lists the manifests whose subject is a digest, of one artifact type or, with "", all: by the API, and by the
-// fallback tag where there is none.
-func (p *Repository) Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
-	return nil, errdefs.ErrNotImplemented
+// named is the reference with another digest, for messages.
+func (p *Repository) named(d digest.Digest) string { return p.ref.Name() + "@" + d.String() }
+
+// ended says whether an error is the caller's own doing.
+func ended(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, context.Canceled)
 }
