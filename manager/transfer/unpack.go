@@ -97,7 +97,7 @@ type unpacker struct {
 	c *coming
 }
 
-// Apply unpacks a layer as it comes.
+// Apply unpacks a layer as it comes. What is wrong with the fetch counts more than what that looks like when it is unpacked.
 func (u unpacker) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
 	b := u.c.blobs[layer.Digest.String()]
 	if b == nil {
@@ -105,10 +105,14 @@ func (u unpacker) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []
 	}
 	b.job.unpack(false)
 	applied, err := diff.Apply(ctx, u.c, layer, mounts, diff.ApplyOptions{Sync: true})
-	if err == nil {
-		b.job.unpack(true)
+	if err != nil {
+		if ferr := b.wait(ctx); ferr != nil {
+			err = ferr
+		}
+		return applied, err
 	}
-	return applied, err
+	b.job.unpack(true)
+	return applied, nil
 }
 
 // unpack begins to unpack an image for each platform that fits it. The config is there.
