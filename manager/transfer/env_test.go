@@ -139,6 +139,7 @@ type fakeRegistry struct {
 	active   int
 	most     int // of active
 	mounts   []string
+	hide     string // a repository that has nothing yet
 
 	// serve, if not nil, answers for a blob instead; false: it has not.
 	serve func(w http.ResponseWriter, r *http.Request, d digest.Digest, data []byte) bool
@@ -216,7 +217,7 @@ func (f *fakeRegistry) get(w http.ResponseWriter, r *http.Request, repo, what st
 		}()
 	}
 	f.mu.Unlock()
-	if !ok || manifest != strings.Contains(r.URL.Path, "/manifests/") {
+	if !ok || repo == f.hide || manifest != strings.Contains(r.URL.Path, "/manifests/") {
 		w.WriteHeader(http.StatusNotFound)
 		return
 	}

@@ -237,7 +237,6 @@ func TestPullHandsOver(t *testing.T) {
 
 // TestPullPlatforms: which parts of an index come.
 func TestPullPlatforms(t *testing.T) {
-	amd, arm := ocispec.Platform{OS: "linux", Architecture: "amd64"}, ocispec.Platform{OS: "linux", Architecture: "arm64"}
 	for _, c := range []struct {
 		name       string
 		image      Image
