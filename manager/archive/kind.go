@@ -44,4 +44,6 @@ func Distributable(mediaType string) bool {
 }
 
 // RefKey is the name of the ingest by which a blob is fetched, as other clients of the content store choose it, too.
-func RefKey(desc ocispec.Descriptor) string { return string(KindOf(desc.MediaType)) + "-" + desc.Digest.String() }
+func RefKey(desc ocispec.Descriptor) string {
+	return string(KindOf(desc.MediaType)) + "-" + desc.Digest.String()
+}

@@ -36,6 +36,7 @@ type Config struct {
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
+	Transfer        Transfer
 }
 
 // Socket is a Unix socket and who owns it.
@@ -66,6 +67,13 @@ type Snapshotter struct{ RootPath string }
 type Task struct {
 	Shim         string
 	UpgradeShims string // never, idle or always
+}
+
+// Transfer is how images are pulled and pushed, see package transfer; sizes are in bytes.
+type Transfer struct {
+	ConfigPath                 string // directories of hosts.toml, with colons between them
+	Downloads, Ranges, Uploads int
+	PartSize                   int
 }
 
 // GC says when what nobody needs is collected, see package gc. The delays are Go durations.
@@ -164,6 +172,13 @@ func socketPathOrNone(v any) string {
 func natural(v any) string {
 	if n := v.(int); n < 0 {
 		return fmt.Sprintf("%d must not be negative", n)
+	}
+	return ""
+}
+
+func positive(v any) string {
+	if n := v.(int); n < 1 {
+		return fmt.Sprintf("%d must be at least 1", n)
 	}
 	return ""
 }

@@ -44,6 +44,7 @@ var (
 	nativeSection    = []string{"plugins", snapshotterType + ".native"}
 	boltSection      = []string{"plugins", "io.containerd.metadata.v1.bolt"}
 	gcSection        = []string{"plugins", "io.containerd.gc.v1.scheduler"}
+	transferSection  = []string{"plugins", "io.containerd.transfer.v1.local"}
 	taskSection      = []string{"plugins", "io.containerd.runtime.v2.task"}
 )
 
@@ -104,6 +105,16 @@ var keys = []key{
 		func(c *Config) any { return &c.GC.ScheduleDelay }, duration},
 	{in(gcSection, "startup_delay"), "When, after the start of the daemon, the first collection is.", "100ms",
 		func(c *Config) any { return &c.GC.StartupDelay }, duration},
+	{in(transferSection, "config_path"), "Directories, with colons between them, that have a hosts.toml for a registry each.", "/etc/containerd/certs.d:/etc/docker/certs.d",
+		func(c *Config) any { return &c.Transfer.ConfigPath }, nil},
+	{in(transferSection, "max_concurrent_downloads"), "How many layers of one image are fetched at the same time.", 3,
+		func(c *Config) any { return &c.Transfer.Downloads }, positive},
+	{in(transferSection, "max_concurrent_ranges"), "By how many requests one layer is fetched at the same time.", 4,
+		func(c *Config) any { return &c.Transfer.Ranges }, positive},
+	{in(transferSection, "concurrent_layer_fetch_buffer"), "What one of these requests asks for, in bytes; a layer that is smaller is fetched by one.", 8 << 20,
+		func(c *Config) any { return &c.Transfer.PartSize }, positive},
+	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
+		func(c *Config) any { return &c.Transfer.Uploads }, positive},
 	{in(overlayfsSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
 		func(c *Config) any { return &c.Overlayfs.RootPath }, absoluteOrNone},
 	{in(nativeSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
@@ -133,6 +144,7 @@ var ignored = []struct{ prefix, why string }{
 	{"plugins." + snapshotterType + ".overlayfs.", "the snapshotter has no such setting"},
 	{"plugins." + snapshotterType + ".native.", "the snapshotter has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
+	{"plugins.io.containerd.transfer.v1.local.", "it has no such setting"},
 	{"plugins.", "there is no such plugin"},
 }
 
