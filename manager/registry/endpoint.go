@@ -47,8 +47,11 @@ type settings struct {
 	proxy       string        // "" for the environment's
 }
 
-// String is the URL without a path that says nothing.
+// String is the URL without a path that says nothing, and without a scheme where it may be either.
 func (e *endpoint) String() string {
+	if e.maybePlain {
+		return e.base.Host
+	}
 	u := e.base
 	u.Path = strings.TrimSuffix(u.Path, "/v2")
 	return u.String()

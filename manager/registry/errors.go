@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -145,6 +146,12 @@ func explain(ctx context.Context, err error) error {
 		}
 		if ctx.Err() != nil {
 			return cause
+		}
+	}
+	var asked *url.Error
+	if errors.As(err, &asked) { // whatever a redirect signed stays out of messages
+		if u, err := url.Parse(asked.URL); err == nil {
+			asked.URL = bare(u)
 		}
 	}
 	var (

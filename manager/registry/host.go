@@ -281,7 +281,10 @@ func (h *host) send(req *http.Request) (*http.Response, error) {
 
 // Do makes a request, again where that may help: the way to the endpoint failed, or it says that it is overloaded. An
 // endpoint after which there are others is left sooner. The answer may have any status.
-func (h *host) Do(req *http.Request) (*http.Response, error) {
+func (h *host) Do(req *http.Request) (*http.Response, error) { return h.do(req, h.again) }
+
+// do is Do with another opinion of what may help.
+func (h *host) do(req *http.Request, again func(*http.Response, error, int) (bool, time.Duration)) (*http.Response, error) {
 	attempts := 2
 	if h.last {
 		attempts = h.r.cfg.Attempts
@@ -289,8 +292,8 @@ func (h *host) Do(req *http.Request) (*http.Response, error) {
 	var waited time.Duration
 	for n := 1; ; n++ {
 		resp, err := h.send(req)
-		again, wait := h.again(resp, err, n)
-		if !again || n >= attempts || waited+wait > h.r.cfg.MaxRetryAfter {
+		worth, wait := again(resp, err, n)
+		if !worth || n >= attempts || waited+wait > h.r.cfg.MaxRetryAfter {
 			h.note(req.Context(), resp, err)
 			return resp, err
 		}

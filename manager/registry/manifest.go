@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -70,7 +71,12 @@ func (h *host) resolve(ctx context.Context, target string, want digest.Digest) (
 		return ocispec.Descriptor{}, nil, err
 	}
 	req.Header.Set("Accept", accepted)
-	resp, err := h.Do(req)
+	resp, err := h.do(req, func(resp *http.Response, err error, n int) (bool, time.Duration) {
+		if resp != nil && resp.StatusCode >= 500 && resp.StatusCode != http.StatusServiceUnavailable {
+			return false, 0 // GET may do
+		}
+		return h.again(resp, err, n)
+	})
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
@@ -85,18 +91,17 @@ func (h *host) resolve(ctx context.Context, target string, want digest.Digest) (
 		}
 	case http.StatusNotFound:
 		err := refused(resp)
-		if want == "" {
-			return ocispec.Descriptor{}, nil, err
+		if desc, blobErr := h.resolveBlob(ctx, want); blobErr == nil {
+			return desc, nil, nil
 		}
-		desc, blobErr := h.resolveBlob(ctx, want)
-		if blobErr != nil {
-			return desc, nil, err
-		}
-		return desc, nil, nil
+		return ocispec.Descriptor{}, nil, err
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
 		return ocispec.Descriptor{}, nil, refused(resp)
-	default:
+	default: // docker-registry says 500 of a manifest that is a blob
 		_ = resp.Body.Close()
+		if desc, blobErr := h.resolveBlob(ctx, want); blobErr == nil {
+			return desc, nil, nil
+		}
 	}
 	body, desc, err := h.manifest(ctx, target, want, "", h.r.cfg.ManifestLimit)
 	if err != nil {
@@ -124,16 +129,20 @@ func checkResolved(desc ocispec.Descriptor, want digest.Digest) error {
 	return nil
 }
 
+// resolveBlob looks for a digest among the blobs; there is none of "".
 func (h *host) resolveBlob(ctx context.Context, d digest.Digest) (ocispec.Descriptor, error) {
+	if d == "" {
+		return ocispec.Descriptor{}, errdefs.ErrNotFound
+	}
 	req, err := h.request(ctx, http.MethodHead, h.url("blobs", d.String()))
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	resp, err := h.Do(req)
+	resp, err := h.send(req)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 {
+	if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 || isPage(resp) {
 		return ocispec.Descriptor{}, refused(resp)
 	}
 	return ocispec.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: resp.ContentLength}, resp.Body.Close()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -160,11 +161,7 @@ func (p *Repository) healthy(d digest.Digest, among []*endpoint) []*endpoint {
 	defer p.mu.Unlock()
 	var out []*endpoint
 	for _, e := range among {
-		known := false
-		for _, b := range p.bad[d] {
-			known = known || b == e
-		}
-		if !known {
+		if !slices.Contains(p.bad[d], e) {
 			out = append(out, e)
 		}
 	}

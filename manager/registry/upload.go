@@ -62,6 +62,7 @@ func (p *Repository) upload(ctx context.Context, h *host, desc ocispec.Descripto
 		tries++
 		h.r.log.Debug("an upload broke off", "ref", p.ref.String(), "digest", desc.Digest, "at", u.off, "error", err)
 		if found, _ := p.exists(ctx, h, desc); found { // it came through, the answer did not
+			u.tell(desc.Size)
 			return nil
 		}
 		u.ask(ctx)
