@@ -273,7 +273,8 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	return nil
 }
 
-// publish moves the data to its place among the blobs, and then enters its record.
+// publish gives the data a place among the blobs, and then enters its record. The ingest stays until then: a daemon that
+// is killed between the two has lost nothing.
 func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string]string) error {
 	w.s.files.RLock()
 	defer w.s.files.RUnlock()
@@ -281,16 +282,30 @@ func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	if err := makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	if err := os.Rename(filepath.Join(w.dir, "data"), path); errors.Is(err, fs.ErrNotExist) {
+	if err := place(w.dir, path); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("it was aborted: %w", errdefs.ErrAborted)
 	} else if err != nil {
 		return err
 	}
 	failpoint.Hit("content.commit.renamed")
-	if err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)), os.RemoveAll(w.dir)); err != nil {
+	err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)))
+	if err == nil {
+		err = w.s.record(ctx, w.ns, d, w.status.Offset, labels, w.status.Ref)
+	}
+	return errors.Join(err, os.RemoveAll(w.dir))
+}
+
+// place makes the data of an ingest a blob as well, or where the filesystem has no hard links, instead.
+func place(dir, path string) error {
+	data, second := filepath.Join(dir, "data"), filepath.Join(dir, "blob")
+	err := os.Link(data, second)
+	if errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return w.s.record(ctx, w.ns, d, w.status.Offset, labels, w.status.Ref)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return os.Rename(data, path)
+	}
+	return os.Rename(second, path)
 }
 
 // Close lets go of the ingest.
