@@ -36,6 +36,7 @@ type Config struct {
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
+	Registry        Registry
 }
 
 // Socket is a Unix socket and who owns it.
@@ -217,6 +218,11 @@ func (c *Config) WriteTo(w io.Writer) (int64, error) {
 		}
 		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
 	}
+	old, err := c.Registry.Old.write()
+	if err != nil {
+		return 0, err
+	}
+	b.WriteString(old)
 	n, err := io.WriteString(w, b.String())
 	return int64(n), err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,6 +27,11 @@ func Changed(a, b *Config) []string {
 	for i := range keys {
 		if k := &keys[i]; !reflect.DeepEqual(k.field(a), k.field(b)) {
 			names = append(names, k.name())
+		}
+	}
+	for name, was := range a.Registry.Old.tables() {
+		if !reflect.DeepEqual(was, b.Registry.Old.tables()[name]) {
+			names = append(names, joined(in(criRegistry, name)))
 		}
 	}
 	return names
@@ -52,7 +58,9 @@ func in(section []string, name string) []string {
 }
 
 // keys is every setting there is, in the order of the file that is written.
-var keys = []key{
+var keys = slices.Concat(general, registryKeys)
+
+var general = []key{
 	{[]string{"root"}, "Directory of what survives a reboot: metadata, content, snapshots.", "/var/lib/managerd",
 		func(c *Config) any { return &c.Root }, absolute},
 	{[]string{"state"}, "Directory of what does not survive a reboot: sockets and bundles of running tasks. On a tmpfs.", "/run/managerd",
@@ -133,6 +141,9 @@ var ignored = []struct{ prefix, why string }{
 	{"plugins." + snapshotterType + ".overlayfs.", "the snapshotter has no such setting"},
 	{"plugins." + snapshotterType + ".native.", "the snapshotter has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
+	{"plugins." + criImages + ".registry.", "it has no such setting"},
+	{"plugins." + criPlugin + ".registry.", "it has no such setting"},
+	{"plugins." + client + ".", "it has no such setting"},
 	{"plugins.", "there is no such plugin"},
 }
 
