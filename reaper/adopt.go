@@ -18,11 +18,24 @@ const UnknownStatus = 255
 // place, or else somebody else's by now. ticks is when it began (field 22 of /proc/PID/stat). pidfd, which is the
 // reaper's from here on, is one that was opened while the process was known to be there; without it (nil) the process
 // is looked up by its number. A process that has ended has an exact exit as well, as long as the kernel tells: while it
-// is a zombie, or, with a pidfd, on Linux 6.15 and later. Otherwise Exit.Unknown says why not.
+// is a zombie, or, with a pidfd, on Linux 6.15 and later; one that ends from now on, on every kernel that has the process
+// connector. Otherwise Exit.Unknown says why not.
 func (r *Reaper) Adopt(pid int, ticks uint64, pidfd *os.File) (*Process, error) {
 	r.guard.RLock() // a child is not swept away before it is registered
 	defer r.release()
 	p := &Process{pid: pid, ticks: ticks, done: make(chan struct{})}
+	if !r.told {
+		// Before it is looked at: from then on its end is not missed. Without the connector, unknown says so.
+		if p.deaf = r.connector.watch(pid); p.deaf != nil {
+			r.connector.forget(pid)
+		}
+	}
+	adopted := false
+	defer func() {
+		if !adopted {
+			r.connector.forget(pid)
+		}
+	}()
 	if pidfd != nil {
 		var err error
 		if p.pidfd, err = pollable(pidfd); err != nil {
@@ -51,7 +64,8 @@ func (r *Reaper) Adopt(pid int, ticks uint64, pidfd *os.File) (*Process, error) 
 		go r.await(p, func() bool { return r.reap(p) })
 		return p, nil
 	}
-	go r.await(p, p.ended)
+	adopted = true
+	go r.await(p, func() bool { return r.ended(p) })
 	return p, nil
 }
 
@@ -93,30 +107,56 @@ func (p *Process) control(fn func(fd int)) {
 }
 
 // ended says whether a process that is not our child has ended; its exit is set then.
-func (p *Process) ended() (over bool) {
+func (r *Reaper) ended(p *Process) (over bool) {
 	p.control(func(fd int) {
 		// Not by the state in /proc: a leader whose other threads live is a zombie too.
 		if over = readable(fd); !over {
 			return
 		}
-		ws, known := exitInfo(fd)
+		ws, known := r.exitInfo(fd)
 		if !known {
 			// The number may pass to another process at any moment, but not with the same start.
 			if st := readStat(p.pid); st.ticks == p.ticks && st.zombie && st.code >= 0 {
 				ws, known = unix.WaitStatus(st.code), true
-			} else { // reaped between the two questions
-				ws, known = exitInfo(fd)
+			} else if ws, known = r.exitInfo(fd); !known { // it was reaped between the two questions
+				ws, known = r.connector.exit(p.pid)
 			}
 		}
-		if p.exit = unknown("another process reaped it, and this kernel keeps no exit status in a pidfd (Linux 6.15 does)"); known {
+		r.connector.forget(p.pid)
+		p.exit = p.unseen()
+		if known {
 			p.exit = exitOf(ws)
 		}
 	})
 	return over
 }
 
+func (p *Process) unseen() Exit {
+	why := "another process reaped it, and this kernel keeps no exit status in a pidfd (Linux 6.15 does)"
+	if p.deaf != nil {
+		why += "; " + p.deaf.Error()
+	}
+	return unknown(why)
+}
+
+// tells says whether this kernel tells through a pidfd how a process ended that somebody else has reaped.
+func tells() bool {
+	var u unix.Utsname
+	var major, minor int
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 15
+}
+
 // exitInfo asks the kernel for the wait status of a process that has been reaped.
-func exitInfo(fd int) (ws unix.WaitStatus, reaped bool) {
+func (r *Reaper) exitInfo(fd int) (ws unix.WaitStatus, reaped bool) {
+	if !r.told {
+		return 0, false
+	}
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 	if err := unix.IoctlPidfdInfo(fd, &info); err != nil || info.Mask&unix.PIDFD_INFO_EXIT == 0 {
 		return 0, false

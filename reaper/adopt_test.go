@@ -56,19 +56,6 @@ func await(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// keepsExit says whether this kernel answers PIDFD_INFO_EXIT.
-func keepsExit(t *testing.T) bool {
-	p, err := start("sleep 0.2; exit 3")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := pidfd(t, p.Pid())
-	defer func() { _ = f.Close() }()
-	p.Exit()
-	_, ok := exitInfo(int(f.Fd()))
-	return ok
-}
-
 func TestAdoptRunning(t *testing.T) {
 	for script, want := range map[string]Exit{"sleep 0.2; exit 42": {Status: 42}, "sleep 0.2; kill -9 $(exec sh -c 'echo $PPID')": {Status: 137, Signaled: true}} {
 		pid, reap := stranger(t, script)
@@ -86,7 +73,7 @@ func TestAdoptRunning(t *testing.T) {
 
 // TestAdoptReaped: it ended, and somebody reaped it, while nobody looked but held a pidfd.
 func TestAdoptReaped(t *testing.T) {
-	keeps := keepsExit(t)
+	keeps := tells()
 	pid, reap := stranger(t, "sleep 0.05; exit 42")
 	ticks, fd := StartTicks(pid), pidfd(t, pid)
 	await(t, "zombie", func() bool { return readStat(pid).zombie })

@@ -29,6 +29,9 @@ type Reaper struct {
 	mu    sync.Mutex // a wait4 that reaps a registered process and the change of procs are one step
 	procs map[int]*Process
 
+	told      bool // the kernel tells the exit of any process through its pidfd
+	connector connector
+
 	begun   chan struct{} // closed by Begin: nothing is reaped before
 	sigchld chan os.Signal
 	done    chan struct{}
@@ -49,6 +52,7 @@ type Process struct {
 	child bool                             // ours: only then its exit is taken away by reaping it
 	wait  func() (*os.ProcessState, error) // not nil: reaps it, see ForkWaited
 	ticks uint64                           // of an adopted one
+	deaf  error                            // why nobody listens for its end, where the kernel needs that
 	pidfd *os.File
 	done  chan struct{}
 	exit  Exit
@@ -72,7 +76,7 @@ func NewHeld() (*Reaper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("cannot become a child subreaper: %w", err)
 	}
-	r := &Reaper{procs: map[int]*Process{}, begun: make(chan struct{}), sigchld: make(chan os.Signal, 1), done: make(chan struct{})}
+	r := &Reaper{procs: map[int]*Process{}, told: tells(), begun: make(chan struct{}), sigchld: make(chan os.Signal, 1), done: make(chan struct{})}
 	signal.Notify(r.sigchld, unix.SIGCHLD)
 	r.swept.Add(1)
 	go func() {

@@ -37,6 +37,7 @@ type Config struct {
 	ContentSharing  string // shared or isolated
 	GC              GC
 	Transfer        Transfer
+	Registry        Registry
 }
 
 // Socket is a Unix socket and who owns it.
@@ -176,13 +177,6 @@ func natural(v any) string {
 	return ""
 }
 
-func positive(v any) string {
-	if n := v.(int); n < 1 {
-		return fmt.Sprintf("%d must be at least 1", n)
-	}
-	return ""
-}
-
 func duration(v any) string {
 	s := v.(string)
 	if d, err := time.ParseDuration(s); err != nil || d < 0 {
@@ -232,6 +226,11 @@ func (c *Config) WriteTo(w io.Writer) (int64, error) {
 		}
 		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
 	}
+	old, err := c.Registry.Old.write()
+	if err != nil {
+		return 0, err
+	}
+	b.WriteString(old)
 	n, err := io.WriteString(w, b.String())
 	return int64(n), err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,6 +27,11 @@ func Changed(a, b *Config) []string {
 	for i := range keys {
 		if k := &keys[i]; !reflect.DeepEqual(k.field(a), k.field(b)) {
 			names = append(names, k.name())
+		}
+	}
+	for name, was := range a.Registry.Old.tables() {
+		if !reflect.DeepEqual(was, b.Registry.Old.tables()[name]) {
+			names = append(names, joined(in(criRegistry, name)))
 		}
 	}
 	return names
@@ -53,7 +59,9 @@ func in(section []string, name string) []string {
 }
 
 // keys is every setting there is, in the order of the file that is written.
-var keys = []key{
+var keys = slices.Concat(general, registryKeys)
+
+var general = []key{
 	{[]string{"root"}, "Directory of what survives a reboot: metadata, content, snapshots.", "/var/lib/managerd",
 		func(c *Config) any { return &c.Root }, absolute},
 	{[]string{"state"}, "Directory of what does not survive a reboot: sockets and bundles of running tasks. On a tmpfs.", "/run/managerd",
@@ -105,16 +113,16 @@ var keys = []key{
 		func(c *Config) any { return &c.GC.ScheduleDelay }, duration},
 	{in(gcSection, "startup_delay"), "When, after the start of the daemon, the first collection is.", "100ms",
 		func(c *Config) any { return &c.GC.StartupDelay }, duration},
-	{in(transferSection, "config_path"), "Directories, with colons between them, that have a hosts.toml for a registry each.", "/etc/containerd/certs.d:/etc/docker/certs.d",
+	{in(transferSection, "config_path"), "Directories, with colons between them, that have a directory with a hosts.toml or certificates for a registry each; empty\nfor those of CRI's images.", "",
 		func(c *Config) any { return &c.Transfer.ConfigPath }, nil},
 	{in(transferSection, "max_concurrent_downloads"), "How many layers of one image are fetched at the same time.", 3,
-		func(c *Config) any { return &c.Transfer.Downloads }, positive},
+		func(c *Config) any { return &c.Transfer.Downloads }, positiveNumber},
 	{in(transferSection, "max_concurrent_ranges"), "By how many requests one layer is fetched at the same time.", 4,
-		func(c *Config) any { return &c.Transfer.Ranges }, positive},
+		func(c *Config) any { return &c.Transfer.Ranges }, positiveNumber},
 	{in(transferSection, "concurrent_layer_fetch_buffer"), "What one of these requests asks for, in bytes; a layer that is smaller is fetched by one.", 8 << 20,
-		func(c *Config) any { return &c.Transfer.PartSize }, positive},
+		func(c *Config) any { return &c.Transfer.PartSize }, positiveNumber},
 	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
-		func(c *Config) any { return &c.Transfer.Uploads }, positive},
+		func(c *Config) any { return &c.Transfer.Uploads }, positiveNumber},
 	{in(overlayfsSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
 		func(c *Config) any { return &c.Overlayfs.RootPath }, absoluteOrNone},
 	{in(nativeSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
@@ -145,6 +153,9 @@ var ignored = []struct{ prefix, why string }{
 	{"plugins." + snapshotterType + ".native.", "the snapshotter has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
 	{"plugins.io.containerd.transfer.v1.local.", "it has no such setting"},
+	{"plugins." + criImages + ".registry.", "it has no such setting"},
+	{"plugins." + criPlugin + ".registry.", "it has no such setting"},
+	{"plugins." + client + ".", "it has no such setting"},
 	{"plugins.", "there is no such plugin"},
 }
 

@@ -95,8 +95,11 @@ func parseHosts(data []byte, path string, own endpoint) ([]endpoint, error) {
 	var found []endpoint
 	for _, name := range hostOrder(data, f.Host) {
 		e, err := f.Host[name].endpoint(dir, name)
+		if name == "" {
+			err = fmt.Errorf("it has no name: %w", errdefs.ErrInvalidArgument)
+		}
 		if err != nil {
-			return nil, wrong(fmt.Sprintf("host %q", name), err)
+			return nil, wrong(fmt.Sprintf("host %q", name[strings.LastIndexByte(name, '@')+1:]), err)
 		}
 		found = append(found, e)
 	}

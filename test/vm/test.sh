@@ -2,7 +2,8 @@
 # What make test-vm runs: the tests of test/vm/guest in two boots of one disk of the test machine, and those tests of other
 # packages that come out differently there. Needs BIN with the programs. GO: the go
 # command; TAGS: the tests' build tags; OUT: where logs are kept (a temporary directory, removed when all is well). PARTS, a
-# regular expression such as 'Install|Import|Steady|Restart': only these parts of the first boot, and nothing else.
+# regular expression such as 'Install|Import|Steady|Restart': only these parts of the first boot, and nothing else. TESTS, one
+# such as 'engine|reaper': only the tests of these packages.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=${BIN:-$PWD/bin} go=${GO:-go} tags=${TAGS:-seccomp netgo osusergo}
@@ -41,14 +42,17 @@ mount -t tmpfs tmpfs /tmp
 cd /tmp
 /vmtest/tests/guest.test -test.run '^TestFirstBoot$/^(${PARTS:-.*})$' -test.timeout 300s || exit
 GUEST
-if [ -n "${PARTS:-}" ]; then
-	test/vm/run.sh -i "$work/tree" -o "$out/parts" -t 400 "bash /vmtest/boot1"
+once() { # SECONDS
+	test/vm/run.sh -i "$work/tree" -o "$out/parts" -t "$1" "bash /vmtest/boot1"
 	status=0
 	exit
-fi
+}
+if [ -n "${PARTS:-}" ]; then once 400; fi
+if [ -n "${TESTS:-}" ]; then printf '%s\n' 'mount -t tmpfs tmpfs /tmp' 'cd /tmp' >"$tree/boot1"; fi
 # What is different under cgroup v2, or on a kernel that does not tell how a process ended that is not one's child.
 echo "export MANAGERD_BIN_DIR=/vmtest/work/this/bin" >>"$tree/boot1"
 while read -r package tests; do
+	if [ -n "${TESTS:-}" ] && ! [[ $package =~ ($TESTS)$ ]]; then continue; fi
 	test_binary "$package"
 	name=$(basename "$package")
 	cat >>"$tree/boot1" <<GUEST
@@ -62,6 +66,7 @@ reaper .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore
 PACKAGES
+if [ -n "${TESTS:-}" ]; then once 800; fi
 cat >"$tree/boot2" <<'GUEST'
 mount -t tmpfs tmpfs /tmp
 cd /tmp

@@ -14,6 +14,7 @@ import (
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 )
 
@@ -123,9 +124,16 @@ func trap(code int) string {
 	return fmt.Sprintf("trap 'exit %d' TERM; while :; do sleep 1000 & wait; done", code)
 }
 
-// away runs n containers, has them end while managerd is away, which down makes sure of, and looks for their exits.
-func away(t *testing.T, n int, down, up func()) {
+// away runs n containers, has them end while managerd is away, which down makes sure of, and looks for their exits. told
+// says that there was somebody to see them end: a shim, or a kernel that keeps exits.
+func away(t *testing.T, n int, told bool, down, up func()) {
 	t.Helper()
+	want := func(i int) uint32 {
+		if !told {
+			return 255 // it is not known, and said so
+		}
+		return uint32(40 + i)
+	}
 	c := newClient(t)
 	pids := map[string]int{}
 	for i := range n {
@@ -145,19 +153,40 @@ func away(t *testing.T, n int, down, up func()) {
 	up()
 	for i := range n {
 		id := fmt.Sprint("away", i)
-		equal(t, "the exit of "+id, c.wait(id), uint32(40+i))
-		equal(t, "the exit of "+id+" when it is deleted", c.remove(id), uint32(40+i))
+		equal(t, "the exit of "+id, c.wait(id), want(i))
+		equal(t, "the exit of "+id+" when it is deleted", c.remove(id), want(i))
 	}
 }
 
-// testKill: systemd starts it again after a SIGKILL, at once, and exits of the time in between are there.
+// keepsExits says whether this kernel tells with PIDFD_GET_INFO how somebody else's child ended: Linux 6.15 and later.
+func keepsExits(t *testing.T) bool {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return major > 6 || major == 6 && minor >= 15
+}
+
+// testKill: systemd starts it again after a SIGKILL, at once, and exits of the time in between are there: also when the
+// shims, which are in the cgroup of the unit, die with it, if the kernel keeps exits.
 func testKill(t *testing.T) {
 	c := newClient(t)
-	pid, before, restarts := number(t, "MainPID"), pidOf(c, "steady"), number(t, "NRestarts")
-	away(t, 4, func() { command(t, "systemctl", "kill", "-s", "KILL", "managerd.service") }, func() {
-		until(t, "managerd is back", func() bool { return property(t, "ActiveState") == "active" && number(t, "MainPID") != pid })
-	})
-	equal(t, "restarts", number(t, "NRestarts"), restarts+1)
+	before, restarts := pidOf(c, "steady"), number(t, "NRestarts")
+	for _, kill := range []struct {
+		whom string
+		told bool
+	}{{"main", true}, {"all", keepsExits(t)}} {
+		pid := number(t, "MainPID")
+		down := func() { command(t, "systemctl", "kill", "-s", "KILL", "--kill-whom="+kill.whom, "managerd.service") }
+		away(t, 4, kill.told, down, func() {
+			until(t, "managerd is back", func() bool { return property(t, "ActiveState") == "active" && number(t, "MainPID") != pid })
+		})
+	}
+	equal(t, "restarts", number(t, "NRestarts"), restarts+2)
 	equal(t, "the pid of a container", pidOf(c, "steady"), before)
 	alive(t, before)
 	equal(t, "an exec afterwards", c.exec("steady", "exit 22"), 22)
@@ -218,7 +247,7 @@ func testStop(t *testing.T) {
 	until(t, "managerd is back", func() bool { return property(t, "ActiveState") == "active" })
 
 	// And without the socket: nobody can reach it, and containers end meanwhile.
-	away(t, 3, func() { command(t, "systemctl", "stop", "managerd.socket", "managerd.service") }, func() {
+	away(t, 3, true, func() { command(t, "systemctl", "stop", "managerd.socket", "managerd.service") }, func() {
 		equal(t, "after stopping both", property(t, "ActiveState"), "inactive")
 		command(t, "systemctl", "start", "managerd.service") // which wants the socket
 	})

@@ -1,6 +1,8 @@
 package service
 
 import (
+	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -11,6 +13,8 @@ const (
 	trimAfter = 200
 	// trimQuiet is how long no exec must have been deleted before that is done: the memory would be taken again at once.
 	trimQuiet = 500 * time.Millisecond
+	// trimThreads is how many threads stay then. Go ends none by itself, and each has about 40 KiB of memory.
+	trimThreads = 12
 )
 
 // trimmer gives back the memory that many execs needed for a while, and that Go's heap would keep.
@@ -37,5 +41,26 @@ func (t *trimmer) trim() {
 	t.mu.Lock()
 	t.execs = 0
 	t.mu.Unlock()
+	retire(trimThreads)
 	debug.FreeOSMemory()
+}
+
+// retire ends idle threads, so that about keep are left.
+func retire(keep int) {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return
+	}
+	var held sync.WaitGroup
+	end := make(chan struct{})
+	for range len(tasks) - keep {
+		held.Add(1)
+		go func() {
+			runtime.LockOSThread() // a thread that is locked when its goroutine ends, ends with it
+			held.Done()
+			<-end
+		}()
+	}
+	held.Wait()
+	close(end)
 }
