@@ -284,3 +284,47 @@ func FuzzParts(f *testing.F) {
 		}
 	})
 }
+
+// TestPartialCommitKilled: a commit that was interrupted after the blob had its place is made again without the bytes, and
+// one that was interrupted later leaves no ingest.
+func TestPartialCommitKilled(t *testing.T) {
+	data := noise(100)
+	d := digest.FromBytes(data)
+	ctx, e := newEnv(t, Shared)
+	p := e.partial(ctx, "r", data, 30)
+	for i := range 4 {
+		p.put(t, data, i, 30)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := e.ingest("one", "r")
+	if err := errors.Join(makeDir(filepath.Dir(e.path(d))), place(dir, e.path(d))); err != nil {
+		t.Fatal(err)
+	}
+	e.restart()
+	if _, err := os.Stat(e.path(d)); err == nil {
+		t.Error("a blob without a record stays")
+	}
+	p = e.partial(ctx, "r", data, 30)
+	if m := p.Missing(); len(m) != 0 {
+		t.Errorf("%+v are missing", m)
+	}
+	if err := errors.Join(p.Commit(ctx, nil), p.Close()); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "ref"), []byte("one\x00r"), 0o600), os.Link(e.path(d), filepath.Join(dir, "data"))); err != nil {
+		t.Fatal(err)
+	}
+	e.restart()
+	if _, err := e.Status(ctx, "r"); !errdefs.IsNotFound(err) {
+		t.Errorf("the ingest of a blob stays: %v", err)
+	}
+	if e.read(ctx, d) != string(data) {
+		t.Error("the blob is another")
+	}
+}

@@ -299,7 +299,6 @@ func layer(seed int, size int) (packed []byte, id digest.Digest) {
 type built struct {
 	manifest, config ocispec.Descriptor
 	layers           []ocispec.Descriptor
-	chain            digest.Digest // of all layers
 	ids              []digest.Digest
 }
 
