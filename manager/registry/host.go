@@ -274,7 +274,7 @@ func (h *host) send(req *http.Request) (*http.Response, error) {
 		w.end()
 		return nil, err
 	}
-	w.limit = h.r.cfg.StallTimeout
+	w.limit.Store(int64(h.r.cfg.StallTimeout))
 	resp.Body = &watchedBody{resp.Body, w}
 	return resp, nil
 }
