@@ -51,7 +51,7 @@ func (e *Error) Unwrap() error {
 
 // StatusError is an answer of HTTP that is not the one hoped for.
 type StatusError struct {
-	Method, URL string // without its query, which may hold a signature
+	Method, URL string // the path at the endpoint, or where it redirected to; without the query, which may hold a signature
 	Status      int
 	Codes       []string // of the registry's own error, "MANIFEST_UNKNOWN"
 	Message     string

@@ -136,7 +136,7 @@ func (h *host) open(ctx context.Context, desc ocispec.Descriptor, from, end int6
 			return nil, 0, wrongSize(total, desc)
 		}
 	default:
-		return nil, 0, refused(resp)
+		return nil, 0, h.refused(resp)
 	}
 	if c := resp.Header.Get("Content-Encoding"); c != "" && c != "identity" {
 		return nil, 0, fmt.Errorf("it sends the blob compressed once more (%s), which was not asked for: %w", c, errdefs.ErrFailedPrecondition)

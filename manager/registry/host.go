@@ -270,13 +270,25 @@ func (h *host) send(req *http.Request) (*http.Response, error) {
 	}
 	w.stop()
 	if err != nil {
-		err = explain(w.ctx, err)
+		err = explain(w.ctx, h.plainly(err))
 		w.end()
 		return nil, err
 	}
-	w.limit = h.r.cfg.StallTimeout
+	w.limit.Store(int64(h.r.cfg.StallTimeout))
 	resp.Body = &watchedBody{resp.Body, w}
 	return resp, nil
+}
+
+// plainly takes what was asked off an error of the HTTP client, and leaves where a redirect led to.
+func (h *host) plainly(err error) error {
+	e, ok := err.(*url.Error)
+	if !ok {
+		return err
+	}
+	if u, parsed := url.Parse(e.URL); parsed == nil && !h.isOwn(u) {
+		return fmt.Errorf("redirected to %s: %w", bare(u), e.Err)
+	}
+	return e.Err
 }
 
 // Do makes a request, again where that may help: the way to the endpoint failed, or it says that it is overloaded. An
@@ -357,9 +369,13 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 }
 
 // refused makes an answer that does not serve an error, and closes it.
-func refused(resp *http.Response) error {
+func (h *host) refused(resp *http.Response) error {
 	defer resp.Body.Close()
-	e := &StatusError{Method: resp.Request.Method, URL: bare(resp.Request.URL), Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header, time.Now())}
+	asked := bare(resp.Request.URL)
+	if h.isOwn(resp.Request.URL) {
+		asked = resp.Request.URL.Path
+	}
+	e := &StatusError{Method: resp.Request.Method, URL: asked, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header, time.Now())}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	if errs := registryErrors(body); len(errs) > 0 {
 		e.Codes, e.Message = codes(errs), message(errs)

@@ -90,13 +90,13 @@ func (h *host) resolve(ctx context.Context, target string, want digest.Digest) (
 			return desc, nil, checkResolved(desc, want)
 		}
 	case http.StatusNotFound:
-		err := refused(resp)
+		err := h.refused(resp)
 		if desc, blobErr := h.resolveBlob(ctx, want); blobErr == nil {
 			return desc, nil, nil
 		}
 		return ocispec.Descriptor{}, nil, err
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
-		return ocispec.Descriptor{}, nil, refused(resp)
+		return ocispec.Descriptor{}, nil, h.refused(resp)
 	default: // docker-registry says 500 of a manifest that is a blob
 		_ = resp.Body.Close()
 		if desc, blobErr := h.resolveBlob(ctx, want); blobErr == nil {
@@ -143,7 +143,7 @@ func (h *host) resolveBlob(ctx context.Context, d digest.Digest) (ocispec.Descri
 		return ocispec.Descriptor{}, err
 	}
 	if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 || isPage(resp) {
-		return ocispec.Descriptor{}, refused(resp)
+		return ocispec.Descriptor{}, h.refused(resp)
 	}
 	return ocispec.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: resp.ContentLength}, resp.Body.Close()
 }
@@ -175,7 +175,7 @@ func (h *host) readManifest(ctx context.Context, target string, want digest.Dige
 		return nil, desc, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, desc, refused(resp)
+		return nil, desc, h.refused(resp)
 	}
 	defer resp.Body.Close()
 	if isPage(resp) {

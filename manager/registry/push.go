@@ -65,7 +65,7 @@ func (p *Repository) exists(ctx context.Context, h *host, desc ocispec.Descripto
 	case resp.StatusCode == http.StatusNotFound:
 		return false, resp.Body.Close()
 	case resp.StatusCode != http.StatusOK:
-		return false, refused(resp)
+		return false, h.refused(resp)
 	}
 	_ = resp.Body.Close()
 	if isPage(resp) {
@@ -179,7 +179,7 @@ func (p *Repository) Mount(ctx context.Context, desc ocispec.Descriptor, from st
 		case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
 			return resp.Body.Close()
 		}
-		return refused(resp)
+		return h.refused(resp)
 	})
 	return mounted, err
 }

@@ -134,14 +134,12 @@ func (s *stream) broke(err error) {
 
 // reopen goes on at another connection: of the same endpoint the first time, of any then.
 func (s *stream) reopen() error {
-	broke := s.err
-	give := func(err error) error {
-		return &Error{Op: "fetch", Ref: s.p.named(s.desc.Digest), Failures: []Failure{{s.from.String(), broke}}, cause: err}
-	}
+	broke := &Error{Op: "fetch", Ref: s.p.named(s.desc.Digest), Failures: []Failure{{s.from.String(), s.err}}, cause: s.err}
+	first := broke.Failures[0]
 	for {
 		s.tries++
 		if s.tries > s.p.r.cfg.Attempts || int64(s.opened) > mostOpenings+s.desc.Size>>20 {
-			return give(broke)
+			return broke
 		}
 		if s.tries > 1 {
 			s.p.r.breaker.failed(s.from.String(), broke, time.Now())
@@ -166,10 +164,14 @@ func (s *stream) reopen() error {
 			return context.Cause(s.ctx)
 		}
 		var failed *Error
-		if !unreachable(err) || !errors.As(err, &failed) {
+		if !errors.As(err, &failed) {
 			return err
 		}
-		broke = err
+		failed.Failures = slices.Insert(failed.Failures, 0, first)
+		if !unreachable(err) {
+			return failed
+		}
+		broke = failed
 	}
 }
 

@@ -120,7 +120,7 @@ func (u *uploading) begin(ctx context.Context) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusAccepted {
-		return refused(resp)
+		return u.h.refused(resp)
 	}
 	_ = resp.Body.Close()
 	if n, err := strconv.ParseInt(resp.Header.Get("OCI-Chunk-Min-Length"), 10, 64); err == nil {
@@ -180,7 +180,7 @@ func (u *uploading) patch(ctx context.Context, n int64) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent {
-		return refused(resp)
+		return u.h.refused(resp)
 	}
 	_ = resp.Body.Close()
 	return u.moved(resp, u.off+n)
@@ -225,7 +225,7 @@ func (u *uploading) ask(ctx context.Context) {
 				_ = resp.Body.Close()
 				err = u.moved(resp, 0)
 			} else {
-				err = refused(resp)
+				err = u.h.refused(resp)
 			}
 		}
 	}
@@ -251,7 +251,7 @@ func (u *uploading) finish(ctx context.Context, n int64) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusNoContent {
-		return refused(resp)
+		return u.h.refused(resp)
 	}
 	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != u.desc.Digest.String() {
 		_ = resp.Body.Close()

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"io"
+	"sync/atomic"
 	"time"
 )
 
@@ -10,7 +11,7 @@ import (
 type watch struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	limit  time.Duration
+	limit  atomic.Int64 // a time.Duration
 	timer  *time.Timer
 }
 
@@ -18,16 +19,17 @@ type watchKey struct{}
 
 // newWatch starts one; the request is to be made with its context.
 func newWatch(parent context.Context, limit time.Duration) *watch {
-	w := &watch{limit: limit}
+	w := &watch{}
+	w.limit.Store(int64(limit))
 	ctx, cancel := context.WithCancelCause(parent)
 	w.cancel = cancel
 	w.ctx = context.WithValue(ctx, watchKey{}, w)
-	w.timer = time.AfterFunc(limit, func() { cancel(&StallError{For: limit}) })
+	w.timer = time.AfterFunc(limit, func() { cancel(&StallError{For: time.Duration(w.limit.Load())}) })
 	return w
 }
 
 // kick says that something moved, or that the waiting begins.
-func (w *watch) kick() { w.timer.Reset(w.limit) }
+func (w *watch) kick() { w.timer.Reset(time.Duration(w.limit.Load())) }
 
 // stop says that nobody waits for the other side.
 func (w *watch) stop() { w.timer.Stop() }

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -250,24 +251,32 @@ func (s *Server) list(ctx context.Context) []plugin {
 	}
 }
 
+// opening is how long a snapshotter may take before the daemon goes on without it, until it is there.
+const opening = 500 * time.Millisecond
+
 // snapshotter is one plugin for each backend; they share a store.
 func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platform []string, open func(string) (snapshots.Backend, error)) plugin {
 	root := s.cfg.SnapshotterRoot(name)
+	warn := func() string {
+		if p.snapshots == nil {
+			return ""
+		}
+		if err := p.snapshots.Pending(name); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
 	return plugin{
 		Plugin: introspection.Plugin{Type: introspection.TypeSnapshotter, ID: name, Platforms: platform,
-			Requires: []string{introspection.TypeMetadata}, Exports: map[string]string{"root": root}},
-		build: func() error {
-			b, err := open(root)
-			if err != nil {
-				return err
-			}
+			Requires: []string{introspection.TypeMetadata}, Exports: map[string]string{"root": root}, Warn: warn},
+		build: func() (err error) {
 			store := p.snapshots
 			if store == nil {
 				if store, err = snapshots.NewStore(ctx, s.db, s.db, nil); err != nil {
 					return err
 				}
 			}
-			if err := store.Add(ctx, name, b); err != nil {
+			if err := store.Open(ctx, name, opening, func() (snapshots.Backend, error) { return open(root) }); err != nil {
 				return err
 			}
 			if p.snapshots == nil {
