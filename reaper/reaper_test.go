@@ -138,7 +138,11 @@ func descriptors(t *testing.T) int {
 // TestStress is the reason for the fork guard: short processes with random codes, others that the caller waits for
 // itself, and double-forking daemons whose orphans fall to us, all at once. Every code is right, no zombie is left.
 func TestStress(t *testing.T) {
-	const workers, rounds = 16, 60
+	const workers = 16
+	rounds := 60
+	if testing.Short() {
+		rounds = 15
+	}
 	var wg sync.WaitGroup
 	for w := range workers {
 		rnd := rand.New(rand.NewSource(int64(w)))

@@ -70,8 +70,12 @@ func (b *Bundle) Init() (pid uint32, ticks uint64) {
 
 // Created says whether a container was ever made in the bundle.
 func (b *Bundle) Created() bool {
-	_, err := os.Stat(b.file(shimapi.InitPidFile))
-	return err == nil
+	for _, name := range []string{shimapi.InitPidFile, madeFile} {
+		if _, err := os.Stat(b.file(name)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // HasSandbox says whether a shim of ours has made a sandbox in the bundle.

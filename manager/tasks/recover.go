@@ -26,6 +26,8 @@ const (
 	connecting = 5 * time.Second
 	// succeeding is how long the successor of a dead shim may take.
 	succeeding = 20 * time.Second
+	// rejoining is how long an endpoint that is gone is waited for.
+	rejoining = 10 * time.Second
 	// again is how long to wait before an event stream that broke is opened anew.
 	again = time.Second
 )
@@ -223,13 +225,7 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 				}
 				continue
 			}
-			ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
-			next, aerr := s.shims.Adopt(ctx, b)
-			if aerr == nil && !s.serves(ctx, next) {
-				next.Close()
-				next, aerr = s.shims.Adopt(ctx, b)
-			}
-			cancel()
+			next, aerr := s.reconnect(t, b)
 			if aerr == nil {
 				log.Warn("the connection to a shim broke, and was made anew", "error", err)
 				shim.Close()
@@ -262,6 +258,23 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 	})
 	if err != nil {
 		close(t.followed)
+	}
+}
+
+// reconnect connects to the shim of a task again. An endpoint has some time: who serves it may be about to replace it.
+func (s *Service) reconnect(t *Task, b *bundle.Bundle) (*shims.Shim, error) {
+	deadline := time.Now().Add(rejoining)
+	for {
+		ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
+		next, err := s.shims.Adopt(ctx, b)
+		if err == nil && !s.serves(ctx, next) {
+			next.Close()
+			next, err = s.shims.Adopt(ctx, b)
+		}
+		cancel()
+		if err == nil || !b.Joined() || t.endExpected() || time.Now().After(deadline) || s.pause(again/4) {
+			return next, err
+		}
 	}
 }
 
@@ -412,7 +425,7 @@ type legacy struct {
 
 // read reads what a shim has written down.
 func (s *Service) read(b *bundle.Bundle) legacy {
-	l := legacy{remains: remains{bundle: b, own: s.shims.Own(b)}}
+	l := legacy{remains: remains{bundle: b, own: s.shims.Own(b), joined: b.Joined()}}
 	d := &l.remains
 	records, err := b.Ledger()
 	if err != nil {
@@ -448,7 +461,9 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 		d.pid = 0 // the number means nothing after a reboot
 	}
 	if len(records) == 0 {
-		d.pid, d.ticks = b.Init()
+		if !d.joined { // an endpoint's pids may be those of another machine
+			d.pid, d.ticks = b.Init()
+		}
 		l.made = b.Created()
 	}
 	l.made = l.made || d.alive()

@@ -188,6 +188,7 @@ func (s *Service) Unresponsive(ctx context.Context) (map[string]time.Time, error
 type remains struct {
 	bundle   *bundle.Bundle
 	own      bool // the shim was ours: all that it knew is here
+	joined   bool // it was an endpoint
 	told     bool // that it is gone, or it was never made: nobody hears of it again
 	pid      uint32
 	ticks    uint64 // when pid began

@@ -25,9 +25,8 @@ const (
 	// counting is how long a shim may take to read its counters, before its task is left out of the metrics.
 	counting = time.Second
 	// ending is how long a shim may take to hand over its last events when its task was deleted.
-	ending = 5 * time.Second
-	// unknownExit is the status of a process of which nobody saw the exit, as containerd's clients know it.
-	unknownExit = 255
+	ending      = 5 * time.Second
+	unknownExit = shims.UnknownExit
 )
 
 // containerStore is where the spec and the runtime of a task come from.
