@@ -28,6 +28,7 @@ import (
 	"time"
 
 	records "github.com/managerd/managerd/protos/eventlog"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Dir is the directory of the log below the daemon's root.
@@ -191,11 +192,13 @@ func (l *Log) beginLocked(first uint64) error {
 		return err
 	}
 	if _, err = f.Write(append([]byte(magic), head...)); err == nil {
+		failpoint.Hit("eventlog.segment.half")
 		err = os.Rename(s.path+".new", s.path)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
+	failpoint.Hit("eventlog.segment.begun")
 	if l.file != nil {
 		if err := errors.Join(l.file.Sync(), l.file.Close()); err != nil {
 			l.log.Error("cannot sync a segment of the log of events", "error", err)
@@ -223,6 +226,7 @@ func (l *Log) dropLocked() {
 			l.log.Error("cannot drop a segment of the log of events", "error", err)
 			return
 		}
+		failpoint.Hit("eventlog.segment.dropped")
 		total -= s.end
 		l.segments = l.segments[1:]
 		for source, c := range l.cursors {
@@ -264,6 +268,7 @@ func (l *Log) Append(e *records.Event) (fresh bool, err error) {
 		}
 		return true, fmt.Errorf("cannot write log of events: %w", err)
 	}
+	failpoint.Hit("eventlog.appended")
 	l.last, l.next = l.next, l.next+1
 	s.last, s.newest = l.last, now
 	s.end += int64(len(data))
