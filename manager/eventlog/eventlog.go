@@ -34,7 +34,8 @@ import (
 // Dir is the directory of the log below the daemon's root.
 const Dir = "io.managerd.events.v1"
 
-// schema is the version that this code writes; a segment of a larger one is set aside.
+// schema is the version that this code writes. It reads one more, too, which a version wrote that was taken back; a segment of
+// a still larger one is set aside.
 const schema = 1
 
 // Bounds of a log; the zero value of a field stands for what Default says.
@@ -151,8 +152,8 @@ func (l *Log) scan(path string, isLast bool) (*segment, string, error) {
 	s, boot := &segment{path: path}, ""
 	end, torn, err := scan(f, func(r *records.Record) error {
 		if h := r.Header; h != nil {
-			if h.Schema > schema {
-				return fmt.Errorf("schema version is %d, this managerd knows %d", h.Schema, schema)
+			if h.Schema > schema+1 {
+				return fmt.Errorf("schema version is %d, this managerd knows %d", h.Schema, schema+1)
 			}
 			s.first, s.follows, boot = h.First, h.Follows, h.BootId
 			return nil
