@@ -63,6 +63,7 @@ GUEST
 done <<'PACKAGES'
 cgroups .
 reaper .
+shimapi Vsock
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
 PACKAGES
