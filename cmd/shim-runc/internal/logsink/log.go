@@ -344,16 +344,7 @@ func (l *Log) readyLocked() error {
 			return err
 		}
 	}
-	if err := l.fixLocked(); err != nil {
-		return err
-	}
-	// Others may have cut it, or have written to it.
-	st, err := l.file.Stat()
-	if err != nil {
-		return err
-	}
-	l.rec.length = st.Size
-	return nil
+	return l.fixLocked()
 }
 
 // rotateLocked moves every file on by one, and begins a new one.
@@ -417,7 +408,11 @@ func (l *Log) write(s *Stream, f *frames) (used int, err error) {
 			}
 			upto = max(upto, used+1) // an entry that is longer than a file may be has one of its own
 		}
-		n, werr := l.file.Write(f.out[start:f.list[upto-1].end])
+		n, was, werr := l.file.WriteAfter(l.rec.length, f.out[start:f.list[upto-1].end])
+		if werr == nil && was != l.rec.length { // others have cut it, or have written to it
+			l.rec.length = was
+			continue
+		}
 		whole := used
 		for whole < upto && f.list[whole].end-start <= n {
 			if f.list[whole].note {
