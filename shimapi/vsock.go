@@ -90,17 +90,16 @@ func (c vsockConn) connected(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	asked, result := false, error(nil)
-	err = raw.Write(func(fd uintptr) bool {
-		if !asked { // it is called once before it has waited
-			asked = true
-			return false
+	var result error
+	err = raw.Write(func(fd uintptr) bool { // it is called once before it has waited, and the connect may have ended by then
+		if _, err := unix.Getpeername(int(fd)); err == nil {
+			return true
 		}
 		n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		if result = err; err == nil && n != 0 {
 			result = unix.Errno(n)
 		}
-		return true
+		return result != nil
 	})
 	switch {
 	case err != nil && ctx.Err() != nil:
