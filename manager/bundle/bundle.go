@@ -35,6 +35,7 @@ const (
 	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
 	madeFile   = "made"             // see SetMade
 	recordFile = "container"        // what the daemon noted of the container, see SetRecord
+	doomedFile = "doomed"           // the task is to be removed as soon as its processes have ended
 	newPrefix  = ".new-"            // a bundle that is being made; ids never begin with a dot
 	oldPrefix  = ".old-"            // one that is being removed
 )
@@ -277,6 +278,15 @@ func (b *Bundle) Record() (record, spec []byte, err error) {
 		return nil, nil, fmt.Errorf("%s is malformed: %w", b.file(shimapi.ConfigFile), errdefs.ErrDataLoss)
 	}
 	return record, spec, nil
+}
+
+// Doom notes that the task is to be removed as soon as that can be done.
+func (b *Bundle) Doom() error { return os.WriteFile(b.file(doomedFile), nil, 0o600) }
+
+// Doomed says whether that was noted.
+func (b *Bundle) Doomed() bool {
+	_, err := os.Lstat(b.file(doomedFile))
+	return err == nil
 }
 
 // write replaces a file of the bundle: whoever reads it finds the old or the new one, whole.

@@ -112,6 +112,16 @@ func (b *Bundle) Keeps(pid uint32) bool {
 	})
 }
 
+// ShimStopped says whether process pid is stopped (SIGSTOP, a debugger) and keeps the bundle.
+func (b *Bundle) ShimStopped(pid uint32) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, found := strings.Cut(string(data[max(0, strings.LastIndexByte(string(data), ')')):]), " ")
+	return found && (strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t")) && b.Keeps(pid)
+}
+
 // works says whether the directory in which a thread works is path.
 func works(thread, path string) bool {
 	cwd, err := os.Readlink(thread + "/cwd")

@@ -58,8 +58,26 @@ func (i identity) kill(ctx context.Context) error {
 	return nil
 }
 
-// Stuck says why a process does not end: its state, where in the kernel it waits, and its cgroup.
+// Stuck says why a process does not end that was killed, as well as those in its cgroup: which of them are in uninterruptible
+// sleep, where in the kernel they wait, and the cgroup. If none is, it says that of the process itself.
 func Stuck(pid int) string {
+	const most = 8
+	var out []string
+	for _, g := range groupsOf(pid) {
+		for _, p := range processesIn(g) {
+			if said := waits(p); strings.Contains(said, "state D,") && !slices.Contains(out, said) && len(out) < most {
+				out = append(out, said)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return waits(pid)
+	}
+	return strings.Join(out, "; ")
+}
+
+// waits says in which state a process is, where in the kernel it waits, and in which cgroup it is.
+func waits(pid int) string {
 	read := func(name string) string {
 		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
 		return strings.TrimSpace(string(data))

@@ -25,6 +25,7 @@ type Task struct {
 	adopt func()
 	begin sync.Once
 	found *bundle.Bundle // with adopt
+	heard chan struct{}  // with adopt: closed once its shim has answered, or is known not to
 
 	mu       sync.Mutex
 	shim     *shims.Shim

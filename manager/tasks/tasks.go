@@ -143,16 +143,14 @@ func (s *Service) decided(ctx context.Context, t *Task) error {
 		if !clearing && (shim == nil || !shim.Own || s.read(shim.Bundle).made) {
 			return nil
 		}
-		t.mu.Lock()
-		overdue := t.overdue
-		t.mu.Unlock()
+		heard := t.heard
 		var late <-chan time.Time
-		if overdue == nil || isClosed(overdue) { // it has answered, or has died: what follows it decides
-			overdue, late = nil, time.After(connecting)
+		if isClosed(heard) { // it has answered, or has died: what follows it decides
+			heard, late = nil, time.After(connecting)
 		}
 		select {
 		case <-changed:
-		case <-overdue:
+		case <-heard:
 		case <-late:
 			return nil
 		case <-ctx.Done():
