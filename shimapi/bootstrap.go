@@ -73,14 +73,21 @@ func ParseBootstrap(out []byte) (BootstrapParams, error) {
 	if p.Protocol != "ttrpc" {
 		return BootstrapParams{}, fmt.Errorf("shim speaks protocol %q, known is ttrpc", p.Protocol)
 	}
+	if err := p.check(); err != nil {
+		return BootstrapParams{}, err
+	}
+	return p, nil
+}
+
+func (p BootstrapParams) check() error {
 	if !strings.HasPrefix(p.Address, "unix://") || len(p.Address) == len("unix://") {
-		return BootstrapParams{}, fmt.Errorf("shim address %q is not of the form unix:///path", clip([]byte(p.Address)))
+		return fmt.Errorf("shim address %q is not of the form unix:///path", clip([]byte(p.Address)))
 	}
 	// It is kept in a file, logged and used as a path.
 	if !utf8.ValidString(p.Address) || strings.ContainsFunc(p.Address, unicode.IsControl) {
-		return BootstrapParams{}, fmt.Errorf("shim address %q is no path: it has bytes that cannot be printed", clip([]byte(p.Address)))
+		return fmt.Errorf("shim address %q is no path: it has bytes that cannot be printed", clip([]byte(p.Address)))
 	}
-	return p, nil
+	return nil
 }
 
 // clip keeps untrusted text short in an error.

@@ -2,15 +2,10 @@ package shimapi
 
 import (
 	"context"
-	"fmt"
-	"strings"
 
 	sandbox "github.com/containerd/containerd/api/runtime/sandbox/v1"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // SandboxService is the name on the wire of the API of a shim that keeps a sandbox.
@@ -32,25 +27,6 @@ const (
 	SandboxReady    = "SANDBOX_READY"
 	SandboxNotReady = "SANDBOX_NOTREADY"
 )
-
-// WithoutTaskAPI is runtime options without the address at which a daemon is to ask for the task: it means something to the
-// daemon, and nothing to the shim that keeps the container. Options of another type stay as they are.
-func WithoutTaskAPI(o *anypb.Any) (*anypb.Any, error) {
-	opts := &options.Options{}
-	if !o.MessageIs(opts) && strings.TrimPrefix(o.GetTypeUrl(), "/") != string(opts.ProtoReflect().Descriptor().FullName()) {
-		return o, nil
-	}
-	if err := proto.Unmarshal(o.Value, opts); err != nil {
-		return nil, fmt.Errorf("cannot read runtime options: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	//lint:ignore SA1019 clients send it all the same
-	opts.TaskApiAddress, opts.TaskApiVersion = "", 0
-	value, err := proto.Marshal(opts)
-	if err != nil {
-		return nil, err
-	}
-	return &anypb.Any{TypeUrl: o.TypeUrl, Value: value}, nil
-}
 
 // RegisterSandbox serves svc. Errors of svc go through ToWire.
 func RegisterSandbox(srv *ttrpc.Server, svc SandboxAPI) {

@@ -74,6 +74,7 @@ func (a *Tasks) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Crea
 	pid, err := a.tasks.Create(ctx, tasks.CreateRequest{
 		ID: r.ContainerID, Rootfs: r.Rootfs, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal,
 		Options: r.Options, RuntimePath: r.RuntimePath, Checkpoint: from, Unpack: unpack,
+		TaskAPI: r.TaskApiAddress, TaskAPIVersion: r.TaskApiVersion,
 	})
 	if err != nil {
 		return nil, toGRPC(err)

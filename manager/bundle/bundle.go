@@ -33,7 +33,9 @@ const SandboxDir = "io.containerd.sandbox.controller.v1.shim"
 const (
 	cursorFile = shimapi.CursorFile // and behind the number the bundle's random name
 	binaryFile = "shim-binary-path" // of the shim that was spawned, as containerd keeps it
+	madeFile   = "made"             // see SetMade
 	recordFile = "container"        // what the daemon noted of the container, see SetRecord
+	doomedFile = "doomed"           // the task is to be removed as soon as its processes have ended
 	newPrefix  = ".new-"            // a bundle that is being made; ids never begin with a dot
 	oldPrefix  = ".old-"            // one that is being removed
 )
@@ -193,7 +195,7 @@ func (s *Store) List() ([]*Bundle, error) {
 // Remove unmounts what is mounted in the bundle and removes it. A bundle that is not there is no error.
 func (b *Bundle) Remove() error {
 	half := filepath.Join(filepath.Dir(b.Path), oldPrefix+b.ID)
-	if err := unmount(b.Path); err != nil {
+	if err := Unmount(b.Path); err != nil {
 		return err
 	}
 	if err := remove(half); err != nil { // an earlier attempt failed half way
@@ -212,7 +214,7 @@ func (b *Bundle) Remove() error {
 
 func remove(path string) error {
 	// Never remove through a mount: what is below it is not ours.
-	if err := unmount(path); err != nil {
+	if err := Unmount(path); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(path); err != nil {
@@ -221,8 +223,8 @@ func remove(path string) error {
 	return nil
 }
 
-// unmount takes away what a shim may have mounted in a bundle.
-func unmount(path string) error {
+// Unmount takes away what a shim may have mounted in a bundle, or in one that is half made or half removed.
+func Unmount(path string) error {
 	errs := []error{mount.Unmount(filepath.Join(path, shimapi.RootfsDir)), mount.Unmount(filepath.Join(path, shimapi.ShmDir))}
 	pinned, err := os.ReadDir(filepath.Join(path, shimapi.NamespaceDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -242,14 +244,17 @@ func (b *Bundle) CheckpointDir() string { return b.file("checkpoint") }
 // LogFIFO is the path of the FIFO into which the shim logs.
 func (b *Bundle) LogFIFO() string { return b.file(shimapi.LogFIFO) }
 
-// SetShim writes down which binary keeps the task, and where it listens.
+// SetShim writes down which binary keeps the task, and where it listens. Without a binary it is an endpoint, which somebody
+// else serves.
 func (b *Bundle) SetShim(binary string, p shimapi.BootstrapParams) error {
 	data, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	if err := b.write(binaryFile, []byte(binary)); err != nil {
-		return err
+	if binary != "" {
+		if err := b.write(binaryFile, []byte(binary)); err != nil {
+			return err
+		}
 	}
 	failpoint.Hit("bundle.shim.binary")
 	return b.write(shimapi.BootstrapFile, data)
@@ -275,6 +280,15 @@ func (b *Bundle) Record() (record, spec []byte, err error) {
 	return record, spec, nil
 }
 
+// Doom notes that the task is to be removed as soon as that can be done.
+func (b *Bundle) Doom() error { return os.WriteFile(b.file(doomedFile), nil, 0o600) }
+
+// Doomed says whether that was noted.
+func (b *Bundle) Doomed() bool {
+	_, err := os.Lstat(b.file(doomedFile))
+	return err == nil
+}
+
 // write replaces a file of the bundle: whoever reads it finds the old or the new one, whole.
 func (b *Bundle) write(name string, data []byte) error {
 	half := b.file("." + name + ".new")
@@ -284,6 +298,15 @@ func (b *Bundle) write(name string, data []byte) error {
 	failpoint.Hit("bundle.write.half")
 	return os.Rename(half, b.file(name))
 }
+
+// Joined says whether the task is kept by an endpoint, see shimapi.Endpoint.
+func (b *Bundle) Joined() bool {
+	binary, _, err := b.Shim()
+	return err == nil && binary == ""
+}
+
+// SetMade notes that an endpoint has made the container.
+func (b *Bundle) SetMade() error { return b.write(madeFile, nil) }
 
 // Shim reads what SetShim wrote. NotFound when the daemon ended before it had spawned one.
 func (b *Bundle) Shim() (binary string, p shimapi.BootstrapParams, err error) {

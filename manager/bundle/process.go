@@ -70,8 +70,12 @@ func (b *Bundle) Init() (pid uint32, ticks uint64) {
 
 // Created says whether a container was ever made in the bundle.
 func (b *Bundle) Created() bool {
-	_, err := os.Stat(b.file(shimapi.InitPidFile))
-	return err == nil
+	for _, name := range []string{shimapi.InitPidFile, madeFile} {
+		if _, err := os.Stat(b.file(name)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // HasSandbox says whether a shim of ours has made a sandbox in the bundle.
@@ -106,6 +110,16 @@ func (b *Bundle) Keeps(pid uint32) bool {
 	return err == nil && slices.ContainsFunc(threads, func(t os.DirEntry) bool {
 		return works(fmt.Sprintf("/proc/%d/task/%s", pid, t.Name()), b.Path)
 	})
+}
+
+// ShimStopped says whether process pid is stopped (SIGSTOP, a debugger) and keeps the bundle.
+func (b *Bundle) ShimStopped(pid uint32) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, found := strings.Cut(string(data[max(0, strings.LastIndexByte(string(data), ')')):]), " ")
+	return found && (strings.HasPrefix(state, "T") || strings.HasPrefix(state, "t")) && b.Keeps(pid)
 }
 
 // works says whether the directory in which a thread works is path.

@@ -43,6 +43,8 @@ type Checker struct {
 	Events      *eventlog.Log
 	// Tasks gives the tasks of all namespaces.
 	Tasks func() []orphans.Task
+	// Sandboxes gives the sandboxes of all namespaces; false: the daemon has no such part.
+	Sandboxes func() ([]orphans.Task, bool)
 	// Parts are those that a recovery must have done before it can be ended.
 	Parts func() []string
 	// Acknowledged is called when a recovery was ended.
@@ -119,6 +121,14 @@ func (c *Checker) find(o Options) ([]orphans.Orphan, error) {
 	if c.Tasks != nil {
 		p.Tasks = c.tasks()
 		errs = append(errs, c.cgroups(p.Cgroups))
+	}
+	if c.Sandboxes != nil {
+		if all, has := c.Sandboxes(); has {
+			p.Sandboxes = map[orphans.Task]bool{}
+			for _, b := range all {
+				p.Sandboxes[b] = true
+			}
+		}
 	}
 	out, err := p.Find()
 	errs = append(errs, err)

@@ -86,9 +86,17 @@ func (c *Checker) cgroups(into map[string][]orphans.Task) error {
 			enter(orphans.Task{Namespace: b.Namespace, ID: b.ID}, spec)
 		}
 	}
-	return c.eachContainer(func(ns, id string, r *records.Container) error {
+	if err := c.eachContainer(func(ns, id string, r *records.Container) error {
 		enter(orphans.Task{Namespace: ns, ID: id}, r.Spec.GetValue())
 		return nil
+	}); err != nil || c.Sandboxes == nil {
+		return err
+	}
+	return c.eachNamespace(func(tx *metadata.Tx, ns string) error {
+		return metadata.Each(tx.Bucket(metadata.Path(ns, metadata.Sandboxes)...), func(id string, r *records.Sandbox) error {
+			enter(orphans.Task{Namespace: ns, ID: id, Sandbox: true}, r.Spec.GetValue())
+			return nil
+		})
 	})
 }
 

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/managerd/managerd/protos/shimstate"
+	"github.com/managerd/managerd/shimapi"
 )
 
 // hierarchies gives the mount points of the cgroup hierarchies, by controllers as /proc/PID/cgroup has them; cgroup v2's
@@ -86,6 +89,9 @@ func (p Places) cgroups() ([]Orphan, error) {
 		if slices.ContainsFunc(tasks, p.owned) || strings.Count(path, "/") < 2 {
 			continue // and one at the top is hardly a container's alone
 		}
+		if tasks[0].Sandbox && p.holdsOwned(path) {
+			continue // its members go first
+		}
 		t := tasks[0]
 		var dirs []string
 		var pids []int
@@ -105,7 +111,7 @@ func (p Places) cgroups() ([]Orphan, error) {
 			continue
 		}
 		slices.Sort(dirs)
-		problem, kill, foreign := "it was made for a task that is not there", []identity{}, 0
+		problem, kill, foreign := "it was made for a "+t.kind()+" that is not there", []identity{}, 0
 		for _, pid := range pids {
 			if ticks, _ := started(pid); ticks != 0 && p.ours(pid) {
 				kill = append(kill, identity{pid, ticks})
@@ -140,6 +146,33 @@ func (p Places) cgroups() ([]Orphan, error) {
 	}
 	slices.SortFunc(out, func(a, b Orphan) int { return strings.Compare(a.Object, b.Object) })
 	return out, nil
+}
+
+// holdsOwned says whether the cgroup of something that is there is below path.
+func (p Places) holdsOwned(path string) bool {
+	for other, tasks := range p.Cgroups {
+		if strings.HasPrefix(filepath.Clean("/"+other), path+"/") && slices.ContainsFunc(tasks, p.owned) {
+			return true
+		}
+	}
+	return false
+}
+
+// removeSandboxCgroup removes the cgroup that the shim of a sandbox has made, as the bundle's record has it. A slice is systemd's.
+func removeSandboxCgroup(path string) error {
+	data, err := os.ReadFile(filepath.Join(path, shimapi.SandboxFile))
+	if err != nil {
+		return nil //nolint:nilerr // none was made, or of a task
+	}
+	var r shimstate.Sandbox
+	if err := r.Unmarshal(data); err != nil || !r.CgroupMade || strings.HasSuffix(r.Cgroup, ".slice") {
+		return nil //nolint:nilerr // what it says nobody knows
+	}
+	var errs []error
+	for _, m := range hierarchies() {
+		errs = append(errs, removeTree(filepath.Join(m, filepath.Clean("/"+r.Cgroup))))
+	}
+	return errors.Join(errs...)
 }
 
 // ours says whether a process's root directory is stored below this daemon's directories.

@@ -54,10 +54,26 @@ func New(kind, object, owner, problem string, fix func(context.Context) error) O
 	return o
 }
 
-// Task names a task.
-type Task struct{ Namespace, ID string }
+// Task names a task, or a sandbox.
+type Task struct {
+	Namespace, ID string
+	Sandbox       bool
+}
 
-func (t Task) String() string { return t.Namespace + "/" + t.ID }
+func (t Task) String() string {
+	if t.Sandbox {
+		return t.Namespace + "/sandbox/" + t.ID
+	}
+	return t.Namespace + "/" + t.ID
+}
+
+// kind is what the name is of.
+func (t Task) kind() string {
+	if t.Sandbox {
+		return "sandbox"
+	}
+	return "task"
+}
 
 // Places are where to look.
 type Places struct {
@@ -68,6 +84,8 @@ type Places struct {
 	// Tasks are those that the daemon knows, with the paths of the FIFOs that they use; nil when there is no daemon: then a
 	// bundle is a task, and nothing that only the daemon knows is judged.
 	Tasks map[Task][]string
+	// Sandboxes are those that the daemon knows; nil when it has none to ask: then a bundle is a sandbox.
+	Sandboxes map[Task]bool
 	// Cgroups are paths, below each hierarchy, and the tasks of this daemon that they were made for.
 	Cgroups map[string][]Task
 }
@@ -83,21 +101,44 @@ func (p Places) Find() ([]Orphan, error) {
 	return out, errors.Join(errs...)
 }
 
-func (p Places) bundleDir() string { return filepath.Join(p.State, bundle.Dir) }
-
-// owned says whether a task is there.
-func (p Places) owned(t Task) bool {
-	if p.Tasks != nil {
-		_, ok := p.Tasks[t]
-		return ok
+// bundleDir is where the bundles of tasks are, or of sandboxes.
+func (p Places) bundleDir(sandbox bool) string {
+	if sandbox {
+		return filepath.Join(p.State, bundle.SandboxDir)
 	}
-	fi, err := os.Stat(filepath.Join(p.bundleDir(), t.Namespace, t.ID))
+	return filepath.Join(p.State, bundle.Dir)
+}
+
+// told says whether there is a daemon who says which there are.
+func (p Places) told(sandbox bool) bool {
+	if sandbox {
+		return p.Sandboxes != nil
+	}
+	return p.Tasks != nil
+}
+
+// owned says whether a task or a sandbox is there.
+func (p Places) owned(t Task) bool {
+	if p.told(t.Sandbox) {
+		_, ok := p.Tasks[t]
+		return ok || p.Sandboxes[t]
+	}
+	fi, err := os.Stat(filepath.Join(p.bundleDir(t.Sandbox), t.Namespace, t.ID))
 	return err == nil && fi.IsDir()
 }
 
-// bundles finds directories that were being made or removed, and those of no task.
+// bundles finds directories that were being made or removed, and those of no task and no sandbox.
 func (p Places) bundles() ([]Orphan, error) {
-	entries, err := filepath.Glob(filepath.Join(p.bundleDir(), "*", "*"))
+	tasks, err := p.bundlesOf(false)
+	if err != nil {
+		return nil, err
+	}
+	sandboxes, err := p.bundlesOf(true)
+	return append(tasks, sandboxes...), err
+}
+
+func (p Places) bundlesOf(sandbox bool) ([]Orphan, error) {
+	entries, err := filepath.Glob(filepath.Join(p.bundleDir(sandbox), "*", "*"))
 	if err != nil {
 		return nil, err
 	}
@@ -108,17 +149,17 @@ func (p Places) bundles() ([]Orphan, error) {
 			continue
 		}
 		name := filepath.Base(path)
-		t := Task{filepath.Base(filepath.Dir(path)), name}
+		t := Task{filepath.Base(filepath.Dir(path)), name, sandbox}
 		half := strings.HasPrefix(name, ".")
 		if half {
 			_, t.ID, _ = strings.Cut(name[1:], "-")
 			if p.owned(t) || time.Since(fi.ModTime()) < p.Older {
 				continue // the daemon is at it
 			}
-		} else if p.Tasks == nil || p.owned(t) {
+		} else if !p.told(sandbox) || p.owned(t) {
 			continue
 		}
-		problem := "no task has this bundle"
+		problem := "no " + t.kind() + " has this bundle"
 		if half {
 			problem = "a bundle that was being made or removed"
 		}
@@ -126,10 +167,13 @@ func (p Places) bundles() ([]Orphan, error) {
 			if p.busy(path) {
 				return fmt.Errorf("a shim works in %s", path)
 			}
-			if err := mount.Unmount(filepath.Join(path, shimapi.RootfsDir)); err != nil {
+			if err := bundle.Unmount(path); err != nil {
 				return err
 			}
 			if err := p.nothingMounted(path); err != nil {
+				return err
+			}
+			if err := removeSandboxCgroup(path); err != nil {
 				return err
 			}
 			return os.RemoveAll(path)
@@ -165,21 +209,25 @@ func (p Places) mounts() ([]Orphan, error) {
 	}
 	var out []Orphan
 	for _, at := range points {
-		rest, below := strings.CutPrefix(at, p.bundleDir()+"/")
+		rest, below := strings.CutPrefix(at, p.bundleDir(false)+"/")
+		sandbox := false
+		if !below {
+			rest, sandbox = strings.CutPrefix(at, p.bundleDir(true)+"/")
+		}
 		parts := strings.Split(rest, "/")
-		if !below || len(parts) < 3 {
+		if !below && !sandbox || len(parts) < 3 {
 			continue
 		}
-		t := Task{parts[0], parts[1]}
+		t := Task{parts[0], parts[1], sandbox}
 		if strings.HasPrefix(t.ID, ".") {
 			_, t.ID, _ = strings.Cut(t.ID[1:], "-")
 		} else if p.owned(t) {
 			continue
 		}
-		if p.busy(filepath.Join(p.bundleDir(), parts[0], parts[1])) {
+		if p.busy(filepath.Join(p.bundleDir(sandbox), parts[0], parts[1])) {
 			continue // its shim is the orphan
 		}
-		out = append(out, New(Mount, at, t.String(), "it is mounted for a task that is not there", func(context.Context) error {
+		out = append(out, New(Mount, at, t.String(), "it is mounted for a "+t.kind()+" that is not there", func(context.Context) error {
 			return mount.Unmount(at)
 		}))
 	}

@@ -58,8 +58,26 @@ func (i identity) kill(ctx context.Context) error {
 	return nil
 }
 
-// Stuck says why a process does not end: its state, where in the kernel it waits, and its cgroup.
+// Stuck says why a process does not end that was killed, as well as those in its cgroup: which of them are in uninterruptible
+// sleep, where in the kernel they wait, and the cgroup. If none is, it says that of the process itself.
 func Stuck(pid int) string {
+	const most = 8
+	var out []string
+	for _, g := range groupsOf(pid) {
+		for _, p := range processesIn(g) {
+			if said := waits(p); strings.Contains(said, "state D,") && !slices.Contains(out, said) && len(out) < most {
+				out = append(out, said)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return waits(pid)
+	}
+	return strings.Join(out, "; ")
+}
+
+// waits says in which state a process is, where in the kernel it waits, and in which cgroup it is.
+func waits(pid int) string {
 	read := func(name string) string {
 		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
 		return strings.TrimSpace(string(data))
@@ -99,7 +117,7 @@ func (p Places) processes() (out []process) {
 	eachPID(func(pid int) {
 		ticks, _ := started(pid) // before the rest is read: a later process of that number is another one
 		cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-		if err != nil || ticks == 0 || !strings.HasPrefix(cwd, p.bundleDir()+"/") {
+		if err != nil || ticks == 0 || !strings.HasPrefix(cwd, p.bundleDir(false)+"/") && !strings.HasPrefix(cwd, p.bundleDir(true)+"/") {
 			return // no shim of ours works elsewhere; and of strangers nothing is read that may hang with them
 		}
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -115,13 +133,15 @@ func (p Places) processes() (out []process) {
 			switch argv[i] {
 			case "-namespace":
 				s.task.Namespace = argv[i+1]
+			case "-sandbox":
+				s.task.Sandbox = true
 			case "-id":
 				s.task.ID = argv[i+1]
 			case "-bundle":
 				s.bundle = argv[i+1]
 			}
 		}
-		if s.bundle != filepath.Join(p.bundleDir(), s.task.Namespace, s.task.ID) {
+		if s.bundle != filepath.Join(p.bundleDir(s.task.Sandbox), s.task.Namespace, s.task.ID) {
 			return
 		}
 		in, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
@@ -160,9 +180,9 @@ func (p Places) shims() ([]Orphan, error) {
 		case s.deleted:
 			problem = "its bundle is gone"
 		case !p.owned(s.task):
-			problem = "there is no such task"
+			problem = "there is no such " + s.task.kind()
 		default:
-			b := &bundle.Bundle{Namespace: s.task.Namespace, ID: s.task.ID, Path: s.bundle}
+			b := &bundle.Bundle{Namespace: s.task.Namespace, ID: s.task.ID, Path: s.bundle, Sandbox: s.task.Sandbox}
 			keeper := uint32(0)
 			records, _ := b.Ledger() // what can be read of a damaged one counts
 			for _, r := range records {
@@ -173,14 +193,14 @@ func (p Places) shims() ([]Orphan, error) {
 			if keeper == 0 || keeper == uint32(s.id.pid) || !b.Keeps(keeper) {
 				continue // it is the one, or is about to be
 			}
-			problem = fmt.Sprintf("the task is kept by another shim, process %d", keeper)
+			problem = fmt.Sprintf("the "+s.task.kind()+" is kept by another shim, process %d", keeper)
 		}
 		children := []identity{}
 		if s.deleted || !p.owned(s.task) {
 			children = p.childrenOf(s.id.pid)
 		}
 		if n := len(children); n > 0 {
-			problem += fmt.Sprintf("; %d processes of its container run", n)
+			problem += fmt.Sprintf("; %d processes of its %s run", n, map[bool]string{false: "container", true: "sandbox"}[s.task.Sandbox])
 		}
 		out = append(out, New(Shim, strconv.Itoa(s.id.pid), s.task.String(), problem, func(ctx context.Context) error {
 			return p.endShim(ctx, s, children)
@@ -189,9 +209,14 @@ func (p Places) shims() ([]Orphan, error) {
 	return out, nil
 }
 
-// childrenOf gives the processes that a shim is the parent of: it runs nothing but its container's.
+// childrenOf gives the processes that a shim is the parent of: it runs nothing but its container's. The shims of a sandbox's
+// members are not the sandbox's.
 func (p Places) childrenOf(shim int) (out []identity) {
+	shims := p.processes()
 	eachPID(func(pid int) {
+		if slices.ContainsFunc(shims, func(s process) bool { return s.id.pid == pid }) {
+			return
+		}
 		if ticks, parent := started(pid); parent == shim && ticks != 0 {
 			out = append(out, identity{pid, ticks})
 		}

@@ -88,6 +88,16 @@ func (c *Controller) Close() {
 	}
 }
 
+// All gives namespace and id of every sandbox, also of those that are being made.
+func (c *Controller) All() (all [][2]string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k := range c.all {
+		all = append(all, [2]string{k.ns, k.id})
+	}
+	return all
+}
+
 // background runs fn until Close, which waits for it. Unavailable after Close.
 func (c *Controller) background(fn func()) error {
 	c.mu.Lock()

@@ -30,10 +30,17 @@ func generation(t *testing.T, cfg *config.Config, door *gate) (stop func()) {
 	if s.ttrpc, err = ttrpc.NewServer(); err != nil {
 		t.Fatal(err)
 	}
+	silent, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "t"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drained := newDrain(silent)
+	hatch := newGate(drained, greetingTTRPC)
+	go func() { _ = s.ttrpc.Serve(context.Background(), hatch) }() // stop waits for its end
 	served := make(chan error, 1)
 	go func() { served <- s.grpc.Serve(door) }()
 	return func() {
-		s.stop(door)
+		s.stop(door, hatch, drained)
 		if err := <-served; err != nil && !errors.Is(err, net.ErrClosed) {
 			t.Error(err)
 		}
@@ -102,41 +109,49 @@ func TestGate(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.(*net.UnixListener).SetUnlinkOnClose(false)
-		end := generation(t, cfg, newGate(l))
+		end := generation(t, cfg, newGate(l, greetingHTTP2))
 		for calls.Load() < (g+1)*50 && ctx.Err() == nil && !t.Failed() {
 			time.Sleep(time.Millisecond)
 		}
 		end()
 	}
 	close(stop)
-	end := generation(t, cfg, newGate(held)) // the last calls wait in the queue
+	end := generation(t, cfg, newGate(held, greetingHTTP2)) // the last calls wait in the queue
 	clients.Wait()
 	end()
 	t.Logf("%d calls, %d daemons", calls.Load(), generations)
 }
 
-// TestSilentClient: one that connects and says nothing keeps no daemon from ending.
+// TestSilentClient: one that connects and says nothing, or stops in the middle of its greeting, keeps no daemon from ending.
 func TestSilentClient(t *testing.T) {
 	cfg := settings(t)
 	r := run(t, cfg, nil)
-	c, err := net.Dial("unix", cfg.GRPC.Address)
-	if err != nil {
-		t.Fatal(err)
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	var silent []net.Conn
+	for _, said := range []string{"", "PRI", preface, preface + "\x00\x00", preface + "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04"} {
+		c, err := net.Dial("unix", cfg.GRPC.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		if _, err := c.Write([]byte(said)); err != nil {
+			t.Fatal(err)
+		}
+		silent = append(silent, c)
 	}
-	defer func() { _ = c.Close() }()
 	if _, err := grpc_health_v1.NewHealthClient(r).Check(context.Background(), &grpc_health_v1.HealthCheckRequest{}); err != nil {
 		t.Error(err)
 	}
 	if err := r.stop(); err != nil { // fails after 30 s
 		t.Error(err)
 	}
-	if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	for err == nil { // what the daemon had to say, then the end
-		_, err = c.Read(make([]byte, 100))
-	}
-	if ne, ok := err.(net.Error); ok && ne.Timeout() {
-		t.Error("the connection is left open")
+	for i, c := range silent {
+		err := c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		for err == nil { // what the daemon had to say, then the end
+			_, err = c.Read(make([]byte, 100))
+		}
+		if ne, ok := err.(net.Error); ok && ne.Timeout() {
+			t.Errorf("connection %d is left open", i)
+		}
 	}
 }

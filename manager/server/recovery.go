@@ -163,5 +163,14 @@ func (s *Server) checker(p *parts) *fsck.Checker {
 			return all
 		}
 	}
+	c.Sandboxes = func() (all []orphans.Task, has bool) {
+		if s.sandboxes == nil { // not yet, or it does not work
+			return nil, false
+		}
+		for _, b := range s.sandboxes.All() {
+			all = append(all, orphans.Task{Namespace: b[0], ID: b[1], Sandbox: true})
+		}
+		return all, true
+	}
 	return c
 }

@@ -113,17 +113,10 @@ func (s *Server) ttrpcAddress() string {
 // than to list their directories; their shims are looked for while clients are served. Then calls under way have a
 // moment to end, and shims are let go of: they live on.
 func (s *Server) Run(ctx context.Context) error {
-	var recovered <-chan struct{}
 	if s.tasks != nil {
-		var err error
-		if recovered, err = s.tasks.Recover(); err != nil {
+		if err := s.tasks.Recover(); err != nil {
 			// What could be listed is there; the rest is said, and takes no other task away.
 			s.log.Error("not every task could be looked for", "error", err)
-		}
-		if policy := s.cfg.Task.UpgradeShims; policy != "never" && recovered != nil {
-			if err := s.tasks.UpgradeShims(policy == "idle", recovered); err != nil {
-				return err
-			}
 		}
 	}
 	if s.sandboxes != nil {
@@ -149,18 +142,24 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	serve("ttrpc", s.ttrpcAddress(), reports, func(l net.Listener) error { return s.ttrpc.Serve(ctx, l) })
+	// Calls under way outlive ctx: stop lets them end.
+	drained := newDrain(reports)
+	hatch := newGate(drained, greetingTTRPC)
+	serve("ttrpc", s.ttrpcAddress(), hatch, func(l net.Listener) error { return s.ttrpc.Serve(context.WithoutCancel(ctx), l) })
 	api, err := s.listen(s.Address(), s.cfg.GRPC.UID, s.cfg.GRPC.GID)
 	if err != nil {
 		return err
 	}
-	door := newGate(api)
+	door := newGate(api, greetingHTTP2)
 	serve("grpc", s.Address(), door, s.grpc.Serve)
 	s.exchange.Open()
 	if err := s.serveSide(); err != nil {
 		return err
 	}
 	s.Ready()
+	if err := s.adopt(ctx); err != nil {
+		return err
+	}
 	s.watch(ctx)
 	s.restoreContent(ctx)
 	collecting, endCollecting := context.WithCancel(ctx)
@@ -172,26 +171,41 @@ func (s *Server) Run(ctx context.Context) error {
 			s.collector.Run(collecting)
 		}
 	}()
-	if recovered != nil {
-		began := time.Now()
-		go func() {
-			select {
-			case <-recovered:
-				s.log.Info("tasks recovered", "took", time.Since(began).Round(time.Millisecond))
-			case <-ctx.Done():
-			}
-		}()
-	}
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
 	notify(s.log, daemon.SdNotifyStopping)
 	s.watching.Wait()
-	s.stop(door)
+	s.stop(door, hatch, drained)
 	endCollecting()
 	<-collected
 	return err
+}
+
+// adopt looks for the shims of the tasks that live, while clients are served.
+func (s *Server) adopt(ctx context.Context) error {
+	if s.tasks == nil {
+		return nil
+	}
+	began := time.Now()
+	adopted, err := s.tasks.Adopt()
+	if err != nil {
+		return err
+	}
+	if policy := s.cfg.Task.UpgradeShims; policy != "never" {
+		if err := s.tasks.UpgradeShims(policy == "idle", adopted); err != nil {
+			return err
+		}
+	}
+	go func() {
+		select {
+		case <-adopted:
+			s.log.Info("tasks recovered", "took", time.Since(began).Round(time.Millisecond))
+		case <-ctx.Done():
+		}
+	}()
+	return nil
 }
 
 // listen opens a socket that Close closes.
@@ -203,9 +217,12 @@ func (s *Server) listen(address string, uid, gid int) (net.Listener, error) {
 	return l, err
 }
 
-// stop takes no new calls and lets those under way end, for a moment.
-func (s *Server) stop(door *gate) {
+// stop takes no new calls, of gRPC by door and of ttrpc by hatch, and lets those under way end, for a moment.
+func (s *Server) stop(door, hatch *gate, events *drain) {
+	var shut sync.WaitGroup
+	shut.Go(func() { hatch.shut(speaking) })
 	door.shut(speaking)
+	shut.Wait()
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
@@ -242,6 +259,7 @@ flush:
 	}
 	s.grpc.Stop()
 	<-done
+	events.end(flushing)
 	_ = s.ttrpc.Close()
 }
 

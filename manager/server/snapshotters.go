@@ -2,10 +2,11 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -86,31 +87,51 @@ func (s *Server) proxy(ctx context.Context, p *parts, name string, cfg config.Pr
 	return out
 }
 
+// opening is how long a snapshotter may take before the daemon goes on without it, until it is there.
+const opening = 500 * time.Millisecond
+
 // snapshotter is the plugin of a backend below the snapshotter's root; all of them share a store.
 func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platform []string, open func(root string) (snapshots.Backend, error)) plugin {
 	root := s.cfg.SnapshotterRoot(name)
-	var backend snapshots.Backend
+	var backend atomic.Pointer[snapshots.Backend]
+	warn := func() string {
+		if p.snapshots == nil {
+			return ""
+		}
+		if err := p.snapshots.Pending(name); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
 	return plugin{
 		Plugin: introspection.Plugin{Type: introspection.TypeSnapshotter, ID: name, Platforms: platform,
-			Requires: []string{introspection.TypeMetadata}, Exports: map[string]string{"root": root}},
+			Requires: []string{introspection.TypeMetadata}, Exports: map[string]string{"root": root}, Warn: warn},
 		capabilities: func() []string {
-			if c, ok := backend.(interface{ Capabilities() []string }); ok {
+			b := backend.Load()
+			if b == nil {
+				return nil
+			}
+			if c, ok := (*b).(interface{ Capabilities() []string }); ok {
 				return c.Capabilities()
 			}
 			return nil
 		},
 		build: func() (err error) {
-			if backend, err = open(root); err != nil {
-				return err
-			}
 			store := p.snapshots
 			if store == nil {
 				if store, err = snapshots.NewStore(ctx, s.db, s.db, nil); err != nil {
 					return err
 				}
 			}
-			if err := store.Add(ctx, name, backend); err != nil {
-				return errors.Join(err, backend.Close())
+			err = store.Open(ctx, name, opening, func() (snapshots.Backend, error) {
+				b, err := open(root)
+				if err == nil {
+					backend.Store(&b)
+				}
+				return b, err
+			})
+			if err != nil {
+				return err
 			}
 			if p.snapshots == nil {
 				p.snapshots = store

@@ -25,6 +25,8 @@ type Shim struct {
 	Address string // "unix:///path"; shims of others may keep several tasks behind one
 	// Own says that it is our shim, spawned by us: its events come from its ledger. Others forward theirs.
 	Own bool
+	// Joined says that it is an endpoint: somebody else's, who ends it.
+	Joined bool
 
 	log  *shimLog     // nil when it has none
 	proc *shimProcess // nil when it was not spawned by this daemon
@@ -50,7 +52,11 @@ func (s *Shim) Follow(ctx context.Context, since uint64, fn func(*Event)) error 
 }
 
 // End asks the shim to shut down, which it does if it keeps nothing any more; a sandbox ends with its shim. One that is gone is no error.
+// An endpoint is not asked.
 func (s *Shim) End(ctx context.Context) error {
+	if s.Joined {
+		return nil
+	}
 	if s.Bundle.Sandbox {
 		_, err := s.Sandbox().ShutdownSandbox(ctx, &sandbox.ShutdownSandboxRequest{SandboxID: s.Bundle.ID})
 		return err

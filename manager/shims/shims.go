@@ -114,10 +114,30 @@ func (m *Manager) Adopt(ctx context.Context, b *bundle.Bundle) (*Shim, error) {
 		return nil, err
 	}
 	s, err := m.connect(ctx, b, own, p, nil)
-	if err == nil && own {
+	if err != nil {
+		return nil, err
+	}
+	s.Joined = !own && b.Joined()
+	if own {
 		m.askToPark(s)
 	}
-	return s, err
+	return s, nil
+}
+
+// Join connects a bundle to an endpoint, which keeps the task from here on. Unavailable when nobody serves it.
+func (m *Manager) Join(ctx context.Context, b *bundle.Bundle, p shimapi.BootstrapParams) (*Shim, error) {
+	if err := b.SetShim("", p); err != nil {
+		return nil, err
+	}
+	s, err := m.connect(ctx, b, false, p, nil)
+	if errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("nobody serves a task API at %s: %w", p.Address, errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.Joined = true
+	return s, nil
 }
 
 // where says where the shim of a bundle listens. The socket of ours has a name that follows from the task's: a daemon

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/managerd/managerd/manager/bundle"
 	"github.com/managerd/managerd/shimapi"
@@ -29,6 +30,9 @@ const (
 	// deleteTimeout is how long a shim may take for the verb delete.
 	deleteTimeout = 30 * time.Second
 )
+
+// UnknownExit is the status of a process of which nobody saw the exit, as containerd's clients know it.
+const UnknownExit = 255
 
 // shimProcess is a shim that this daemon spawned: its child, as long as both live.
 type shimProcess struct {
@@ -207,10 +211,13 @@ func environment(add ...string) []string {
 }
 
 // Cleanup takes away what a dead shim left behind, by the verb delete of its binary, and says how the container ended.
-// It ends the container if that still runs. The bundle stays.
+// It ends the container if that still runs. The bundle stays. Of an endpoint nothing is ours to take away, and it is not known
+// how the container ended.
 func (m *Manager) Cleanup(ctx context.Context, b *bundle.Bundle) (*task.DeleteResponse, error) {
 	binary, p, err := b.Shim()
 	switch own := m.ownSocket(b); {
+	case err == nil && p.Address != own.Address && binary == "":
+		return &task.DeleteResponse{ExitStatus: UnknownExit, ExitedAt: timestamppb.Now()}, nil
 	case err == nil && p.Address != own.Address:
 	case err == nil || errdefs.IsDataLoss(err):
 		// The binary that spawned it may be another one by now; ours knows what ours left.

@@ -204,7 +204,7 @@ type Stored struct {
 // Unknown gives what a snapshotter stores without a record; nil for a snapshotter that keeps no notes. What is being made
 // is not in it.
 func (s *Store) Unknown(name string) ([]Stored, error) {
-	st := s.named[name]
+	st := s.find(name)
 	if st == nil {
 		return nil, nil
 	}
@@ -236,7 +236,7 @@ func (s *Store) Unknown(name string) ([]Stored, error) {
 
 // Missing gives the namespaces and keys of the records of which nothing is stored.
 func (s *Store) Missing(name string) ([]Stored, error) {
-	st := s.named[name]
+	st := s.find(name)
 	if st == nil {
 		return nil, nil
 	}
@@ -269,7 +269,7 @@ func (s *Store) Free(ctx context.Context, name string, id uint64) error {
 	}
 	for _, u := range unknown {
 		if u.ID == id {
-			return s.named[name].backend.Remove(ctx, Snapshot{Ref: Ref{ID: id, Namespace: u.Namespace, Key: u.Key}})
+			return s.find(name).backend.Remove(ctx, Snapshot{Ref: Ref{ID: id, Namespace: u.Namespace, Key: u.Key}})
 		}
 	}
 	return fmt.Errorf("%s snapshot %d is not stored, or has a record: %w", name, id, errdefs.ErrFailedPrecondition)

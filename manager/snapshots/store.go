@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
@@ -26,15 +26,18 @@ import (
 
 // Store has the snapshotters of a daemon.
 type Store struct {
-	db    *metadata.DB
-	pub   Publisher
-	named map[string]*store
+	db  *metadata.DB
+	pub Publisher
+
+	mu      sync.RWMutex
+	named   map[string]*store
+	opening map[string]*opening // those that are not there
 }
 
 // NewStore makes a snapshotter of each backend: see Add. The store owns the backends and closes them with Close; db and
 // pub stay the caller's.
 func NewStore(ctx context.Context, db *metadata.DB, pub Publisher, backends map[string]Backend) (*Store, error) {
-	s := &Store{db: db, pub: pub, named: map[string]*store{}}
+	s := &Store{db: db, pub: pub, named: map[string]*store{}, opening: map[string]*opening{}}
 	for name, b := range backends {
 		if err := s.Add(ctx, name, b); err != nil {
 			return nil, err
@@ -43,26 +46,40 @@ func NewStore(ctx context.Context, db *metadata.DB, pub Publisher, backends map[
 	return s, nil
 }
 
-// Add makes a snapshotter of a backend and frees what a crash left half made in it. To be called before the store is used.
-// AlreadyExists for a name that is taken.
+// Add makes a snapshotter of a backend and frees what a crash left half made in it. AlreadyExists for a name that is taken.
 func (s *Store) Add(ctx context.Context, name string, b Backend) error {
-	if s.named[name] != nil {
+	if s.find(name) != nil {
 		return fmt.Errorf("there is a snapshotter %s already: %w", name, errdefs.ErrAlreadyExists)
 	}
 	st := &store{name: name, db: s.db, pub: s.pub, backend: b}
 	if err := st.open(ctx); err != nil {
 		return fmt.Errorf("cannot open snapshotter %s: %w", name, err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.named[name] = st
 	return nil
 }
 
-// Snapshotter finds one by name; InvalidArgument when there is none, as containerd has it.
+// find finds a store by the name of its snapshotter; nil for none.
+func (s *Store) find(name string) *store {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.named[name]
+}
+
+// Snapshotter finds one by name; InvalidArgument when there is none, as containerd has it, Unavailable when it does not answer.
 func (s *Store) Snapshotter(name string) (Snapshotter, error) {
 	if name == "" {
 		return nil, fmt.Errorf("a snapshotter must be named: %w", errdefs.ErrInvalidArgument)
 	}
-	if st, ok := s.named[name]; ok {
+	if st := s.find(name); st != nil {
+		return st, nil
+	}
+	if err := s.await(name, arriving); err != nil {
+		return nil, err
+	}
+	if st := s.find(name); st != nil {
 		return st, nil
 	}
 	return nil, fmt.Errorf("snapshotter %q is not loaded, there are %s: %w", name, strings.Join(s.Names(), ", "), errdefs.ErrInvalidArgument)
@@ -70,6 +87,8 @@ func (s *Store) Snapshotter(name string) (Snapshotter, error) {
 
 // Names lists the snapshotters.
 func (s *Store) Names() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	var out []string
 	for name := range s.named {
 		out = append(out, name)
@@ -80,6 +99,8 @@ func (s *Store) Names() []string {
 
 // Close closes the backends.
 func (s *Store) Close() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	var errs []error
 	for _, st := range s.named {
 		if _, remote := st.backend.(Remote); remote {
@@ -324,14 +345,6 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 	return s.mounts(ctx, snap)
 }
 
-// free gives storage back that no record names (any more). Should that fail, Cleanup or the next start tries again.
-func (s *store) free(snap Snapshot) {
-	// Not the caller's context: it may be what ended.
-	if err := s.backend.Remove(context.Background(), snap); err != nil {
-		slog.Warn("cannot free the storage of a snapshot; cleanup tries again", "snapshotter", s.name, "snapshot", snap.String(), "error", err)
-	}
-}
-
 func (s *store) Commit(ctx context.Context, name, key string, labels map[string]string) error {
 	if err := validateKey("name", name); err != nil {
 		return err
@@ -433,15 +446,15 @@ func (s *store) Remove(ctx context.Context, key string) error {
 // Forget removes the record of a snapshot inside a transaction, for those who are in one already. When that is committed,
 // they call free. FailedPrecondition: there are children, or no such snapshotter is loaded.
 func (s *Store) Forget(tx *metadata.Tx, ns, snapshotter, key string) (free func() error, err error) {
-	st, ok := s.named[snapshotter]
-	if !ok {
+	st := s.find(snapshotter)
+	if st == nil {
 		return nil, fmt.Errorf("snapshotter %q is not loaded: %w", snapshotter, errdefs.ErrFailedPrecondition)
 	}
 	snap, err := table{tx, ns, snapshotter}.forget(key)
 	if errdefs.IsNotFound(err) {
 		return func() error { return nil }, nil
 	}
-	return func() error { return st.backend.Remove(context.Background(), snap) }, err
+	return func() error { return st.discard(snap) }, err
 }
 
 func (s *store) Walk(ctx context.Context, f filters.Filter, fn func(Info) error) error {

@@ -34,6 +34,8 @@ type CreateRequest struct {
 	Terminal              bool
 	Options               *anypb.Any // of the runtime; nil: those of the container
 	RuntimePath           string     // another shim binary than the container's runtime names
+	TaskAPI               string     // address of the endpoint that is to keep the task; empty: as Options say
+	TaskAPIVersion        uint32     // which the endpoint speaks
 	Checkpoint            string     // directory of criu's images to restore; empty: none
 	// Unpack, if set, makes a directory with criu's images, which are restored. It is removed with the bundle, or once the
 	// task has started.
@@ -58,14 +60,9 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 	if r.RuntimePath != "" {
 		runtime = r.RuntimePath
 	}
-	_, own, err := s.shims.Resolve(runtime)
+	end, err := s.endpoint(&r, c, runtime)
 	if err != nil {
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
-	}
-	if own && c.SandboxID != "" { // a member of a sandbox has a shim of its own, whatever the client thinks
-		if r.Options, err = shimapi.WithoutTaskAPI(r.Options); err != nil {
-			return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
-		}
 	}
 	t, err := s.reserve(ctx, ns, r.ID)
 	if err != nil {
@@ -91,7 +88,12 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 			return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
 		}
 	}
-	if shim, err = s.shims.Spawn(ctx, b, runtime, r.Options); err != nil {
+	if end != nil {
+		shim, err = s.shims.Join(ctx, b, *end)
+	} else {
+		shim, err = s.shims.Spawn(ctx, b, runtime, r.Options)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
 	}
 	failpoint.Hit("tasks.create.spawned")
@@ -108,9 +110,32 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 		return 0, err
 	}
 	failpoint.Hit("tasks.create.made")
+	if end != nil {
+		if err = b.SetMade(); err != nil {
+			return 0, err
+		}
+	}
 	t.settle(shim, nil)
 	s.follow(t, b, shim)
 	return resp.Pid, nil
+}
+
+// endpoint says which endpoint is to keep a task, nil for a shim that is spawned, and takes it out of the options.
+func (s *Service) endpoint(r *CreateRequest, c containers.Container, runtime string) (*shimapi.BootstrapParams, error) {
+	address, version, rest, err := shimapi.TaskAPI(r.Options)
+	if err != nil {
+		return nil, err
+	}
+	r.Options = rest
+	if r.TaskAPI != "" {
+		address, version = r.TaskAPI, r.TaskAPIVersion
+	}
+	_, own, err := s.shims.Resolve(runtime)
+	if address == "" || own && c.SandboxID != "" { // a member of a sandbox of ours has a shim of its own, whatever the client thinks
+		return nil, err
+	}
+	p, err := shimapi.Endpoint(address, version)
+	return &p, err
 }
 
 // noteContainer keeps the container in the bundle, for the day when the database is lost; the task does not need it.
@@ -205,7 +230,7 @@ func (s *Service) endQuietly(ctx context.Context, id string, shim *shims.Shim) b
 	if _, err := shim.Delete(ctx, &task.DeleteRequest{ID: id}); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 		return false
 	}
-	if _, err := shim.Shutdown(ctx, &task.ShutdownRequest{ID: id}); err != nil {
+	if err := shim.End(ctx); err != nil {
 		return false
 	}
 	if s.shared(shim) {
@@ -219,8 +244,11 @@ func (s *Service) endQuietly(ctx context.Context, id string, shim *shims.Shim) b
 	}
 }
 
-// shared says whether a shim keeps more tasks than its own: those of others can.
+// shared says whether a shim keeps more tasks than its own: those of others can, and an endpoint is meant to.
 func (s *Service) shared(shim *shims.Shim) bool {
+	if shim.Joined {
+		return true
+	}
 	if shim.Own {
 		return false
 	}

@@ -168,7 +168,7 @@ func (s *Service) deleteDead(ctx context.Context, t *Task, d *remains) (*task.De
 	if err != nil {
 		return nil, fmt.Errorf("cannot delete task %s: %w", t.key.id, err)
 	}
-	if d.own { // its ledger is the truth; what it does not say nobody knows
+	if d.own || d.joined { // the ledger is the truth; what it does not say nobody knows
 		resp.Pid, resp.ExitStatus = d.pid, unknownExit
 		if d.exited {
 			resp.ExitStatus, resp.ExitedAt = d.status, timestamppb.New(d.exitedAt)

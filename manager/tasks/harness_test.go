@@ -160,7 +160,10 @@ func (w *world) begin() <-chan struct{} {
 		Lot: lot, State: w.state, Binary: w.binary, Address: filepath.Join(w.state, "managerd.sock"), TTRPCAddress: w.ttrpc, Debug: true, Log: log,
 	})
 	w.Service = New(w.bundles, w.shims, store{w}, w.exchange, log)
-	done, err := w.Recover()
+	if err := w.Recover(); err != nil {
+		w.t.Fatal(err)
+	}
+	done, err := w.Adopt()
 	if err != nil {
 		w.t.Fatal(err)
 	}

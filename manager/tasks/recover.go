@@ -26,33 +26,58 @@ const (
 	connecting = 5 * time.Second
 	// succeeding is how long the successor of a dead shim may take.
 	succeeding = 20 * time.Second
+	// rejoining is how long an endpoint that is gone is waited for.
+	rejoining = 10 * time.Second
 	// again is how long to wait before an event stream that broke is opened anew.
 	again = time.Second
 )
 
-// Recover enters every task that has a bundle, and returns; whether their shims live is found out behind that, and the
-// returned channel closed when it is known of all. A request for a task has that task looked at first. To be called once,
-// before the service is used.
-func (s *Service) Recover() (<-chan struct{}, error) {
+// Recover enters every task that has a bundle. Whether their shims live is found out by Adopt; a request for a task has that
+// task looked at first. To be called once, before the service is used.
+func (s *Service) Recover() error {
 	found, err := s.bundles.List()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	jobs := make(chan *Task, len(found))
 	s.mu.Lock()
 	for _, b := range found {
 		t := newTask(key{b.Namespace, b.ID})
-		t.found, t.adopt = b, func() { s.adopt(t, b) }
+		t.found, t.heard = b, make(chan struct{})
+		t.adopt = func() {
+			if !s.adopt(t, b) {
+				close(t.heard)
+			}
+			if b.Doomed() {
+				_ = s.background(func() { s.removeDoomed(t) }) // a daemon that is ending leaves it to the next one
+			}
+		}
 		s.tasks[t.key] = t
-		jobs <- t
 	}
 	s.mu.Unlock()
-	close(jobs)
 	s.shims.UnparkOthers(func(ns, id string) bool { // nobody makes a task yet
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return s.tasks[key{ns, id}] != nil
 	})
+	return nil
+}
+
+// Adopt finds out, behind its return, whether the shims live of the tasks that Recover has entered. The channel is closed
+// when it is known of all.
+func (s *Service) Adopt() (<-chan struct{}, error) {
+	var found []*Task
+	s.mu.Lock()
+	for _, t := range s.tasks {
+		if t.adopt != nil {
+			found = append(found, t)
+		}
+	}
+	s.mu.Unlock()
+	jobs := make(chan *Task, len(found))
+	for _, t := range found {
+		jobs <- t
+	}
+	close(jobs)
 	done := make(chan struct{})
 	var adopting sync.WaitGroup
 	for range min(adopters, len(found)) {
@@ -75,8 +100,9 @@ func (s *Service) Recover() (<-chan struct{}, error) {
 	return done, nil
 }
 
-// adopt finds out what there is of a task: a living shim, the remains of a dead one, or nothing that anybody was told of.
-func (s *Service) adopt(t *Task, b *bundle.Bundle) {
+// adopt finds out what there is of a task: a living shim, the remains of a dead one, or nothing that anybody was told of. It
+// says whether a shim was asked, which is heard when that answers.
+func (s *Service) adopt(t *Task, b *bundle.Bundle) (asked bool) {
 	log := s.log.With("namespace", b.Namespace, "id", b.ID)
 	ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
 	defer cancel()
@@ -85,30 +111,34 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 	case err == nil:
 	case s.ctx.Err() != nil:
 		t.settle(nil, nil)
-		return
+		return false
 	case errdefs.IsNotFound(err):
-		if shim = s.succession(b, &deaths{}, 0); shim == nil {
+		if !b.Doomed() {
+			shim = s.succession(b, &deaths{}, 0)
+		}
+		if shim == nil {
 			if s.ctx.Err() != nil {
 				t.settle(nil, nil)
-				return
+				return false
 			}
 			s.bury(t, b)
-			return
+			return false
 		}
 	default:
 		log.Error("cannot reach shim; its task is shown as unknown", "error", err)
 		d := s.read(b).remains
 		t.settle(nil, &d)
 		close(t.followed)
-		return
+		return false
 	}
 	s.follow(t, b, shim)
 	// A shim that is wedged holds nobody up: its task is adopted, and its answer judged when it comes.
-	answered, late := make(chan struct{}), make(chan struct{})
-	t.owes(answered, time.Now())
+	late, since := make(chan struct{}), time.Now()
+	overdue := time.AfterFunc(hearing, func() { t.owes(t.heard, since) })
 	err = s.background(func() {
 		state, err := shim.State(s.in(b.Namespace), &task.StateRequest{ID: b.ID})
-		defer close(answered)
+		overdue.Stop()
+		defer close(t.heard)
 		switch {
 		case errdefs.IsNotFound(err):
 			// Killed before it could send Create, or after Delete: nobody was told of a task, or somebody that it is gone.
@@ -120,14 +150,15 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 		}
 	})
 	if err != nil {
+		overdue.Stop()
 		shim.Close()
 		t.settle(nil, nil)
-		return
+		return false
 	}
 	wait := time.NewTimer(answer)
 	defer wait.Stop()
 	select {
-	case <-answered:
+	case <-t.heard:
 	case <-wait.C:
 		close(late)
 		log.Warn("shim was adopted but has not answered yet")
@@ -138,6 +169,7 @@ func (s *Service) adopt(t *Task, b *bundle.Bundle) {
 		t.mu.Unlock()
 		close(t.settled)
 	})
+	return true
 }
 
 // retire ends a shim that keeps nothing. A Create of the last daemon may still be under way in it: then it keeps a task
@@ -193,13 +225,7 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 				}
 				continue
 			}
-			ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
-			next, aerr := s.shims.Adopt(ctx, b)
-			if aerr == nil && !s.serves(ctx, next) {
-				next.Close()
-				next, aerr = s.shims.Adopt(ctx, b)
-			}
-			cancel()
+			next, aerr := s.reconnect(t, b)
 			if aerr == nil {
 				log.Warn("the connection to a shim broke, and was made anew", "error", err)
 				shim.Close()
@@ -232,6 +258,23 @@ func (s *Service) follow(t *Task, b *bundle.Bundle, shim *shims.Shim) {
 	})
 	if err != nil {
 		close(t.followed)
+	}
+}
+
+// reconnect connects to the shim of a task again. An endpoint has some time: who serves it may be about to replace it.
+func (s *Service) reconnect(t *Task, b *bundle.Bundle) (*shims.Shim, error) {
+	deadline := time.Now().Add(rejoining)
+	for {
+		ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
+		next, err := s.shims.Adopt(ctx, b)
+		if err == nil && !s.serves(ctx, next) {
+			next.Close()
+			next, err = s.shims.Adopt(ctx, b)
+		}
+		cancel()
+		if err == nil || !b.Joined() || t.endExpected() || time.Now().After(deadline) || s.pause(again/4) {
+			return next, err
+		}
 	}
 }
 
@@ -371,7 +414,10 @@ func (s *Service) finish(t *Task, b *bundle.Bundle) {
 // legacy is what a shim has written down.
 type legacy struct {
 	remains remains
-	made    bool // somebody was told of the task, or there is a process
+	shim    uint32 // the pid of the last shim that kept it; 0: it left no ledger
+	made    bool   // somebody was told of the task, or there is a process
+	started bool   // it is, or was, more than created
+	paused  bool
 	waits   bool // it is to be restored from a checkpoint, and was not started: there is no process
 	deleted bool // and then that it is gone
 	events  []*shims.Event
@@ -379,7 +425,7 @@ type legacy struct {
 
 // read reads what a shim has written down.
 func (s *Service) read(b *bundle.Bundle) legacy {
-	l := legacy{remains: remains{bundle: b, own: s.shims.Own(b)}}
+	l := legacy{remains: remains{bundle: b, own: s.shims.Own(b), joined: b.Joined()}}
 	d := &l.remains
 	records, err := b.Ledger()
 	if err != nil {
@@ -388,7 +434,7 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 	boot, begun := "", false
 	for _, r := range records {
 		if r.Header != nil {
-			boot = r.Header.BootId
+			boot, l.shim = r.Header.BootId, r.Header.ShimPid
 		}
 		if p := r.Process; p != nil && p.ExecId == "" {
 			d.pid, d.ticks, d.terminal, begun = p.Pid, p.StartTicks, p.Terminal, true
@@ -398,7 +444,14 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 			d.exited, d.status, d.exitedAt = true, e.Status, time.Unix(0, e.ExitedUnixNano)
 		}
 		if e := shims.FromLedger(r); e != nil {
-			l.made = l.made || e.Topic == "/tasks/create"
+			switch e.Topic {
+			case "/tasks/create":
+				l.made = true
+			case "/tasks/start":
+				l.started = true
+			case "/tasks/paused", "/tasks/resumed":
+				l.paused = e.Topic == "/tasks/paused"
+			}
 			l.deleted = l.deleted || isDeletion(e, b.ID)
 			l.events = append(l.events, e)
 		}
@@ -408,7 +461,9 @@ func (s *Service) read(b *bundle.Bundle) legacy {
 		d.pid = 0 // the number means nothing after a reboot
 	}
 	if len(records) == 0 {
-		d.pid, d.ticks = b.Init()
+		if !d.joined { // an endpoint's pids may be those of another machine
+			d.pid, d.ticks = b.Init()
+		}
 		l.made = b.Created()
 	}
 	l.made = l.made || d.alive()

@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -244,6 +245,67 @@ func TestRecoverWedged(t *testing.T) {
 	})
 	if since, err := w.Unresponsive(in("ns")); err != nil || len(since) != 0 {
 		t.Errorf("unresponsive again: %v, %v", since, err)
+	}
+}
+
+// TestRecoverUnheard: shims that have not answered since the daemon began are believed what they have written down, at once;
+// those that are late are not any more.
+func TestRecoverUnheard(t *testing.T) {
+	w := fakes(t)
+	want := map[string]tasktypes.Status{
+		"created": tasktypes.Status_CREATED, "running": tasktypes.Status_RUNNING, "paused": tasktypes.Status_PAUSED,
+		"resumed": tasktypes.Status_RUNNING, "stopped": tasktypes.Status_STOPPED,
+	}
+	ctx := in("ns")
+	w.add("created", args("run"), shims.DefaultRuntime)
+	_, err := w.Create(ctx, CreateRequest{ID: "created"})
+	w.run("running", args("run"))
+	w.run("paused", args("run"))
+	w.run("resumed", args("run"))
+	w.run("stopped", args("exit", "3"))
+	_, _, werr := w.Wait(ctx, "stopped", "")
+	if err := errors.Join(err, w.Pause(ctx, "paused"), w.Pause(ctx, "resumed"), w.Resume(ctx, "resumed"), werr); err != nil {
+		t.Fatal(err)
+	}
+	for id := range want {
+		w.fault(id, shimfake.Faults{"State": {Hang: true}})
+	}
+	w.Close()
+	w.begin()
+	check := func(how string, all []*task.StateResponse, err error) {
+		t.Helper()
+		if err != nil || len(all) != len(want) {
+			t.Errorf("%s: %d tasks, %v", how, len(all), err)
+		}
+		for _, st := range all {
+			if st.Status != want[st.ID] || st.Pid == 0 || (st.ID == "stopped") != (st.ExitStatus == 3) {
+				t.Errorf("%s: %v", how, st)
+			}
+		}
+	}
+	all, err := w.List(ctx)
+	check("list", all, err)
+	if since, err := w.Unresponsive(ctx); err != nil || len(since) != 0 {
+		t.Errorf("unresponsive: %v, %v", since, err)
+	}
+	eventually(t, "all are late", func() bool {
+		since, err := w.Unresponsive(ctx)
+		return err == nil && len(since) == len(want)
+	})
+	all, err = w.List(ctx)
+	for id := range want {
+		want[id] = tasktypes.Status_UNKNOWN
+	}
+	if err != nil || len(all) != len(want) {
+		t.Errorf("%d tasks, %v", len(all), err)
+	}
+	for _, st := range all {
+		if st.Status != tasktypes.Status_UNKNOWN {
+			t.Errorf("it is late: %v", st)
+		}
+	}
+	for id := range want {
+		w.fault(id, nil)
 	}
 }
 

@@ -241,6 +241,7 @@ func (s *Service) later(t *Task, cause error) error {
 	if !first {
 		return cause
 	}
+	noted := d.bundle.Doom()
 	err := s.background(func() {
 		for d.alive() {
 			if s.pause(reaping) {
@@ -250,13 +251,19 @@ func (s *Service) later(t *Task, cause error) error {
 		t.mu.Lock()
 		t.doomed = false
 		t.mu.Unlock()
-		if err := s.Remove(s.in(t.key.ns), t.key.id); err != nil {
-			s.log.Error("cannot remove a task whose process has ended at last", "namespace", t.key.ns, "id", t.key.id, "error", err)
-		} else {
-			s.log.Info("removed a task whose process has ended at last", "namespace", t.key.ns, "id", t.key.id)
-		}
+		s.removeDoomed(t)
 	})
-	return errors.Join(cause, err)
+	return errors.Join(cause, noted, err)
+}
+
+// removeDoomed removes a task that could not be removed when that was asked for, perhaps of an earlier daemon.
+func (s *Service) removeDoomed(t *Task) {
+	log := s.log.With("namespace", t.key.ns, "id", t.key.id)
+	if err := s.Remove(s.in(t.key.ns), t.key.id); err != nil {
+		log.Error("cannot remove a task whose process was to end first", "error", err)
+		return
+	}
+	log.Info("removed a task whose process has ended at last")
 }
 
 // removeLeftover takes away a bundle without a task: half created, or half deleted.

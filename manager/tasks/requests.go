@@ -64,6 +64,11 @@ func (s *Service) Get(ctx context.Context, id, execID string) (*task.StateRespon
 			}
 		}
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			if execID == "" {
+				if st := s.written(t); st != nil {
+					return st, nil
+				}
+			}
 			return s.unanswered(id, execID, shim.Bundle), nil
 		}
 		return st, err
@@ -104,7 +109,8 @@ func (d *remains) state(id string) *task.StateResponse {
 }
 
 // List says how every task of the namespace is, ordered by id. All shims are asked at once; one that does not answer
-// in time (700 ms) holds nobody up and is shown as unknown.
+// in time (700 ms) holds nobody up and is shown as unknown. Those that lived before this daemon and have not been heard yet
+// are not asked: see written.
 func (s *Service) List(ctx context.Context) ([]*task.StateResponse, error) {
 	all, err := s.list(ctx)
 	if err != nil {
@@ -118,6 +124,9 @@ func (s *Service) List(ctx context.Context) ([]*task.StateResponse, error) {
 		asked.Add(1)
 		go func() {
 			defer asked.Done()
+			if states[i] = s.written(t); states[i] != nil {
+				return
+			}
 			st, err := s.Get(ctx, t.key.id, "")
 			switch {
 			case err == nil:

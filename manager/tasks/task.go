@@ -25,6 +25,7 @@ type Task struct {
 	adopt func()
 	begin sync.Once
 	found *bundle.Bundle // with adopt
+	heard chan struct{}  // with adopt: closed once its shim has answered, or is known not to
 
 	mu       sync.Mutex
 	shim     *shims.Shim
@@ -187,6 +188,7 @@ func (s *Service) Unresponsive(ctx context.Context) (map[string]time.Time, error
 type remains struct {
 	bundle   *bundle.Bundle
 	own      bool // the shim was ours: all that it knew is here
+	joined   bool // it was an endpoint
 	told     bool // that it is gone, or it was never made: nobody hears of it again
 	pid      uint32
 	ticks    uint64 // when pid began

@@ -25,9 +25,8 @@ const (
 	// counting is how long a shim may take to read its counters, before its task is left out of the metrics.
 	counting = time.Second
 	// ending is how long a shim may take to hand over its last events when its task was deleted.
-	ending = 5 * time.Second
-	// unknownExit is the status of a process of which nobody saw the exit, as containerd's clients know it.
-	unknownExit = 255
+	ending      = 5 * time.Second
+	unknownExit = shims.UnknownExit
 )
 
 // containerStore is where the spec and the runtime of a task come from.
@@ -144,16 +143,14 @@ func (s *Service) decided(ctx context.Context, t *Task) error {
 		if !clearing && (shim == nil || !shim.Own || s.read(shim.Bundle).made) {
 			return nil
 		}
-		t.mu.Lock()
-		overdue := t.overdue
-		t.mu.Unlock()
+		heard := t.heard
 		var late <-chan time.Time
-		if overdue == nil || isClosed(overdue) { // it has answered, or has died: what follows it decides
-			overdue, late = nil, time.After(connecting)
+		if isClosed(heard) { // it has answered, or has died: what follows it decides
+			heard, late = nil, time.After(connecting)
 		}
 		select {
 		case <-changed:
-		case <-overdue:
+		case <-heard:
 		case <-late:
 			return nil
 		case <-ctx.Done():

@@ -103,10 +103,11 @@ func (s *Shim) suffer(ctx context.Context, f Fault) error {
 	}
 	if f.Hang {
 		select {
-		case <-ctx.Done():
+		case <-ctx.Done(): // the client's deadline may come here first
+			return ctx.Err()
 		case <-s.stopped:
+			return errGone
 		}
-		return errGone
 	}
 	if f.Crash {
 		s.Crash()

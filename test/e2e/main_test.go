@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/managerd/managerd/test/harness"
+	"github.com/managerd/managerd/test/hungfs"
 	"github.com/managerd/managerd/test/image"
 )
 
@@ -24,7 +25,10 @@ var (
 	archive string // of the image
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	hungfs.Run()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "managerd-e2e-")

@@ -64,7 +64,7 @@ done <<'PACKAGES'
 cgroups .
 reaper .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
-cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore
+cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
 manager/snapshots/snapshottest Devmapper
 PACKAGES
 if [ -n "${TESTS:-}" ]; then once 800; fi

@@ -132,7 +132,7 @@ func (k *keepers) outdated(ctx context.Context, names []string, program string, 
 
 // upgradeOne upgrades a shim, and tries again while that is busy.
 func (k *keepers) upgradeOne(ctx context.Context, s *direct.Shim, program string) (upgradeRow, error) {
-	row := upgradeRow{Namespace: s.Namespace, ID: s.ID, PID: s.PID()}
+	row := upgradeRow{Namespace: s.Namespace, ID: s.Name(), PID: s.PID()}
 	if k.timeout == 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, answering)
@@ -144,7 +144,7 @@ func (k *keepers) upgradeOne(ctx context.Context, s *direct.Shim, program string
 	}
 	c, err := s.Dial(ctx)
 	if err != nil {
-		return fail(fmt.Errorf("cannot upgrade the shim of container %s: %w", s.ID, err))
+		return fail(fmt.Errorf("cannot upgrade the shim of container %s: %w", s.Name(), err))
 	}
 	defer func() { _ = c.Close() }()
 	for {
@@ -155,7 +155,7 @@ func (k *keepers) upgradeOne(ctx context.Context, s *direct.Shim, program string
 			row.From, row.To, row.Pause = r.FromVersion, r.Version, r.PauseNano
 			return row, nil
 		case errdefs.IsNotImplemented(err):
-			return fail(fmt.Errorf("shim of container %s is not one of ours, or too old to be upgraded: %w", s.ID, err))
+			return fail(fmt.Errorf("shim of container %s is not one of ours, or too old to be upgraded: %w", s.Name(), err))
 		case !errdefs.IsUnavailable(err):
 			return fail(err)
 		}

@@ -207,13 +207,22 @@ type description struct {
 	OOMCgroup   string       `json:"oom_cgroup,omitempty"` // which has it
 	Trimmed     uint64       `json:"trimmed_seq"`
 	Processes   []processRow `json:"processes"`
+	Sandbox     *sandboxOf   `json:"sandbox,omitempty"` // what a shim of a sandbox keeps
+}
+
+// sandboxOf is what a shim says of the sandbox that it keeps.
+type sandboxOf struct {
+	State      string   `json:"state"`
+	PID        uint32   `json:"pid,omitempty"` // of its init
+	Namespaces []string `json:"namespaces"`
+	Members    []string `json:"members,omitempty"` // that were made on its connection
 }
 
 // describe asks one of our shims about itself.
 func describe(ctx context.Context, s *direct.Shim, c *shimapi.Client) (*shim.DescribeResponse, error) {
 	d, err := c.Shim().Describe(ctx, &shim.DescribeRequest{})
 	if err = shimapi.FromWire(err); errdefs.IsNotImplemented(err) {
-		return nil, fmt.Errorf("shim of container %s is not one of ours and does not tell; `mctl shim state` and `mctl shim ps` work: %w", s.ID, err)
+		return nil, fmt.Errorf("shim of container %s is not one of ours and does not tell; `mctl shim state` and `mctl shim ps` work: %w", s.Name(), err)
 	}
 	return d, err
 }
@@ -233,7 +242,7 @@ func (k *keepers) inspect() *cobra.Command {
 				}
 				d := description{
 					r.Namespace, r.Id, r.Pid, r.Version, r.Revision, r.StartedAt.AsTime(), r.Bundle, strings.TrimPrefix(p.Address, "unix://"),
-					r.Incarnation, r.LastSeq, r.Goroutines, r.Fds, r.OomKills, r.OomLevel, r.OomCgroup, r.TrimmedSeq, []processRow{},
+					r.Incarnation, r.LastSeq, r.Goroutines, r.Fds, r.OomKills, r.OomLevel, r.OomCgroup, r.TrimmedSeq, []processRow{}, nil,
 				}
 				for _, p := range r.Processes {
 					row := processRow{
@@ -249,6 +258,9 @@ func (k *keepers) inspect() *cobra.Command {
 					}
 					d.Processes = append(d.Processes, row)
 				}
+				if b := r.Sandbox; b != nil {
+					d.Sandbox = &sandboxOf{b.State, b.Pid, b.Namespaces, b.Members}
+				}
 				slices.SortFunc(d.Processes, func(a, b processRow) int { return strings.Compare(a.ExecID, b.ExecID) }) // the init first
 				if k.format() == table.JSON {
 					return table.PrintJSON(k.out, d)
@@ -260,14 +272,25 @@ func (k *keepers) inspect() *cobra.Command {
 }
 
 func (k *keepers) printDescription(d description) error {
+	what := "container"
+	if d.Sandbox != nil {
+		what = "sandbox"
+	}
 	rows := []metricRow{
-		{"namespace", d.Namespace}, {"container", d.ID}, {"pid", strconv.Itoa(int(d.PID))}, {"version", d.Version}, {"revision", d.Revision},
+		{"namespace", d.Namespace}, {what, d.ID}, {"pid", strconv.Itoa(int(d.PID))}, {"version", d.Version}, {"revision", d.Revision},
 		{"started", d.StartedAt.Format(time.RFC3339Nano)}, {"bundle", d.Bundle}, {"socket", d.Socket}, {"incarnation", d.Incarnation},
 		{"last_seq", strconv.FormatUint(d.LastSeq, 10)}, {"goroutines", strconv.Itoa(int(d.Goroutines))}, {"fds", strconv.Itoa(int(d.FDs))},
 		{"oom_kills", strings.TrimSpace(fmt.Sprint(d.OOMKills, " ", d.OOMLevel, " ", d.OOMCgroup))}, {"trimmed_seq", strconv.FormatUint(d.Trimmed, 10)},
 	}
+	if b := d.Sandbox; b != nil {
+		rows = append(rows, metricRow{"state", b.State}, metricRow{"init", number(b.PID)}, metricRow{"namespaces", strings.Join(b.Namespaces, " ")},
+			metricRow{"members", orDash(strings.Join(b.Members, " "))})
+	}
 	if err := metricTable("SHIM", "VALUE").Print(k.out, table.Text, rows); err != nil {
 		return err
+	}
+	if d.Sandbox != nil {
+		return nil
 	}
 	_, _ = fmt.Fprintln(k.out)
 	return processTable.Print(k.out, table.Text, d.Processes)

@@ -94,7 +94,7 @@ func (s *Shim) Dial(ctx context.Context) (*shimapi.Client, error) {
 	}
 	c, err := shimapi.Dial(ctx, p)
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("shim of container %s is dead: %w: %w", s.ID, err, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("shim of container %s is dead: %w: %w", s.Name(), err, errdefs.ErrNotFound)
 	}
 	return c, err
 }
@@ -114,7 +114,7 @@ func (s *Shim) Header() (*ledgerpb.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("shim of container %s keeps no ledger, it is not one of ours: %w", s.ID, errdefs.ErrNotFound)
+	return nil, fmt.Errorf("shim of container %s keeps no ledger, it is not one of ours: %w", s.Name(), errdefs.ErrNotFound)
 }
 
 // PID is the process of a shim of ours, whether it answers or not; 0 when it is gone.
@@ -131,7 +131,7 @@ func (s *Shim) PID() uint32 {
 // the successor logs meanwhile goes to log.
 func (s *Shim) Adopt(ctx context.Context, binary string, log *slog.Logger) (uint32, error) {
 	refuse := func(why string) error {
-		return fmt.Errorf("cannot adopt container %s: %s: %w", s.ID, why, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("cannot adopt container %s: %s: %w", s.Name(), why, errdefs.ErrFailedPrecondition)
 	}
 	m := shims.New(shims.Config{State: s.state, Binary: binary, Log: log})
 	if !m.Own(s.Bundle) {
@@ -167,13 +167,13 @@ func (s *Shim) Stacks(ctx context.Context) ([]byte, error) {
 	path := s.File(shimapi.StacksFile)
 	before, _ := os.Stat(path) // what is told is another file
 	if err := s.SignalShim(pid, unix.SIGUSR1); err != nil {
-		return nil, fmt.Errorf("shim of container %s: %w", s.ID, err)
+		return nil, fmt.Errorf("shim of container %s: %w", s.Name(), err)
 	}
 	for tick := time.NewTicker(5 * time.Millisecond); ; {
 		select {
 		case <-ctx.Done():
 			tick.Stop()
-			return nil, fmt.Errorf("shim of container %s, process %d in state %s, does not tell its stacks: %w", s.ID, pid, processState(pid), ctx.Err())
+			return nil, fmt.Errorf("shim of container %s, process %d in state %s, does not tell its stacks: %w", s.Name(), pid, processState(pid), ctx.Err())
 		case <-tick.C:
 			if now, err := os.Stat(path); err == nil && !os.SameFile(before, now) {
 				tick.Stop()

@@ -1,6 +1,7 @@
 package logsink
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,25 +9,31 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/fdtable"
 )
 
 // Config says where a log is, and where what a successor needs is kept.
 type Config struct {
 	Target
 	Base string // path of our own files, to which "-sink", "-stdout" and "-stderr" are added
-	Lazy bool   // nothing is opened or made before there is output
+	Lazy bool   // the file is beside Base, on a file system that answers: it is opened when there is output, in the process's own table
+
+	Patience time.Duration // how long Open waits for the file system; 0: ten seconds
 }
 
 // Log is an open log. Close releases it; its Streams are to be closed first.
 type Log struct {
 	cfg Config
 
-	mu      sync.Mutex // guards all below; held while a file is written
-	file    *os.File   // nil: to be opened
-	state   *os.File   // nil: as above
+	mu      sync.Mutex     // guards all below; held while a file is written
+	table   *fdtable.Table // where the log's files are opened, nil before, and of a lazy log
+	file    *fdtable.File  // nil: to be opened
+	state   *os.File       // nil: as above
 	rec     record
 	surplus surplus    // of a raw log
 	torn    bool       // the file may be longer than recorded, by an entry that we did not write whole
@@ -48,7 +55,8 @@ type identity struct{ dev, ino uint64 }
 const keepGens = 1100
 
 // Open opens a log, or goes on with one that another process wrote. A file that exists is appended to. Errors: FailedPrecondition
-// for a file that another Log is writing, InvalidArgument for what is not a regular file.
+// for a file that another Log is writing, InvalidArgument for what is not a regular file, Unavailable when the file system has
+// not answered in time; it may then make an empty file later.
 func Open(cfg Config) (*Log, error) {
 	l := &Log{cfg: cfg}
 	var err error
@@ -74,14 +82,37 @@ func Open(cfg Config) (*Log, error) {
 		}
 		return l, nil
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.openLocked(); err != nil {
-		l.closeLocked()
+	if err := l.openWithin(cmp.Or(cfg.Patience, 10*time.Second)); err != nil {
 		l.Remove()
 		return nil, fmt.Errorf("cannot open log %s: %w", cfg.Path, err)
 	}
 	return l, nil
+}
+
+// openWithin opens the file, or gives it up: then it is closed as soon as it is there.
+func (l *Log) openWithin(patience time.Duration) error {
+	opened := make(chan error, 1)
+	var late atomic.Bool
+	go func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		err := l.openLocked()
+		if err != nil || !late.CompareAndSwap(false, true) {
+			l.closeLocked()
+		}
+		opened <- err
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err := <-opened:
+		return err
+	case <-timer.C:
+	}
+	if late.CompareAndSwap(false, true) {
+		return fmt.Errorf("its file system has not answered for %v, is its server there?: %w", patience, errdefs.ErrUnavailable)
+	}
+	return <-opened
 }
 
 // Target is what the log is.
@@ -127,12 +158,30 @@ func (l *Log) Remove() {
 }
 
 func (l *Log) closeLocked() {
-	for _, f := range []*os.File{l.file, l.state} {
-		if f != nil {
-			_ = f.Close()
-		}
+	if l.file != nil {
+		_ = l.file.Close()
 	}
-	l.file, l.state = nil, nil
+	if l.state != nil {
+		_ = l.state.Close()
+	}
+	l.table.Close()
+	l.table, l.file, l.state = nil, nil, nil
+}
+
+// tableLocked gives the table in which the log's files are opened, for the caller to close.
+func (l *Log) tableLocked() (t *fdtable.Table, err error) {
+	if l.cfg.Lazy {
+		return nil, nil
+	}
+	if l.table != nil {
+		l.table.Hold()
+		return l.table, nil
+	}
+	if t, err = fdtable.New(); err == nil && !l.closed {
+		t.Hold()
+		l.table = t
+	}
+	return t, err
 }
 
 // tellLocked wakes the readers that follow.
@@ -157,11 +206,16 @@ func (l *Log) openLocked() (err error) {
 		return err
 	}
 	// O_NONBLOCK: to open what turns out to be a FIFO must not wait.
-	mode := os.FileMode(0o640)
+	mode := uint32(0o640)
 	if l.cfg.Format == Raw {
 		mode = 0o644
 	}
-	f, err := os.OpenFile(l.cfg.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK|unix.O_CLOEXEC, mode)
+	table, err := l.tableLocked()
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	f, err := table.Open(l.cfg.Path, unix.O_RDWR|unix.O_CREAT|unix.O_APPEND|unix.O_NONBLOCK, mode)
 	if err != nil {
 		return err
 	}
@@ -170,8 +224,8 @@ func (l *Log) openLocked() (err error) {
 			_ = f.Close()
 		}
 	}()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	st, err := f.Stat()
+	if err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -213,9 +267,9 @@ func (l *Log) openLocked() (err error) {
 
 // lock keeps others that would write to the file away, in this process or another: a file with two writers has no
 // length that one of them could know. The range is one that nobody else locks; the kernel lets it go with the file.
-func lock(f *os.File) error {
+func lock(f *fdtable.File) error {
 	r := unix.Flock_t{Type: unix.F_WRLCK, Start: 1 << 62, Len: 1}
-	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &r)
+	err := f.Do(func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &r) })
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("another process writes its output there, give this one a file of its own: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -245,11 +299,11 @@ func (l *Log) readyLocked() error {
 		return err
 	}
 	// Others may have cut it, or have written to it.
-	fi, err := l.file.Stat()
+	st, err := l.file.Stat()
 	if err != nil {
 		return err
 	}
-	l.rec.length = fi.Size()
+	l.rec.length = st.Size
 	return nil
 }
 

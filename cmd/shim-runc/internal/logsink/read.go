@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/fdtable"
 )
 
 // ReadOptions says what of a log is read.
@@ -30,16 +33,23 @@ type Reader func(entries []Entry, end Position) error
 // Read calls fn with the entries of the log, oldest first, those in the rotated files too. It ends with the log, or what is there of it,
 // with ctx, or with fn's error. A reader that is slower than the rotation misses entries.
 func (l *Log) Read(ctx context.Context, o ReadOptions, fn Reader) error {
-	parts, gen, err := l.parts()
+	l.mu.Lock()
+	table, err := l.tableLocked()
+	l.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("cannot read log %s: %w", l.cfg.Path, err)
 	}
+	defer table.Close()
+	parts, gen, err := l.parts(table)
 	defer func() {
 		for _, p := range parts {
 			_ = p.file.Close()
 		}
 	}()
-	r := &reading{ctx: ctx, path: l.cfg.Path, format: l.cfg.Format, since: o.Since, fn: fn}
+	if err != nil {
+		return fmt.Errorf("cannot read log %s: %w", l.cfg.Path, err)
+	}
+	r := &reading{ctx: ctx, table: table, path: l.cfg.Path, format: l.cfg.Format, since: o.Since, fn: fn}
 	if l.cfg.Format == Raw {
 		if !o.Since.IsZero() {
 			return fmt.Errorf("cannot read log %s from a time on: its lines have no times: %w", l.cfg.Path, errdefs.ErrInvalidArgument)
@@ -66,17 +76,17 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn Reader) error {
 
 // part is a stretch of a file that is to be read.
 type part struct {
-	file    *os.File
+	file    *fdtable.File
 	at, end int64
 	id      identity // once it was asked for
 }
 
 // parts opens all files of the log, oldest first, up to what is recorded. gen is the number of the last one, -1 if there is none.
-func (l *Log) parts() (parts []*part, gen int, err error) {
+func (l *Log) parts(table *fdtable.Table) (parts []*part, gen int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := l.cfg.MaxFile - 1; i > 0; i-- {
-		f, err := os.Open(l.rotated(i))
+		f, err := table.Open(l.rotated(i), unix.O_RDONLY, 0)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -85,16 +95,16 @@ func (l *Log) parts() (parts []*part, gen int, err error) {
 		}
 		p := &part{file: f}
 		parts = append(parts, p)
-		fi, err := f.Stat()
+		st, err := f.Stat()
 		if err != nil {
 			return parts, -1, err
 		}
-		p.end = fi.Size()
+		p.end = st.Size
 	}
 	if l.file == nil {
-		return l.untouchedLocked(parts)
+		return l.untouchedLocked(table, parts)
 	}
-	f, err := l.againLocked()
+	f, err := l.file.Again()
 	if err != nil {
 		return parts, -1, err
 	}
@@ -102,11 +112,11 @@ func (l *Log) parts() (parts []*part, gen int, err error) {
 }
 
 // untouchedLocked is parts for a log that another process has left, and that nothing was written to since.
-func (l *Log) untouchedLocked(parts []*part) ([]*part, int, error) {
+func (l *Log) untouchedLocked(table *fdtable.Table, parts []*part) ([]*part, int, error) {
 	if !l.resumed || len(l.gens) == 0 {
 		return parts, -1, nil
 	}
-	f, err := os.Open(l.cfg.Path)
+	f, err := table.Open(l.cfg.Path, unix.O_RDONLY, 0)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return parts, -1, err
 	}
@@ -123,11 +133,6 @@ func (l *Log) untouchedLocked(parts []*part) ([]*part, int, error) {
 }
 
 func (l *Log) genLocked() int { return l.dropped + len(l.gens) - 1 }
-
-// againLocked opens the file that is written a second time, whatever its name is by now.
-func (l *Log) againLocked() (*os.File, error) {
-	return os.Open(fmt.Sprintf("/proc/self/fd/%d", l.file.Fd()))
-}
 
 // follow reads on behind p, which was read to its end and is file number gen.
 func (l *Log) follow(r *reading, p *part, gen int) error {
@@ -148,7 +153,7 @@ func (l *Log) follow(r *reading, p *part, gen int) error {
 		case p != nil && p.at < sizeOf(p.file):
 			p.end = sizeOf(p.file) // nobody writes to it any more
 		case gen < now:
-			next, gen, err = l.nextLocked(gen)
+			next, gen, err = l.nextLocked(r.table, gen)
 		}
 		var more chan struct{}
 		idle := next == nil && (p == nil || p.at == p.end)
@@ -184,15 +189,15 @@ func (l *Log) follow(r *reading, p *part, gen int) error {
 }
 
 // nextLocked opens the oldest file that is newer than number gen.
-func (l *Log) nextLocked(gen int) (*part, int, error) {
+func (l *Log) nextLocked(table *fdtable.Table, gen int) (*part, int, error) {
 	for g := max(gen+1, l.dropped); g <= l.genLocked(); g++ {
 		if g == l.genLocked() && l.file != nil {
-			f, err := l.againLocked()
+			f, err := l.file.Again()
 			return &part{file: f, end: l.rec.length}, g, err
 		}
 		for n := range l.cfg.MaxFile {
 			if id, size, err := stat(l.rotated(n)); err == nil && id == l.gens[g-l.dropped] {
-				f, err := os.Open(l.rotated(n))
+				f, err := table.Open(l.rotated(n), unix.O_RDONLY, 0)
 				return &part{file: f, end: size}, g, err
 			}
 		}
@@ -200,10 +205,10 @@ func (l *Log) nextLocked(gen int) (*part, int, error) {
 	return nil, gen, nil
 }
 
-func sizeOf(f *os.File) int64 {
-	fi, err := f.Stat()
+func sizeOf(f *fdtable.File) int64 {
+	st, err := f.Stat()
 	if err != nil {
 		return 0
 	}
-	return fi.Size()
+	return st.Size
 }

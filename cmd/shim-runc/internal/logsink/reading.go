@@ -9,7 +9,7 @@ import (
 	"io"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/fdtable"
 )
 
 // longest is how long a line of a log is at most: one that is longer is not ours, and is given in pieces.
@@ -24,6 +24,7 @@ const (
 // reading is one reader's way through a log.
 type reading struct {
 	ctx    context.Context
+	table  *fdtable.Table // where files are opened
 	path   string
 	format Format
 	stream string // of raw: what the lines are of; empty: of both
@@ -62,10 +63,7 @@ func (r *reading) fail(err error) error { return fmt.Errorf("cannot read log %s:
 // position is how far a part was read.
 func (p *part) position() Position {
 	if p.id == (identity{}) {
-		var st unix.Stat_t
-		if c, err := p.file.SyscallConn(); err == nil {
-			_ = c.Control(func(fd uintptr) { _ = unix.Fstat(int(fd), &st) })
-		}
+		st, _ := p.file.Stat()
 		p.id = identity{uint64(st.Dev), st.Ino}
 	}
 	return Position{p.id.dev, p.id.ino, p.at}

@@ -121,9 +121,6 @@ func (p *Plan) readRest(spec *specs.Spec) error {
 	if user := p.made[specs.UserNamespace]; user != (len(p.uids) > 0) || user != (len(p.gids) > 0) {
 		return invalid("a user namespace and linux.uidMappings, linux.gidMappings need each other")
 	}
-	if path := spec.Linux.CgroupsPath; strings.Contains(path, ":") {
-		return invalid("linux.cgroupsPath %q: the path in the hierarchy is needed, as in /pods/one", path)
-	}
 	p.sysctl = spec.Linux.Sysctl
 	if err := p.checkSysctls(p.sysctl); err != nil {
 		return err
@@ -197,7 +194,7 @@ func (p *Plan) SharesPID() bool { return p.made[specs.PIDNamespace] }
 // Shm says whether a tmpfs for /dev/shm is mounted in the bundle.
 func (p *Plan) Shm() bool { return p.shm }
 
-// Cgroup is the path of the sandbox's cgroup, empty for none.
+// Cgroup is the sandbox's cgroup, as a path or in systemd's form; empty for none.
 func (p *Plan) Cgroup() string { return p.spec.Linux.CgroupsPath }
 
 // Resources are the limits of that.

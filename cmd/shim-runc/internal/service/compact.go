@@ -54,8 +54,9 @@ func (s *Service) compact() {
 		for id := range s.execs {
 			live[id] = true
 		}
+		paused := s.init != nil && s.init.state == shimapi.Paused
 		s.mu.Unlock()
-		if err := s.ledger.Compact(confirmed, func(r *ledgerpb.Record) bool { return needed(r, live, told) }); err != nil {
+		if err := s.ledger.Compact(confirmed, func(r *ledgerpb.Record) bool { return needed(r, live, told, paused) }); err != nil {
 			s.cfg.Log.Warn("the ledger grows", "error", err)
 		}
 	}
@@ -63,8 +64,8 @@ func (s *Service) compact() {
 }
 
 // needed says whether a successor of this shim, or a daemon that has lost its memory, could want a record: live are the
-// processes that there are, told is how many OOM kills were told of.
-func needed(r *ledgerpb.Record, live map[string]bool, told uint64) bool {
+// processes that there are, told is how many OOM kills were told of, paused is how the container is.
+func needed(r *ledgerpb.Record, live map[string]bool, told uint64, paused bool) bool {
 	switch e := r.Event; {
 	case r.Process != nil:
 		return live[r.Process.ExecId]
@@ -76,6 +77,8 @@ func needed(r *ledgerpb.Record, live map[string]bool, told uint64) bool {
 		switch e.Topic {
 		case "/tasks/create", "/tasks/start", "/tasks/delete":
 			return true
+		case "/tasks/paused":
+			return paused
 		case "/tasks/oom":
 			return e.OomKills == told // it holds the count
 		case "/tasks/exec-started":

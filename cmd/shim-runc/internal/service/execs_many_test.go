@@ -75,7 +75,7 @@ func (f *fixture) usage() (u usage) {
 // TestManyExecs: thousands of execs through one shim leave nothing behind in it. What is compared with is what it holds when
 // the first thousand (of a shorter run, the first half) has been: before, Go's heap has not had its size.
 func TestManyExecs(t *testing.T) {
-	f := running(t, "many", nil)
+	f := running(t, "many", func(s *specs.Spec) { s.Process.Args = []string{"sleep", "1000000"} })
 	spec, err := json.Marshal(&specs.Process{Args: []string{"/bin/true"}, Cwd: "/", Env: []string{"PATH=/bin"}})
 	if err != nil {
 		t.Fatal(err)

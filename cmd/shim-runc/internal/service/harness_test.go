@@ -47,6 +47,10 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if err := os.Chmod(dir, 0o711); err != nil { // the init of a user namespace executes the shim's program, too
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if binary, err = shimbin.Build(dir, shimbin.Race); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

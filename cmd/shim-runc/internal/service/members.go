@@ -123,7 +123,7 @@ func (b *Sandbox) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 		return fail(fmt.Errorf("a member needs an id and a bundle of its own, %q is none: %w", r.Bundle, errdefs.ErrInvalidArgument))
 	}
 	var err error
-	if r.Options, err = shimapi.WithoutTaskAPI(r.Options); err != nil {
+	if _, _, r.Options, err = shimapi.TaskAPI(r.Options); err != nil {
 		return fail(err)
 	}
 	m := &member{Member: shimstate.Member{Id: r.ID, Bundle: bundle, Socket: filepath.Join(bundle, memberSocket)}}

@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,7 +14,6 @@ import (
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -130,11 +128,9 @@ func (b *Sandbox) CreateSandbox(ctx context.Context, r *api.CreateSandboxRequest
 	}()
 	begin := time.Now()
 	if record.Cgroup != "" {
-		if record.CgroupMade, err = makeCgroup(record.Cgroup, plan.Resources()); err != nil {
+		undo.add(func() error { return removeCgroup(&record) })
+		if record.Cgroup, record.CgroupMade, err = makeCgroup(record.Cgroup, plan.Resources()); err != nil {
 			return nil, err
-		}
-		if record.CgroupMade {
-			undo.add(func() error { return cgroups.Remove(record.Cgroup) })
 		}
 	}
 	made, err := sandbox.Make(context.WithoutCancel(ctx), plan, b.cfg.Bundle, b.cfg.Reaper)
@@ -212,23 +208,6 @@ func (b *Sandbox) plan(r *api.CreateSandboxRequest) (*sandbox.Plan, error) {
 		return nil, err
 	}
 	return sandbox.Read(spec, r.NetnsPath, r.Annotations)
-}
-
-// makeCgroup makes the sandbox's cgroup, or sets the limits of the one that there is, which stays its maker's.
-func makeCgroup(path string, limits *specs.LinuxResources) (made bool, err error) {
-	if _, err := cgroups.Make(path, limits); err == nil {
-		return true, nil
-	} else if !errdefs.IsAlreadyExists(err) {
-		return false, err
-	}
-	if limits == nil {
-		return false, nil
-	}
-	cg, err := cgroups.AtPath(path)
-	if err == nil {
-		err = cg.Limit(limits)
-	}
-	return false, err
 }
 
 // StartSandbox says that the sandbox may be used, and gives its spec as it was carried out: with the paths of the namespaces
@@ -433,10 +412,8 @@ func (b *Sandbox) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 	b.state.Lock()
 	record := b.record
 	b.state.Unlock()
-	if record.CgroupMade {
-		if err := cgroups.Remove(record.Cgroup); err != nil {
-			b.cfg.Log.Warn("the cgroup of a sandbox stays: something is in it", "error", err)
-		}
+	if err := removeCgroup(&record); err != nil {
+		b.cfg.Log.Warn("the cgroup of a sandbox stays: something is in it", "error", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -445,99 +422,6 @@ func (b *Sandbox) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 		close(b.ending)
 	}
 	return &api.ShutdownSandboxResponse{}, nil
-}
-
-// SandboxMetrics reads the counters of the sandbox's cgroup, in which those of its containers are to be.
-func (b *Sandbox) SandboxMetrics(_ context.Context, r *api.SandboxMetricsRequest) (*api.SandboxMetricsResponse, error) {
-	record, err := b.check(r.SandboxID, boxUse)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read metrics: %w", err)
-	}
-	if record.Cgroup == "" {
-		return nil, fmt.Errorf("sandbox %s has no cgroup: its spec has no linux.cgroupsPath: %w", b.cfg.ID, errdefs.ErrFailedPrecondition)
-	}
-	cg, err := cgroups.AtPath(record.Cgroup)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read metrics of sandbox %s: %w", b.cfg.ID, err)
-	}
-	m, err := cg.Stats()
-	if err != nil {
-		return nil, err
-	}
-	data, err := anyOf(m)
-	if err != nil {
-		return nil, err
-	}
-	return &api.SandboxMetricsResponse{Metrics: &types.Metric{Timestamp: timestamppb.Now(), ID: b.cfg.ID, Data: data}}, nil
-}
-
-// UpdateSandbox carries out what has changed in the sandbox's spec: hostname, sysctls, and the limits of its cgroup. What else
-// is in it cannot change; labels and extensions mean nothing to a shim.
-func (b *Sandbox) UpdateSandbox(_ context.Context, r *api.UpdateSandboxRequest) (*api.UpdateSandboxResponse, error) {
-	b.transition.Lock()
-	defer b.transition.Unlock()
-	record, err := b.check(r.SandboxID, boxUse)
-	//lint:ignore SA1019 what is sent is not passed over
-	if err == nil && r.Resources != nil {
-		err = fmt.Errorf("resources are to be in the spec of the sandbox: %w", errdefs.ErrInvalidArgument)
-	}
-	if err == nil {
-		err = b.update(&record, r)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot update sandbox %s: %w", r.SandboxID, err)
-	}
-	return &api.UpdateSandboxResponse{}, nil
-}
-
-func (b *Sandbox) update(record *shimstate.Sandbox, r *api.UpdateSandboxRequest) error {
-	if !changesSpec(r.Fields) || r.Sandbox.GetSpec() == nil {
-		return nil
-	}
-	var now, want specs.Spec
-	if err := json.Unmarshal(record.Spec, &now); err != nil {
-		return err
-	}
-	if err := json.Unmarshal(r.Sandbox.Spec.Value, &want); err != nil {
-		return fmt.Errorf("malformed spec: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	change, err := sandbox.Compare(&now, &want)
-	if err != nil {
-		return err
-	}
-	if limits := change.Limits; limits != nil {
-		if record.Cgroup == "" {
-			return fmt.Errorf("linux.resources: it has no cgroup, for its spec had no linux.cgroupsPath: %w", errdefs.ErrFailedPrecondition)
-		}
-		cg, err := cgroups.AtPath(record.Cgroup)
-		if err == nil {
-			err = cg.Limit(limits)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := change.Apply(b.cfg.Bundle); err != nil {
-		return err
-	}
-	carried, err := json.Marshal(change.Spec)
-	if err != nil {
-		return err
-	}
-	b.state.Lock()
-	b.record.Spec = carried
-	b.state.Unlock()
-	return b.keepSandbox()
-}
-
-// changesSpec says whether the fields of an update, none of them meaning all, name the spec.
-func changesSpec(fields []string) bool {
-	for _, f := range fields {
-		if f == "spec" {
-			return true
-		}
-	}
-	return len(fields) == 0
 }
 
 // Describe says what this shim is.

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/sandbox"
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/reaper"
@@ -182,8 +181,8 @@ func RemoveSandbox(bundle string, r *reaper.Reaper) error {
 		}
 	}
 	errs := []error{sandbox.Unpin(bundle)}
-	if err == nil && record.CgroupMade {
-		errs = append(errs, cgroups.Remove(record.Cgroup))
+	if err == nil {
+		errs = append(errs, removeCgroup(record))
 	}
 	return errors.Join(errs...)
 }

@@ -413,7 +413,8 @@ func TestSandboxBad(t *testing.T) {
 		"mount type":       {mount(specs.Mount{Destination: "/dev/shm", Type: "proc"}), "proc"},
 		"shm size":         {mount(specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Options: []string{"size=lots"}}), "size=lots"},
 		"shm without size": {mount(specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Options: []string{"size=0"}}), "size=0"},
-		"systemd cgroup":   {with(func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b:c" }), "cgroupsPath"},
+		"systemd cgroup":   {with(func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b" }), "slice:prefix:name"},
+		"systemd parent":   {with(func(s *specs.Spec) { s.Linux.CgroupsPath = "a.scope:b:c" }), "a.scope"},
 		"no JSON object":   {"text", "malformed"},
 	} {
 		t.Run(name, func(t *testing.T) {

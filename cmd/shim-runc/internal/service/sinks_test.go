@@ -161,6 +161,9 @@ func TestHungSink(t *testing.T) {
 			if _, err := f.Shim().ReopenLogs(ctx, &shim.ReopenLogsRequest{}); !errdefs.IsUnavailable(shimapi.FromWire(err)) || !strings.Contains(err.Error(), stuck) {
 				t.Errorf("reopen: %v", err)
 			}
+			if status := f.runExec("late", nil, "sh", "-c", "exit 7"); status != 7 {
+				t.Errorf("an exec that is started meanwhile: status %d", status)
+			}
 			begin := time.Now()
 			f.kill("other", unix.SIGKILL)
 			if s := f.wait("other").ExitStatus; s != 137 {
@@ -175,6 +178,86 @@ func TestHungSink(t *testing.T) {
 			if took := time.Since(begin); took > 45*time.Second {
 				t.Errorf("it took %v", took)
 			}
+		})
+	}
+}
+
+// TestHungCreate: a log on a file system that does not answer fails the request, which leaves nothing; until then, others are
+// answered. When it answers again, so does the request.
+func TestHungCreate(t *testing.T) {
+	for _, scheme := range []string{"file", "json-file"} {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			fs := hungfs.Mount(t)
+			id := "hungcreate" + scheme
+			f := serve(t, id, shimbin.Spec(id, "sleep", "1000"))
+			uri := scheme + "://" + fs.Dir + "/log"
+			unanswered := func(what string, call func() error) {
+				t.Helper()
+				fs.Hang(t, true)
+				done := make(chan error, 1)
+				go func() { done <- call() }()
+				begin := time.Now()
+				for asked := 0; ; asked++ {
+					select {
+					case err := <-done:
+						if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "its file system has not answered for 10s") {
+							t.Errorf("%s: %v", what, err)
+						}
+						if asked < 10 {
+							t.Errorf("%s: others could ask %d times", what, asked)
+						}
+						fs.Hang(t, false)
+						return
+					case <-time.After(20 * time.Millisecond):
+					}
+					if time.Since(begin) > time.Minute {
+						t.Fatalf("%s does not return", what)
+					}
+					c, cancel := context.WithTimeout(ctx, 5*time.Second)
+					_, err := f.State(c, &task.StateRequest{ID: id})
+					_, kerr := f.Kill(c, &task.KillRequest{ID: id, Signal: uint32(unix.SIGCONT)})
+					_, derr := f.Delete(c, &task.DeleteRequest{ID: id})
+					cancel()
+					for _, err := range []error{err, kerr, derr} {
+						if errdefs.IsDeadlineExceeded(err) || errors.Is(err, context.DeadlineExceeded) {
+							t.Fatalf("%s: others wait: %v", what, err)
+						}
+					}
+				}
+			}
+			request := &task.CreateTaskRequest{ID: id, Bundle: f.dir, Rootfs: bind(), Stdout: uri}
+			unanswered("create", func() error {
+				_, err := f.Create(ctx, request)
+				return err
+			})
+			until(t, "it can be created", func() bool {
+				_, err := f.Create(ctx, request)
+				if err != nil && !errdefs.IsFailedPrecondition(err) { // the late file has its lock for a moment
+					t.Fatal(err)
+				}
+				return err == nil
+			})
+			f.start("")
+			other := strings.TrimSuffix(uri, "log") + "other"
+			if err := f.exec("x", func(r *task.ExecProcessRequest) { r.Stdout = other }, "echo", "x"); err != nil {
+				t.Fatal(err)
+			}
+			unanswered("exec", func() error {
+				_, err := f.Start(ctx, &task.StartRequest{ID: id, ExecID: "x"})
+				return err
+			})
+			until(t, "it can be executed", func() bool {
+				_, err := f.Start(ctx, &task.StartRequest{ID: id, ExecID: "x"})
+				if err != nil && !errdefs.IsFailedPrecondition(err) {
+					t.Fatal(err)
+				}
+				return err == nil
+			})
+			if s := f.wait("x").ExitStatus; s != 0 {
+				t.Errorf("status %d", s)
+			}
+			f.remove("x")
 		})
 	}
 }

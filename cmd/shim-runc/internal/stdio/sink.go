@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -99,8 +100,10 @@ func resolve(uri, stream string) (client, error) {
 	if !filepath.IsAbs(c.path) {
 		return fail(fmt.Errorf("not an absolute path: %w", errdefs.ErrInvalidArgument))
 	}
-	fi, err := os.Stat(c.path)
+	fi, err := statWithin(c.path, statMost)
 	switch {
+	case errdefs.IsUnavailable(err):
+		return fail(err)
 	case err == nil:
 		if c.fifo = fi.Mode()&fs.ModeNamedPipe != 0; c.fifo {
 			c.make = false
@@ -116,6 +119,30 @@ func resolve(uri, stream string) (client, error) {
 		return fail(fmt.Errorf("input can only come from a FIFO: %w", errdefs.ErrInvalidArgument))
 	}
 	return c, nil
+}
+
+// statMost is how long a file system may take to say what a stream is.
+const statMost = 10 * time.Second
+
+// statWithin is os.Stat, or Unavailable when the file system does not answer in time.
+func statWithin(path string, most time.Duration) (fs.FileInfo, error) {
+	type answer struct {
+		fi  fs.FileInfo
+		err error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		fi, err := os.Stat(path)
+		got <- answer{fi, err}
+	}()
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case a := <-got:
+		return a.fi, a.err
+	case <-timer.C:
+		return nil, fmt.Errorf("its file system has not answered for %v, is its server there?: %w", most, errdefs.ErrUnavailable)
+	}
 }
 
 // openClient opens a FIFO of the client, or a device.
