@@ -27,6 +27,8 @@ if [ "${1:-build}" = test ]; then
 	want ps procps
 	want ip iproute2
 	want /etc/ssl/certs/ca-certificates.crt ca-certificates
+	want docker-registry docker-registry
+	want skopeo skopeo
 fi
 if [ "${1:-build}" = vm ]; then
 	want qemu-system-x86_64 qemu-system-x86

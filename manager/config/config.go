@@ -43,6 +43,8 @@ type Config struct {
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
+	Transfer        Transfer
+	Registry        Registry
 }
 
 // Socket is a Unix socket and who owns it.
@@ -70,6 +72,13 @@ type Metrics struct{ Address string }
 type Task struct {
 	Shim         string
 	UpgradeShims string // never, idle or always
+}
+
+// Transfer is how images are pulled and pushed, see package transfer; sizes are in bytes.
+type Transfer struct {
+	ConfigPath                 string // directories of hosts.toml, with colons between them
+	Downloads, Ranges, Uploads int
+	PartSize                   int
 }
 
 // GC says when what nobody needs is collected, see package gc. The delays are Go durations.
@@ -224,6 +233,11 @@ func (c *Config) WriteTo(w io.Writer) (int64, error) {
 		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
 	}
 	c.writeProxies(&b)
+	old, err := c.Registry.Old.write()
+	if err != nil {
+		return 0, err
+	}
+	b.WriteString(old)
 	n, err := io.WriteString(w, b.String())
 	return int64(n), err
 }

@@ -32,6 +32,11 @@ func Changed(a, b *Config) []string {
 	if !reflect.DeepEqual(a.Proxies, b.Proxies) {
 		names = append(names, proxySection)
 	}
+	for name, was := range a.Registry.Old.tables() {
+		if !reflect.DeepEqual(was, b.Registry.Old.tables()[name]) {
+			names = append(names, joined(in(criRegistry, name)))
+		}
+	}
 	return names
 }
 
@@ -44,9 +49,10 @@ func (k *key) tableName() string { return joined(k.path[:len(k.path)-1]) }
 const message = 16 << 20
 
 var (
-	boltSection = []string{"plugins", "io.containerd.metadata.v1.bolt"}
-	gcSection   = []string{"plugins", "io.containerd.gc.v1.scheduler"}
-	taskSection = []string{"plugins", "io.containerd.runtime.v2.task"}
+	boltSection     = []string{"plugins", "io.containerd.metadata.v1.bolt"}
+	gcSection       = []string{"plugins", "io.containerd.gc.v1.scheduler"}
+	transferSection = []string{"plugins", "io.containerd.transfer.v1.local"}
+	taskSection     = []string{"plugins", "io.containerd.runtime.v2.task"}
 )
 
 func in(section []string, name string) []string {
@@ -54,7 +60,7 @@ func in(section []string, name string) []string {
 }
 
 // keys is every setting there is, in the order of the file that is written.
-var keys = slices.Concat(general, snapshotters)
+var keys = slices.Concat(general, snapshotters, registryKeys)
 
 var general = []key{
 	{[]string{"root"}, "Directory of what survives a reboot: metadata, content, snapshots.", "/var/lib/managerd",
@@ -108,6 +114,16 @@ var general = []key{
 		func(c *Config) any { return &c.GC.ScheduleDelay }, duration},
 	{in(gcSection, "startup_delay"), "When, after the start of the daemon, the first collection is.", "100ms",
 		func(c *Config) any { return &c.GC.StartupDelay }, duration},
+	{in(transferSection, "config_path"), "Directories, with colons between them, that have a directory with a hosts.toml or certificates for a registry each; empty\nfor those of CRI's images.", "",
+		func(c *Config) any { return &c.Transfer.ConfigPath }, nil},
+	{in(transferSection, "max_concurrent_downloads"), "How many layers of one image are fetched at the same time.", 3,
+		func(c *Config) any { return &c.Transfer.Downloads }, positiveNumber},
+	{in(transferSection, "max_concurrent_ranges"), "By how many requests one layer is fetched at the same time.", 4,
+		func(c *Config) any { return &c.Transfer.Ranges }, positiveNumber},
+	{in(transferSection, "concurrent_layer_fetch_buffer"), "What one of these requests asks for, in bytes; a layer that is smaller is fetched by one.", 8 << 20,
+		func(c *Config) any { return &c.Transfer.PartSize }, positiveNumber},
+	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
+		func(c *Config) any { return &c.Transfer.Uploads }, positiveNumber},
 	{in(taskSection, "shim"), "Path of the shim for io.containerd.runc.v2; empty for shim-runc beside managerd, or else on PATH.", "",
 		func(c *Config) any { return &c.Task.Shim }, absoluteOrNone},
 	{in(taskSection, "upgrade_shims"), "Whether running shims of another version than that on disk are replaced in place after a start of the daemon: never, idle (those without execs) or always.", "never",
@@ -131,6 +147,10 @@ var ignored = []struct{ prefix, why string }{
 	{"stream_processors.", "there are no stream processors"},
 	{"plugins." + snapshotterType + ".", "there is no such snapshotter, or it has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
+	{"plugins.io.containerd.transfer.v1.local.", "it has no such setting"},
+	{"plugins." + criImages + ".registry.", "it has no such setting"},
+	{"plugins." + criPlugin + ".registry.", "it has no such setting"},
+	{"plugins." + client + ".", "it has no such setting"},
 	{"plugins.", "there is no such plugin"},
 }
 

@@ -112,7 +112,13 @@ func (l *loader) apply(f *file) error {
 	}
 	var walk func(path []string, v any)
 	walk = func(path []string, v any) {
-		if k := known[id(path)]; k != nil {
+		if old, err := l.oldRegistry(f, path, v); old {
+			if err != nil {
+				errs = append(errs, err)
+			}
+			return
+		}
+		if k := known[id(canonical(path))]; k != nil {
 			got, err := convert(k.def, v)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %s %w: %w", f.at(path...), k.name(), err, errdefs.ErrInvalidArgument))
@@ -146,8 +152,17 @@ func (l *loader) apply(f *file) error {
 				errs = append(errs, fmt.Errorf("%s: %s must be a table, not %s: %w", f.at(path...), joined(path), describe(v), errdefs.ErrInvalidArgument))
 				return
 			}
+			rest := map[string]any{}
 			for _, name := range slices.Sorted(maps.Keys(table)) {
-				walk(append(slices.Clone(path), name), table[name])
+				below := append(slices.Clone(path), name)
+				if mostlyUnknown(path) && !section(below) {
+					rest[name] = table[name]
+					continue
+				}
+				walk(below, table[name])
+			}
+			if len(rest) > 0 {
+				l.unknown(f, path, rest)
 			}
 			return
 		}
@@ -163,8 +178,17 @@ func (l *loader) apply(f *file) error {
 	return errors.Join(errs...)
 }
 
+// mostlyUnknown says whether a section is containerd's, and only a small part of it is known: the rest is told of at once.
+func mostlyUnknown(path []string) bool {
+	return len(path) == 2 && (path[1] == criImages || path[1] == criPlugin)
+}
+
 // section says whether keys stand below this path.
 func section(path []string) bool {
+	if len(path) == 2 && path[1] == criPlugin {
+		return true
+	}
+	path = canonical(path)
 	prefix := id(path)
 	if len(path) > 0 {
 		prefix += "\x00"
@@ -231,7 +255,7 @@ func nearest(path []string) string {
 			continue
 		}
 		candidate, name := k.path[len(path)-1], path[len(path)-1]
-		if d := distance(name, candidate); d < least && d*2 < len(candidate) {
+		if d := distance(name, candidate); d > 0 && d < least && d*2 < len(candidate) {
 			best, least = joined(k.path[:len(path)]), d
 		}
 	}

@@ -29,10 +29,13 @@ import (
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/parking"
+	"github.com/managerd/managerd/manager/registry"
 	"github.com/managerd/managerd/manager/sandboxes"
 	"github.com/managerd/managerd/manager/shims"
 	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/streaming"
 	"github.com/managerd/managerd/manager/tasks"
+	"github.com/managerd/managerd/manager/transfer"
 	wire "github.com/managerd/managerd/shimapi/parking"
 	"github.com/managerd/managerd/shimapi/version"
 )
@@ -45,6 +48,9 @@ type parts struct {
 	snapshots *snapshots.Store
 	shims     *shims.Manager
 	collector *gc.Scheduler // nil: it is left out
+	streams   *streaming.Manager
+	transfer  *transfer.Service
+	registry  *registry.Registry
 }
 
 // collect is what the API calls when a client waits for a collection.
@@ -208,6 +214,16 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
 		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		{Plugin: introspection.Plugin{Type: introspection.TypeStreaming, ID: "manager"}, build: func() error {
+			p.streams = streaming.NewManager()
+			return nil
+		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeTransfer, ID: "local", Platforms: platform,
+			Requires: []string{introspection.TypeContent, introspection.TypeLease}}, build: func() error { return s.buildTransfer(&p) }},
+		service("streaming", []string{introspection.TypeStreaming}, func() register { return api.NewStreaming(p.streams) }),
+		service("transfer", []string{introspection.TypeTransfer, introspection.TypeStreaming}, func() register {
+			return api.NewTransfer(p.transfer, p.registry, p.streams, s.snapshotterOf)
+		}),
 		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register {
 			return api.NewTasks(s.tasks, containers.NewStore(s.db), local.NewContent(p.content), s.checkpointScratch())

@@ -57,7 +57,7 @@ while read -r package tests; do
 	name=$(basename "$package")
 	cat >>"$tree/boot1" <<GUEST
 began=\$SECONDS
-/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 100s >/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
+/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 300s >/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
 echo "$package: \$((SECONDS - began)) s"
 GUEST
 done <<'PACKAGES'
