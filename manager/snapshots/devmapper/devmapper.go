@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -50,6 +51,8 @@ type Backend struct {
 	dm   dmsetup
 	cfg  Options
 	mkfs string
+
+	deleting sync.Mutex // held while one device is deleted: a removal and a sweep may mean the same
 }
 
 // New keeps its records below root. NotImplemented without a pool in the options, device-mapper in the kernel, or dmsetup;
@@ -309,6 +312,8 @@ func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return
 
 // delete deletes what a record stands for, and then that.
 func (b *Backend) delete(path string) error {
+	b.deleting.Lock()
+	defer b.deleting.Unlock()
 	ctx := context.Background()
 	r, err := b.record(path)
 	if errors.Is(err, os.ErrNotExist) {
