@@ -18,6 +18,7 @@ import (
 	"github.com/managerd/managerd/manager/snapshots/erofs"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
+	"github.com/managerd/managerd/manager/snapshots/zfs"
 )
 
 // snapshotters is one plugin for each.
@@ -50,6 +51,7 @@ func (s *Server) snapshotters(ctx context.Context, p *parts, platform []string) 
 				FSType: d.FSType, FSOptions: strings.Fields(d.FSOptions),
 			})
 		}),
+		one(zfs.Name, func(root string) (snapshots.Backend, error) { return zfs.New(root) }),
 		one("aufs", func(string) (snapshots.Backend, error) {
 			return nil, fmt.Errorf("aufs was removed from Linux, use overlayfs: %w", errdefs.ErrNotImplemented)
 		}),

@@ -31,7 +31,7 @@ func TestLeftOutSnapshotters(t *testing.T) {
 			reasons[p.ID] = p.InitErr.Message
 		}
 	}
-	for id, why := range map[string]string{"aufs": "removed from Linux, use overlayfs", "blockfile": "scratch_file", "devmapper": "pool_name"} {
+	for id, why := range map[string]string{"aufs": "removed from Linux, use overlayfs", "blockfile": "scratch_file", "devmapper": "pool_name", "zfs": "zfs"} {
 		if !strings.Contains(reasons[id], why) || !strings.HasSuffix(reasons[id], "skip plugin") {
 			t.Errorf("%s: %q", id, reasons[id])
 		}

@@ -33,6 +33,7 @@ var points = map[string][]string{
 	"btrfs":     {"btrfs.commit.frozen"},
 	"blockfile": {"blockfile.create.copied"},
 	"devmapper": {"devmapper.create.noted", "devmapper.create.made", "devmapper.create.formatted", "devmapper.commit.deactivated", "devmapper.delete.deleted"},
+	"zfs":       {"zfs.commit.frozen"},
 	"erofs":     {"erofs.commit.made", "erofs.commit.placed", "erofs.mount.spent"},
 }
 
