@@ -205,7 +205,7 @@ func (b *Backend) make(ctx context.Context, s snapshots.Snapshot, path string) e
 
 // quiet suspends a device, if it is in use, so that a snapshot of it is whole.
 func (b *Backend) quiet(ctx context.Context, name string) (resume func(), err error) {
-	is, err := b.dm.active(ctx, name)
+	is, err := active(name)
 	if err != nil || !is {
 		return func() {}, err
 	}
@@ -244,12 +244,12 @@ func (b *Backend) activate(ctx context.Context, id uint64) (*records.ThinDevice,
 	if err != nil {
 		return nil, err
 	}
-	is, err := b.dm.active(ctx, b.name(id))
+	is, err := active(b.name(id))
 	if err != nil || is {
 		return r, err
 	}
 	err = b.dm.create(ctx, b.name(id), b.cfg.Pool, r.Device, r.Sectors)
-	if is, _ := b.dm.active(ctx, b.name(id)); is { // somebody else was faster
+	if is, _ := active(b.name(id)); is { // somebody else was faster
 		return r, nil
 	}
 	return r, err
@@ -344,7 +344,7 @@ func (b *Backend) delete(path string) error {
 
 // discard gives the blocks back to whatever the pool stands on.
 func (b *Backend) discard(ctx context.Context, name string, r *records.ThinDevice) error {
-	is, err := b.dm.active(ctx, name)
+	is, err := active(name)
 	if err == nil && !is {
 		err = b.dm.create(ctx, name, b.cfg.Pool, r.Device, r.Sectors)
 	}
