@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/snapshots/snapshottest"
+	"github.com/managerd/managerd/manager/snapshots/snapshottest/external"
 	"github.com/managerd/managerd/shimapi/mount"
 )
 
@@ -136,4 +137,61 @@ func TestRemapped(t *testing.T) {
 	if err := c.remove("c"); err != nil {
 		t.Error(err)
 	}
+}
+
+const outsideEnv = "E2E_SNAPSHOTTER"
+
+// TestOutsideSnapshotter: containers on a snapshotter that is another process, which is killed and started again, as is the
+// daemon. What runs runs on.
+func TestOutsideSnapshotter(t *testing.T) {
+	u := newUser(t)
+	dir := t.TempDir()
+	_, kill := external.Start(t, "^TestServeSnapshots$", outsideEnv, dir)
+	file := filepath.Join(u.Dir, "config.toml")
+	config := fmt.Sprintf("version = 3\n[proxy_plugins.outside]\ntype = \"snapshot\"\naddress = %q\n", external.Socket(dir))
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u.Args = append(u.Args, "--config", file)
+	again := func(end func() error) {
+		t.Helper()
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		if err := u.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again(u.Stop)
+	run := func(args ...string) []string { return append([]string{"run", "--snapshotter", "outside"}, args...) }
+	equal(t, "output", u.ctr(run("--rm", ref, "c", "echo", "x")...), "x\n")
+	u.ctr(run("-d", ref, "stays", "sleep", "1000")...)
+	kill()
+	has(t, u.fails(1, run("--rm", ref, "c", "echo", "x")...), "outside", "unavailable")
+	again(u.Kill) // it starts without the other program
+	equal(t, "output", u.ctr("t", "exec", "--exec-id", "e", "stays", "echo", "y"), "y\n")
+	equal(t, "output", u.ctr("run", "--rm", ref, "other", "echo", "z"), "z\n")
+	external.Start(t, "^TestServeSnapshots$", outsideEnv, dir)
+	equal(t, "output", u.ctr(run("--rm", ref, "again", "echo", "x")...), "x\n")
+	u.ctr("t", "kill", "-s", "KILL", "stays")
+	until(t, "stop", func() bool { return row(t, u.ctr("t", "ls"), "stays")[2] == "STOPPED" })
+	u.ctr("t", "rm", "stays")
+	for _, id := range []string{"stays", "c"} {
+		if strings.Contains(u.ctr("c", "ls", "-q"), id+"\n") {
+			u.ctr("c", "rm", id)
+		}
+	}
+	u.ctr("images", "rm", "--sync", ref)
+	if left, err := os.ReadDir(filepath.Join(dir, "outside", "snapshots")); err != nil || len(left) > 0 {
+		t.Errorf("stored there: %v, %v", left, err)
+	}
+}
+
+// TestServeSnapshots is that process.
+func TestServeSnapshots(t *testing.T) {
+	dir := os.Getenv(outsideEnv)
+	if dir == "" {
+		t.Skip("this is a part of TestOutsideSnapshotter")
+	}
+	t.Fatal(external.Serve(dir, "outside"))
 }
