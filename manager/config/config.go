@@ -40,6 +40,7 @@ type Config struct {
 	Devmapper       Devmapper
 	Zfs             Snapshotter
 	Proxies         map[string]Proxy // by name
+	Differs         []string         // those of the diff service
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC

@@ -124,6 +124,8 @@ var general = []key{
 		func(c *Config) any { return &c.Transfer.PartSize }, positiveNumber},
 	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
 		func(c *Config) any { return &c.Transfer.Uploads }, positiveNumber},
+	{[]string{"plugins", "io.containerd.service.v1.diff-service", "default"}, "Differs that clients' layers are applied and made by: walking, or proxy plugins of type diff. Where one does not\nknow how, the next is asked.", []string{"walking"},
+		func(c *Config) any { return &c.Differs }, nil},
 	{in(taskSection, "shim"), "Path of the shim for io.containerd.runc.v2; empty for shim-runc beside managerd, or else on PATH.", "",
 		func(c *Config) any { return &c.Task.Shim }, absoluteOrNone},
 	{in(taskSection, "upgrade_shims"), "Whether running shims of another version than that on disk are replaced in place after a start of the daemon: never, idle (those without execs) or always.", "never",

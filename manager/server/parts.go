@@ -46,6 +46,7 @@ type parts struct {
 	eventLog  *eventlog.Log // nil: it does not work
 	content   *content.Store
 	snapshots *snapshots.Store
+	differs   map[string]api.Differ
 	shims     *shims.Manager
 	collector *gc.Scheduler // nil: it is left out
 	streams   *streaming.Manager
@@ -181,7 +182,10 @@ func (s *Server) list(ctx context.Context) []plugin {
 		}},
 	}, s.snapshotters(ctx, &p, platform), []plugin{
 		{Plugin: introspection.Plugin{Type: introspection.TypeDiff, ID: "walking", Platforms: platform,
-			Requires: []string{introspection.TypeContent}}, build: func() error { return nil }},
+			Requires: []string{introspection.TypeContent}}, build: func() error {
+			p.differ("walking", api.NewWalking(local.NewContent(p.content)))
+			return nil
+		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeGC, ID: "scheduler", Requires: meta}, build: func() error {
 			p.collector = gc.NewScheduler(&gc.Collector{DB: s.db, Content: p.content, Snapshots: p.snapshots, Events: s.db, Log: s.log}, gc.Settings{
@@ -213,7 +217,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db), p.collect) }),
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
-		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "diff", Requires: []string{introspection.TypeDiff}}, build: func() error { return s.buildDiff(&p) }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeStreaming, ID: "manager"}, build: func() error {
 			p.streams = streaming.NewManager()
 			return nil
