@@ -14,9 +14,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
@@ -119,11 +121,11 @@ func (r *Registry) pool(s settings) (*http.Transport, error) {
 	}
 	t := &http.Transport{
 		Proxy:                  proxy,
-		DialContext:            (&net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second, Control: r.receiving}).DialContext,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    timeout,
 		DisableCompression:     true, // a blob's bytes are the ones its digest is of
-		ForceAttemptHTTP2:      true,
+		ForceAttemptHTTP2:      r.cfg.ReceiveBuffer == 0,
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        60 * time.Second,
 		MaxResponseHeaderBytes: maxHeaderSize,
@@ -131,6 +133,19 @@ func (r *Registry) pool(s settings) (*http.Transport, error) {
 	}
 	r.pools[key] = t
 	return t, nil
+}
+
+// receiving bounds what a connection receives ahead of its reader.
+func (r *Registry) receiving(_, _ string, c syscall.RawConn) error {
+	if r.cfg.ReceiveBuffer == 0 {
+		return nil
+	}
+	var err error
+	cerr := c.Control(func(fd uintptr) {
+		// The kernel doubles it, for its own needs (socket(7)).
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, r.cfg.ReceiveBuffer/2)
+	})
+	return errors.Join(cerr, err)
 }
 
 // maxPools is how many different settings keep connections at once.

@@ -58,7 +58,7 @@ func (s *Server) registryConfig() registry.Config {
 		ConfigPath: filepath.SplitList(paths), Legacy: old, DockerConfig: c.DockerConfig, Logger: s.log,
 		DialTimeout: config.Delay(c.DialTimeout), StallTimeout: config.Delay(c.StallTimeout),
 		MaxRetryAfter: config.Delay(c.MaxRetryAfter), BreakFor: config.Delay(c.BreakFor),
-		Attempts: c.Attempts, ManifestLimit: int64(c.ManifestLimit), ChunkSize: int64(c.ChunkSize),
+		Attempts: c.Attempts, ReceiveBuffer: s.cfg.Transfer.ReceiveBuffer, ManifestLimit: int64(c.ManifestLimit), ChunkSize: int64(c.ChunkSize),
 	}
 }
 
