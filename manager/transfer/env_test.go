@@ -48,7 +48,11 @@ const within = time.Minute
 
 func newEnv(t *testing.T, policy string) *env {
 	t.Helper()
-	dir := t.TempDir()
+	return newEnvIn(t, policy, t.TempDir())
+}
+
+func newEnvIn(t *testing.T, policy, dir string) *env {
+	t.Helper()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

@@ -89,9 +89,13 @@ func (m *meter) until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// of gives how many bytes of a blob were sent, or of all.
 func (m *meter) of(blob string) int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if blob == "" {
+		return m.total
+	}
 	return m.sent[blob]
 }
 
