@@ -151,7 +151,7 @@ func (n *noise) whole(t *testing.T, d *harness.Daemon) {
 		}
 	}
 	s := snapshots.NewSnapshotsClient(conn)
-	v, err := s.View(ctx, &snapshots.ViewSnapshotRequest{Snapshotter: snapshotter, Key: "look", Parent: n.chain})
+	v, err := s.View(ctx, &snapshots.ViewSnapshotRequest{Snapshotter: snapshotter, Key: "look", Parent: n.chain, Labels: map[string]string{"containerd.io/gc.root": "test"}})
 	if err != nil {
 		t.Fatal(err)
 	}
