@@ -159,7 +159,7 @@ func explain(ctx context.Context, err error) error {
 		name      x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		verify    *tls.CertificateVerificationError
-		alert     tls.AlertError
+		remote    *net.OpError
 		response  *errcode.ErrorResponse
 		dns       *net.DNSError
 	)
@@ -174,7 +174,7 @@ func explain(ctx context.Context, err error) error {
 		return fmt.Errorf("%w (its certificate authority can be named with ca in hosts.toml): %w", err, errdefs.ErrFailedPrecondition)
 	case errors.As(err, &name), errors.As(err, &invalid), errors.As(err, &verify):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
-	case errors.As(err, &alert):
+	case errors.As(err, &remote) && remote.Op == "remote error" && strings.Contains(remote.Err.Error(), "certificate"): // an alert of TLS
 		return fmt.Errorf("%w (does it want a client certificate?): %w", err, errdefs.ErrUnauthenticated)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("%w (it can be asked with plain HTTP: --plain-http, or http:// in hosts.toml): %w", err, errdefs.ErrFailedPrecondition)

@@ -143,7 +143,7 @@ type transport struct {
 }
 
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if w, ok := req.Context().Value(watchKey{}).(*watch); ok {
+	if w := watchOf(req.Context()); w != nil {
 		w.kick()
 	}
 	req = req.Clone(req.Context())

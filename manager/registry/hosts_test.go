@@ -284,6 +284,20 @@ x-mine = "yes"
 	}
 }
 
+// TestProxy: what hosts.toml names as a proxy is used, for that endpoint.
+func TestProxy(t *testing.T) {
+	server := regproxy.Start(t, regproxy.Options{})
+	image := paint(t, random(22, 1000))
+	image.hang(t, repository(t, client(t, quick()), server.Addr+"/a:b", Options{}))
+	proxy := regproxy.Before(t, server, nil) // it does not look at the host that is asked for
+	cfg := quick()
+	cfg.ConfigPath = []string{hostDir(t, map[string]string{"far.invalid/hosts.toml": "server = \"http://far.invalid\"\nproxy = \"" + proxy.URL + "\"\n"})}
+	repo := repository(t, client(t, cfg), "far.invalid/a:b", Options{})
+	if got, err := repo.Resolve(context.Background()); err != nil || got.Digest != image.manifest.Digest || len(proxy.Seen("HEAD", "/v2/a/manifests/b")) != 1 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
 func TestBreaker(t *testing.T) {
 	b := breaker{first: time.Second}
 	now := time.Unix(1000, 0)

@@ -143,6 +143,7 @@ func TestRefusals(t *testing.T) {
 	basic := regproxy.Start(t, regproxy.Options{Htpasswd: htpasswd})
 	token := regproxy.Start(t, regproxy.Options{Tokens: tokens})
 	secure := regproxy.Start(t, regproxy.Options{TLS: authority})
+	private := regproxy.Start(t, regproxy.Options{TLS: authority, Client: authority})
 	wrong := func(context.Context, string) (Credential, error) {
 		return Credential{Username: "joe", Password: "wrong"}, nil
 	}
@@ -161,6 +162,7 @@ func TestRefusals(t *testing.T) {
 		"nothing there":    {r, token.Addr + "/a:b", Options{}, errdefs.IsNotFound, "404"},
 		"unknown CA":       {strict, secure.Addr + "/a:b", Options{}, errdefs.IsFailedPrecondition, "can be named with ca in hosts.toml"},
 		"plain, asked TLS": {r, secure.Addr + "/a:b", Options{PlainHTTP: true}, func(err error) bool { return err != nil }, "HTTP"},
+		"no certificate":   {r, private.Addr + "/a:b", Options{}, errdefs.IsUnauthorized, "does it want a client certificate?"},
 		"no such host":     {r, "registry.invalid/a:b", Options{}, errdefs.IsUnavailable, "registry.invalid"},
 		"nobody listens":   {r, regproxy.Nobody(t) + "/a:b", Options{}, errdefs.IsUnavailable, "connection refused"},
 	} {
@@ -174,10 +176,13 @@ func TestRefusals(t *testing.T) {
 	if !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) {
 		t.Errorf("pushed by nobody: %v", err)
 	}
-	asked := errors.New("no keyring")
-	_, err = repository(t, r, basic.Addr+"/a:b", Options{Credentials: func(context.Context, string) (Credential, error) { return Credential{}, asked }}).Resolve(context.Background())
-	if !errors.Is(err, asked) {
-		t.Errorf("%v is not the callback's", err)
+	locked, times := errors.New("no keyring"), 0
+	_, err = repository(t, r, basic.Addr+"/a:b", Options{Credentials: func(context.Context, string) (Credential, error) {
+		times++
+		return Credential{}, locked
+	}}).Resolve(context.Background())
+	if !errors.Is(err, locked) || !errdefs.IsUnauthorized(err) || times != 1 {
+		t.Errorf("%v is not the callback's, which was called %d times", err, times)
 	}
 }
 
@@ -200,6 +205,14 @@ func TestCredentials(t *testing.T) {
 	}
 	if asked != 1 {
 		t.Errorf("asked %d times for one credential", asked)
+	}
+	// Who has to think of a password is waited for, longer than for a registry.
+	slow := Options{Credentials: func(context.Context, string) (Credential, error) {
+		time.Sleep(2 * quick().StallTimeout)
+		return Credential{Username: "joe", Password: "secret"}, nil
+	}}
+	if _, err := repository(t, client(t, quick()), server.Addr+"/a:b", slow).Resolve(ctx); err != nil {
+		t.Errorf("by a slow one: %v", err)
 	}
 	// A token that was bought is used again by the same, and by nobody else.
 	before := len(tokens.Served())
