@@ -60,7 +60,7 @@ func layerServer(t *testing.T) (context.Context, *grpc.ClientConn) {
 	t.Cleanup(func() { _ = db.Close() })
 	ctx := namespaces.With(context.Background(), "one")
 	x := events.NewExchange()
-	overlay, err := overlayfs.New(filepath.Join(dir, "overlay"))
+	overlay, err := overlayfs.New(filepath.Join(dir, "overlay"), overlayfs.Options{})
 	must(err)
 	nat, err := native.New(filepath.Join(dir, "native"))
 	must(err)

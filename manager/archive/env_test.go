@@ -60,7 +60,7 @@ func newEnv(t *testing.T, overWire bool) *env {
 	e := &env{ctx: namespaces.With(context.Background(), "test"), names: images.NewStore(db)}
 	e.blobs, err = content.New(dir, content.Shared, db, x)
 	must(err)
-	overlay, err := overlayfs.New(filepath.Join(dir, "overlay"))
+	overlay, err := overlayfs.New(filepath.Join(dir, "overlay"), overlayfs.Options{})
 	must(err)
 	nat, err := native.New(filepath.Join(dir, "native"))
 	must(err)

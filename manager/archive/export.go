@@ -22,8 +22,19 @@ import (
 type ExportOptions struct {
 	// AllPlatforms takes every image of an index, and fails when one is not there; otherwise those for this machine's.
 	AllPlatforms bool
+	// Platforms takes those for any of these instead.
+	Platforms []ocispec.Platform
 	// NoDocker leaves manifest.json out, by which docker load of old finds images.
 	NoDocker bool
+	// NoForeign leaves out layers that are not to be distributed.
+	NoForeign bool
+}
+
+func (o *ExportOptions) match() platforms.MatchComparer {
+	if len(o.Platforms) > 0 {
+		return platforms.Ordered(o.Platforms...)
+	}
+	return platforms.Default()
 }
 
 // Export writes images as the tar of an OCI layout, each blob once and verified. NotFound when a part of an image is not
@@ -107,13 +118,16 @@ func (e *exporter) tree(desc ocispec.Descriptor, depth int) error {
 	}
 	if isManifest(desc.MediaType) {
 		for _, part := range append([]ocispec.Descriptor{n.config}, n.layers...) {
+			if e.o.NoForeign && !Distributable(part.MediaType) {
+				continue
+			}
 			if err := e.blob(part); err != nil {
 				return err
 			}
 		}
 		return e.blob(desc)
 	}
-	match := platforms.Default()
+	match := e.o.match()
 	found := 0
 	var missing error
 	for _, m := range n.manifests {
@@ -134,7 +148,7 @@ func (e *exporter) tree(desc ocispec.Descriptor, depth int) error {
 		return missing
 	}
 	if found == 0 && len(n.manifests) > 0 {
-		return fmt.Errorf("index %s has no image for %s: %w", desc.Digest, platforms.DefaultString(), errdefs.ErrNotFound)
+		return fmt.Errorf("index %s has no image for the platform: %w", desc.Digest, errdefs.ErrNotFound)
 	}
 	return e.blob(desc)
 }
@@ -167,7 +181,7 @@ func (e *exporter) blob(desc ocispec.Descriptor) (err error) {
 
 // docker describes an image for manifest.json: nil when it is not one that docker load takes.
 func (e *exporter) docker(i Image) (*dockerImage, error) {
-	n, err := resolve(e.ctx, e.content, i.Target, platforms.Default(), 0)
+	n, err := resolve(e.ctx, e.content, i.Target, e.o.match(), 0)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}

@@ -31,6 +31,20 @@ type ImportOptions struct {
 	Index string
 	// Labels for the images.
 	Labels map[string]string
+	// Names, if not nil, names images instead of Base. named is the name that the archive has for one, in full, or else tag
+	// its tag; both may be empty.
+	Names func(named, tag string, target ocispec.Descriptor) []string
+}
+
+func (o *ImportOptions) names(d ocispec.Descriptor) ([]string, error) {
+	if o.Names == nil {
+		return imageNames(d, o.Base)
+	}
+	name, tag, err := named(d)
+	if err != nil {
+		return nil, err
+	}
+	return o.Names(name, tag, d), nil
 }
 
 // Import reads the tar (plain, gzip or zstd) of an OCI layout, or of docker save, to its end, and gives the images it
@@ -90,7 +104,7 @@ func importAll(ctx context.Context, c Content, images Images, r io.Reader, o Imp
 		if err := link(ctx, c, m, 0); err != nil {
 			return nil, err
 		}
-		names, err := imageNames(m, o.Base)
+		names, err := o.names(m)
 		if err != nil {
 			return nil, err
 		}

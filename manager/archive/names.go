@@ -12,25 +12,31 @@ const annotationName = "io.containerd.image.name"
 
 // imageNames finds what the image of an index entry is to be called.
 func imageNames(d ocispec.Descriptor, base string) ([]string, error) {
+	named, tag, err := named(d)
+	switch {
+	case err != nil || named != "":
+		return []string{named}, err
+	case tag != "":
+		return []string{base + ":" + tag}, nil
+	}
+	return []string{base + "@" + d.Digest.String()}, nil
+}
+
+// named gives the full name that an archive has for an image, or only its tag, or neither.
+func named(d ocispec.Descriptor) (name, tag string, err error) {
 	if name := d.Annotations[annotationName]; name != "" {
 		n, err := normalize(name)
-		return []string{n}, err
+		return n, "", err
 	}
 	ref := d.Annotations[ocispec.AnnotationRefName]
-	switch {
-	case ref == "":
-		return []string{base + "@" + d.Digest.String()}, nil
-	case strings.Contains(ref, "/"):
+	if strings.ContainsAny(ref, "/:") { // the latter, name:tag, as podman and skopeo write it
 		n, err := normalize(ref)
-		return []string{n}, err
-	case strings.Contains(ref, ":"): // name:tag, as podman and skopeo write it
-		n, err := normalize(ref)
-		return []string{n}, err
+		return n, "", err
 	}
 	if len(ref) > 128 {
-		return nil, invalid("tag %q... of image %s is longer than 128 bytes", ref[:128], d.Digest)
+		return "", "", invalid("tag %q... of image %s is longer than 128 bytes", ref[:128], d.Digest)
 	}
-	return []string{base + ":" + ref}, nil
+	return "", ref, nil
 }
 
 // normalize completes a name as docker does: busybox is docker.io/library/busybox:latest.

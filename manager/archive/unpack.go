@@ -23,15 +23,20 @@ const labelRef = "containerd.io/snapshot.ref"
 // snapshots until the image's config refers to them. InvalidArgument for a layer that is malformed or not the one that
 // the config speaks of.
 func Unpack(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor) (string, error) {
-	chain, err := unpack(ctx, c, s, target)
+	return UnpackPlatform(ctx, c, s, target, platforms.Default())
+}
+
+// UnpackPlatform is Unpack for the platform that match likes best.
+func UnpackPlatform(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor, match platforms.MatchComparer) (string, error) {
+	chain, err := unpack(ctx, c, s, target, match)
 	if err != nil {
 		return "", fmt.Errorf("cannot unpack image %s: %w", target.Digest, err)
 	}
 	return chain, nil
 }
 
-func unpack(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor) (string, error) {
-	n, err := resolve(ctx, c, target, platforms.Default(), 0)
+func unpack(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor, match platforms.MatchComparer) (string, error) {
+	n, err := resolve(ctx, c, target, match, 0)
 	if err != nil {
 		return "", err
 	}

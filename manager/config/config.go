@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
 )
 
 // Versions of the file that are read; Version is the one that is written.
@@ -31,11 +32,18 @@ type Config struct {
 	DisabledPlugins []string
 	RequiredPlugins []string
 	Imports         []string
-	Overlayfs       Snapshotter
+	Overlayfs       Overlayfs
 	Native          Snapshotter
+	Btrfs           Snapshotter
+	Erofs           Erofs
+	Blockfile       Blockfile
+	Devmapper       Devmapper
+	Zfs             Snapshotter
+	Proxies         map[string]Proxy // by name
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
+	Transfer        Transfer
 	Registry        Registry
 }
 
@@ -60,13 +68,17 @@ type Debug struct {
 // Metrics is a TCP address, HOST:PORT, or nothing.
 type Metrics struct{ Address string }
 
-// Snapshotter is what a snapshotter can be told.
-type Snapshotter struct{ RootPath string }
-
 // Task is what the part that runs shims can be told.
 type Task struct {
 	Shim         string
 	UpgradeShims string // never, idle or always
+}
+
+// Transfer is how images are pulled and pushed, see package transfer; sizes are in bytes.
+type Transfer struct {
+	ConfigPath                 string // directories of hosts.toml, with colons between them
+	Downloads, Ranges, Uploads int
+	PartSize                   int
 }
 
 // GC says when what nobody needs is collected, see package gc. The delays are Go durations.
@@ -89,19 +101,6 @@ func Default() *Config {
 		set(k.field(c), k.def)
 	}
 	return c
-}
-
-// snapshotterType is the type of snapshotter plugins, which names their section and their directory.
-const snapshotterType = "io.containerd.snapshotter.v1"
-
-// SnapshotterRoot is the directory of a snapshotter: the one configured, or ROOT/io.containerd.snapshotter.v1.NAME.
-func (c *Config) SnapshotterRoot(name string) string {
-	for _, s := range []struct{ name, root string }{{"overlayfs", c.Overlayfs.RootPath}, {"native", c.Native.RootPath}} {
-		if s.name == name && s.root != "" {
-			return s.root
-		}
-	}
-	return filepath.Join(c.Root, snapshotterType+"."+name)
 }
 
 // ShimPath is the shim binary that is configured, "" for the one beside the daemon or on PATH.
@@ -177,6 +176,21 @@ func duration(v any) string {
 	return ""
 }
 
+func sizeOrNone(v any) string {
+	if s := v.(string); s != "" {
+		if n, err := units.RAMInBytes(s); err != nil || n <= 0 {
+			return fmt.Sprintf("%q must be a size such as 512MB or 10GB", s)
+		}
+	}
+	return ""
+}
+
+// Size reads a size that Validate has found to be one, in bytes.
+func Size(s string) int64 {
+	n, _ := units.RAMInBytes(s)
+	return n
+}
+
 func threshold(v any) string {
 	if f := v.(float64); !(f >= 0 && f <= 0.5) {
 		return fmt.Sprintf("%g is not between 0 and 0.5", f)
@@ -218,6 +232,7 @@ func (c *Config) WriteTo(w io.Writer) (int64, error) {
 		}
 		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
 	}
+	c.writeProxies(&b)
 	old, err := c.Registry.Old.write()
 	if err != nil {
 		return 0, err

@@ -136,7 +136,7 @@ oom_score = 0
       snapshotter = "overlayfs"
 `, []string{`15: plugins."io.containerd.grpc.v1.cri": has no effect`}},
 		"version 3": {"version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'x'\n[plugins.'io.containerd.grpc.v1.cri']\n", []string{`2: plugins."io.containerd.cri.v1.images": has no effect`}},
-		"slips": {"version = 2\nrot = \"/a\"\n[grpc]\nadress = \"/x\"\n[plugins.\"io.containerd.snapshotter.v1.overlayfs\"]\nroot_pth = \"/x\"\nupperdir_label = true\n", []string{
+		"slips": {"version = 2\nrot = \"/a\"\n[grpc]\nadress = \"/x\"\n[plugins.\"io.containerd.snapshotter.v1.overlayfs\"]\nroot_pth = \"/x\"\nasynchronous = true\n", []string{
 			"2: rot: is not known and has no effect; did you mean root?", "4: grpc.adress: is not known and has no effect; did you mean grpc.address?", "6: ", "7: "}},
 		"unknown": {"version = 2\n[nothing.like]\nthis = 1\n", []string{"2: nothing: is not known"}},
 		"tcp":     {"version = 2\n[grpc]\ntcp_address = \"0.0.0.0:1\"\n[cgroup]\npath = \"/x\"\n", []string{"3: grpc.tcp_address: has no effect: the API is not served over TCP", "has no effect: the daemon stays in the cgroup"}},

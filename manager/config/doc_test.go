@@ -38,6 +38,13 @@ not known has no effect and is logged as a warning, also with its line.
 		doc := strings.NewReplacer("\n", " ", "|", `\|`, "*", `\*`).Replace(k.doc)
 		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", k.path[len(k.path)-1], literal(k.def), doc)
 	}
+	b.WriteString("\n## `[proxy_plugins.NAME]`\n\nA plugin that is another program; see [snapshotters.md](snapshotters.md). One table for each.\n\n" +
+		"| key | meaning |\n|---|---|\n" +
+		"| `type` | Service that it serves: " + strings.Join(proxyTypes, ", ") + ". Only snapshot is used; others are in the plugin list, with the reason. |\n" +
+		"| `address` | Path of its socket. |\n" +
+		"| `platform` | `OS/ARCH` for the plugin list; empty for this machine's. |\n" +
+		"| `exports` | Table of strings for the plugin list, such as `root`. |\n" +
+		"| `capabilities` | List of strings for the plugin list, such as `remap-ids`. |\n")
 	b.WriteString("\n## Without effect\n\nThese keys of containerd are read over, with a warning when they ask for something.\n\n| key | why |\n|---|---|\n")
 	for _, i := range ignored {
 		if i.why != "" {

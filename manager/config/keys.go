@@ -16,7 +16,7 @@ import (
 type key struct {
 	path  []string
 	doc   string
-	def   any               // string, int, float64 or []string
+	def   any               // string, int, float64, bool or []string
 	field func(*Config) any // a pointer to def's type
 	check func(any) string  // what is wrong with a value, as the rest of a sentence; nil when nothing can be
 }
@@ -28,6 +28,9 @@ func Changed(a, b *Config) []string {
 		if k := &keys[i]; !reflect.DeepEqual(k.field(a), k.field(b)) {
 			names = append(names, k.name())
 		}
+	}
+	if !reflect.DeepEqual(a.Proxies, b.Proxies) {
+		names = append(names, proxySection)
 	}
 	for name, was := range a.Registry.Old.tables() {
 		if !reflect.DeepEqual(was, b.Registry.Old.tables()[name]) {
@@ -46,11 +49,10 @@ func (k *key) tableName() string { return joined(k.path[:len(k.path)-1]) }
 const message = 16 << 20
 
 var (
-	overlayfsSection = []string{"plugins", snapshotterType + ".overlayfs"}
-	nativeSection    = []string{"plugins", snapshotterType + ".native"}
-	boltSection      = []string{"plugins", "io.containerd.metadata.v1.bolt"}
-	gcSection        = []string{"plugins", "io.containerd.gc.v1.scheduler"}
-	taskSection      = []string{"plugins", "io.containerd.runtime.v2.task"}
+	boltSection     = []string{"plugins", "io.containerd.metadata.v1.bolt"}
+	gcSection       = []string{"plugins", "io.containerd.gc.v1.scheduler"}
+	transferSection = []string{"plugins", "io.containerd.transfer.v1.local"}
+	taskSection     = []string{"plugins", "io.containerd.runtime.v2.task"}
 )
 
 func in(section []string, name string) []string {
@@ -58,7 +60,7 @@ func in(section []string, name string) []string {
 }
 
 // keys is every setting there is, in the order of the file that is written.
-var keys = slices.Concat(general, registryKeys)
+var keys = slices.Concat(general, snapshotters, registryKeys)
 
 var general = []key{
 	{[]string{"root"}, "Directory of what survives a reboot: metadata, content, snapshots.", "/var/lib/managerd",
@@ -112,10 +114,16 @@ var general = []key{
 		func(c *Config) any { return &c.GC.ScheduleDelay }, duration},
 	{in(gcSection, "startup_delay"), "When, after the start of the daemon, the first collection is.", "100ms",
 		func(c *Config) any { return &c.GC.StartupDelay }, duration},
-	{in(overlayfsSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
-		func(c *Config) any { return &c.Overlayfs.RootPath }, absoluteOrNone},
-	{in(nativeSection, "root_path"), "Directory of the snapshots; empty for one below root.", "",
-		func(c *Config) any { return &c.Native.RootPath }, absoluteOrNone},
+	{in(transferSection, "config_path"), "Directories, with colons between them, that have a directory with a hosts.toml or certificates for a registry each; empty\nfor those of CRI's images.", "",
+		func(c *Config) any { return &c.Transfer.ConfigPath }, nil},
+	{in(transferSection, "max_concurrent_downloads"), "How many layers of one image are fetched at the same time.", 3,
+		func(c *Config) any { return &c.Transfer.Downloads }, positiveNumber},
+	{in(transferSection, "max_concurrent_ranges"), "By how many requests one layer is fetched at the same time.", 4,
+		func(c *Config) any { return &c.Transfer.Ranges }, positiveNumber},
+	{in(transferSection, "concurrent_layer_fetch_buffer"), "What one of these requests asks for, in bytes; a layer that is smaller is fetched by one.", 8 << 20,
+		func(c *Config) any { return &c.Transfer.PartSize }, positiveNumber},
+	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
+		func(c *Config) any { return &c.Transfer.Uploads }, positiveNumber},
 	{in(taskSection, "shim"), "Path of the shim for io.containerd.runc.v2; empty for shim-runc beside managerd, or else on PATH.", "",
 		func(c *Config) any { return &c.Task.Shim }, absoluteOrNone},
 	{in(taskSection, "upgrade_shims"), "Whether running shims of another version than that on disk are replaced in place after a start of the daemon: never, idle (those without execs) or always.", "never",
@@ -137,10 +145,9 @@ var ignored = []struct{ prefix, why string }{
 	{"metrics.grpc_histogram", "there are no histograms of calls"},
 	{"timeouts.", "shims that are killed or restarted need no time limits"},
 	{"stream_processors.", "there are no stream processors"},
-	{"proxy_plugins.", "there are no proxy plugins"},
-	{"plugins." + snapshotterType + ".overlayfs.", "the snapshotter has no such setting"},
-	{"plugins." + snapshotterType + ".native.", "the snapshotter has no such setting"},
+	{"plugins." + snapshotterType + ".", "there is no such snapshotter, or it has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
+	{"plugins.io.containerd.transfer.v1.local.", "it has no such setting"},
 	{"plugins." + criImages + ".registry.", "it has no such setting"},
 	{"plugins." + criPlugin + ".registry.", "it has no such setting"},
 	{"plugins." + client + ".", "it has no such setting"},
@@ -156,6 +163,8 @@ func set(field, v any) {
 		*f = v.(int)
 	case *float64:
 		*f = v.(float64)
+	case *bool:
+		*f = v.(bool)
 	case *[]string:
 		*f = append([]string{}, v.([]string)...)
 	default:
@@ -172,6 +181,8 @@ func value(field any) any {
 		return *f
 	case *float64:
 		return *f
+	case *bool:
+		return *f
 	case *[]string:
 		return *f
 	}
@@ -183,6 +194,8 @@ func literal(v any) string {
 	switch v := v.(type) {
 	case int:
 		return strconv.Itoa(v)
+	case bool:
+		return strconv.FormatBool(v)
 	case float64:
 		return strconv.FormatFloat(v, 'f', -1, 64)
 	case string:

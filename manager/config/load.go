@@ -140,6 +140,12 @@ func (l *loader) apply(f *file) error {
 			set(k.field(l.cfg), got)
 			return
 		}
+		if len(path) == 1 && path[0] == proxySection {
+			if err := l.proxies(f, v); err != nil {
+				errs = append(errs, err)
+			}
+			return
+		}
 		table, isTable := v.(map[string]any)
 		if section(path) {
 			if !isTable {
@@ -284,6 +290,11 @@ func convert(def, v any) (any, error) {
 			return s, nil
 		}
 		return nil, fmt.Errorf("must be a string, not %s", describe(v))
+	case bool:
+		if b, ok := v.(bool); ok {
+			return b, nil
+		}
+		return nil, fmt.Errorf("must be true or false, not %s", describe(v))
 	case float64:
 		switch n := v.(type) {
 		case float64:

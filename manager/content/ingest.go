@@ -42,7 +42,11 @@ type Writer struct {
 // namespace has it, or gets it from another that shares it, the error is AlreadyExists. total is its size in bytes, 0 if
 // unknown. Both must be what the earlier writer said: FailedPrecondition. A lease in ctx keeps the ingest, and then the
 // blob. The caller closes the writer.
-func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, total int64) (_ *Writer, err error) {
+func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, total int64) (*Writer, error) {
+	return s.writer(ctx, ref, expected, total, (*Writer).open)
+}
+
+func (s *Store) writer(ctx context.Context, ref string, expected digest.Digest, total int64, open func(*Writer) error) (_ *Writer, err error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return nil, err
@@ -78,7 +82,7 @@ func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, 
 			return nil, err
 		}
 	}
-	return w, w.open()
+	return w, open(w)
 }
 
 // missing is AlreadyExists when the namespace has the blob, or gets it from another that shares it.
@@ -106,11 +110,26 @@ func (s *Store) keep(ctx context.Context, ns string, i Info, ref string) error {
 
 // open begins the ingest, or takes up what an earlier writer left.
 func (w *Writer) open() error {
+	if err := w.take(); err != nil {
+		return err
+	}
+	if err := flatten(w.dir); err != nil {
+		return err
+	}
+	if err := w.openFile(); err != nil {
+		return err
+	}
+	// What an earlier writer left counts as written: take it into the digest.
+	var err error
+	w.status.Offset, err = io.Copy(w.sum, w.file)
+	return err
+}
+
+// take begins the ingest, or finds what an earlier writer said of it.
+func (w *Writer) take() error {
 	switch before, err := status(w.dir); {
 	case errdefs.IsNotFound(err):
-		if err := w.begin(); err != nil {
-			return err
-		}
+		return w.begin()
 	case err != nil:
 		return err
 	case w.status.Expected != "" && before.Expected != "" && w.status.Expected != before.Expected:
@@ -127,18 +146,16 @@ func (w *Writer) open() error {
 			w.status.Total = now.Total
 		}
 	}
+	return nil
+}
+
+func (w *Writer) openFile() (err error) {
 	w.alg = digest.Canonical
 	if e := w.status.Expected; e != "" {
 		w.alg = e.Algorithm()
 	}
 	w.sum = w.alg.Hash()
-	f, err := os.OpenFile(filepath.Join(w.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	w.file = f
-	// What an earlier writer left counts as written: take it into the digest.
-	w.status.Offset, err = io.Copy(w.sum, f)
+	w.file, err = os.OpenFile(filepath.Join(w.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600)
 	return err
 }
 
@@ -256,7 +273,8 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	return nil
 }
 
-// publish moves the data to its place among the blobs, and then enters its record.
+// publish gives the data a place among the blobs, and then enters its record. The ingest stays until then: a daemon that
+// is killed between the two has lost nothing.
 func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string]string) error {
 	w.s.files.RLock()
 	defer w.s.files.RUnlock()
@@ -264,16 +282,30 @@ func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	if err := makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	if err := os.Rename(filepath.Join(w.dir, "data"), path); errors.Is(err, fs.ErrNotExist) {
+	if err := place(w.dir, path); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("it was aborted: %w", errdefs.ErrAborted)
 	} else if err != nil {
 		return err
 	}
 	failpoint.Hit("content.commit.renamed")
-	if err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)), os.RemoveAll(w.dir)); err != nil {
+	err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)))
+	if err == nil {
+		err = w.s.record(ctx, w.ns, d, w.status.Offset, labels, w.status.Ref)
+	}
+	return errors.Join(err, os.RemoveAll(w.dir))
+}
+
+// place makes the data of an ingest a blob as well, or where the filesystem has no hard links, instead.
+func place(dir, path string) error {
+	data, second := filepath.Join(dir, "data"), filepath.Join(dir, "blob")
+	err := os.Link(data, second)
+	if errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return w.s.record(ctx, w.ns, d, w.status.Offset, labels, w.status.Ref)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return os.Rename(data, path)
+	}
+	return os.Rename(second, path)
 }
 
 // Close lets go of the ingest.

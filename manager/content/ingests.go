@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/namespaces"
@@ -77,6 +78,11 @@ func status(dir string) (st Status, err error) {
 		return st, err
 	}
 	st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
+	if p, err := readParts(dir); err == nil {
+		st.Offset = p.written()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		st.Offset = 0 // which bytes are there is not known
+	}
 	if data, err := os.ReadFile(filepath.Join(dir, "total")); err == nil {
 		st.Total, _ = strconv.ParseInt(string(data), 10, 64)
 	}
@@ -192,6 +198,13 @@ func (s *Store) leave(w *Writer) {
 	}
 }
 
+// committed tells whether the data of an ingest is a blob by now.
+func committed(dir string) bool {
+	_ = os.Remove(filepath.Join(dir, "blob")) // see place
+	var st unix.Stat_t
+	return unix.Stat(filepath.Join(dir, "data"), &st) == nil && st.Nlink > 1
+}
+
 // sweepIngests removes what a daemon that was killed left of ingests that were just begun, or were just committed.
 func (s *Store) sweepIngests() error {
 	dirs, err := os.ReadDir(s.ingests())
@@ -200,7 +213,7 @@ func (s *Store) sweepIngests() error {
 	}
 	for _, d := range dirs {
 		dir := filepath.Join(s.ingests(), d.Name())
-		if _, err := status(dir); errdefs.IsNotFound(err) {
+		if _, err := status(dir); errdefs.IsNotFound(err) || committed(dir) {
 			if err := os.RemoveAll(dir); err != nil {
 				return err
 			}

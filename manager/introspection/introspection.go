@@ -29,6 +29,8 @@ const (
 	TypeGC          = "io.containerd.gc.v1"
 	TypeRuntime     = "io.containerd.runtime.v2"
 	TypeSandbox     = "io.containerd.sandbox.controller.v1"
+	TypeTransfer    = "io.containerd.transfer.v1"
+	TypeStreaming   = "io.containerd.streaming.v1"
 	TypeGRPC        = "io.containerd.grpc.v1"
 	TypeTTRPC       = "io.containerd.ttrpc.v1"
 )

@@ -18,8 +18,12 @@ import (
 // maxMessage is what clients are built for, in bytes, where the configuration sets no other limit.
 const maxMessage = 16 << 20
 
-// waitMethod is the one call that may last as long as a container.
-const waitMethod = "/containerd.services.tasks.v1.Tasks/Wait"
+// lastingMethods are the calls that may last: as long as a container, or as an image is large. When the daemon stops they
+// end, and begin again at the next one: a pull goes on where it was.
+var lastingMethods = map[string]bool{
+	"/containerd.services.tasks.v1.Tasks/Wait":           true,
+	"/containerd.services.transfer.v1.Transfer/Transfer": true,
+}
 
 // newGRPC makes the server. A panic in one call fails that call and is logged with its stack: nothing else ends.
 func newGRPC(cfg *config.Config, under *calls, log *slog.Logger) *grpc.Server {
@@ -39,7 +43,7 @@ func newGRPC(cfg *config.Config, under *calls, log *slog.Logger) *grpc.Server {
 		grpc.MaxRecvMsgSize(limit(cfg.GRPC.MaxRecvMessageSize)),
 		grpc.MaxSendMsgSize(limit(cfg.GRPC.MaxSendMessageSize)),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, r any, i *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-			if i.FullMethod == waitMethod {
+			if lastingMethods[i.FullMethod] {
 				var end func(*error)
 				ctx, end = under.lasting(ctx)
 				defer end(&err)

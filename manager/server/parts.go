@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -30,12 +29,13 @@ import (
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/parking"
+	"github.com/managerd/managerd/manager/registry"
 	"github.com/managerd/managerd/manager/sandboxes"
 	"github.com/managerd/managerd/manager/shims"
 	"github.com/managerd/managerd/manager/snapshots"
-	"github.com/managerd/managerd/manager/snapshots/native"
-	"github.com/managerd/managerd/manager/snapshots/overlayfs"
+	"github.com/managerd/managerd/manager/streaming"
 	"github.com/managerd/managerd/manager/tasks"
+	"github.com/managerd/managerd/manager/transfer"
 	wire "github.com/managerd/managerd/shimapi/parking"
 	"github.com/managerd/managerd/shimapi/version"
 )
@@ -48,6 +48,9 @@ type parts struct {
 	snapshots *snapshots.Store
 	shims     *shims.Manager
 	collector *gc.Scheduler // nil: it is left out
+	streams   *streaming.Manager
+	transfer  *transfer.Service
+	registry  *registry.Registry
 }
 
 // collect is what the API calls when a client waits for a collection.
@@ -61,8 +64,9 @@ func (p *parts) collect(ctx context.Context) error {
 // plugin is one part of the daemon: what it is called, what it needs, and how it is built.
 type plugin struct {
 	introspection.Plugin
-	vital bool // the daemon does not start without it
-	build func() error
+	vital        bool // the daemon does not start without it
+	build        func() error
+	capabilities func() []string // once it is built; nil: those of Plugin
 }
 
 // register is anything with a gRPC service.
@@ -99,6 +103,9 @@ func (s *Server) build(ctx context.Context) error {
 		switch {
 		case p.Err == nil:
 			works[p.Type] = true
+			if p.capabilities != nil {
+				p.Capabilities = p.capabilities()
+			}
 			s.log.Debug("plugin works", "plugin", p.Name())
 		case p.vital:
 			return p.Err
@@ -152,7 +159,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		}}
 	}
 	meta := []string{introspection.TypeMetadata}
-	return []plugin{
+	return slices.Concat([]plugin{
 		{Plugin: introspection.Plugin{Type: introspection.TypeEvent, ID: "exchange"}, vital: true, build: func() error {
 			p.exchange = events.NewExchange()
 			s.exchange = p.exchange
@@ -172,8 +179,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 			s.content = p.content
 			return err
 		}},
-		s.snapshotter(ctx, &p, overlayfs.Name, platform, func(root string) (snapshots.Backend, error) { return overlayfs.New(root) }),
-		s.snapshotter(ctx, &p, native.Name, platform, func(root string) (snapshots.Backend, error) { return native.New(root) }),
+	}, s.snapshotters(ctx, &p, platform), []plugin{
 		{Plugin: introspection.Plugin{Type: introspection.TypeDiff, ID: "walking", Platforms: platform,
 			Requires: []string{introspection.TypeContent}}, build: func() error { return nil }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},
@@ -208,6 +214,16 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
 		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		{Plugin: introspection.Plugin{Type: introspection.TypeStreaming, ID: "manager"}, build: func() error {
+			p.streams = streaming.NewManager()
+			return nil
+		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeTransfer, ID: "local", Platforms: platform,
+			Requires: []string{introspection.TypeContent, introspection.TypeLease}}, build: func() error { return s.buildTransfer(&p) }},
+		service("streaming", []string{introspection.TypeStreaming}, func() register { return api.NewStreaming(p.streams) }),
+		service("transfer", []string{introspection.TypeTransfer, introspection.TypeStreaming}, func() register {
+			return api.NewTransfer(p.transfer, p.registry, p.streams, s.snapshotterOf)
+		}),
 		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register {
 			return api.NewTasks(s.tasks, containers.NewStore(s.db), local.NewContent(p.content), s.checkpointScratch())
@@ -232,44 +248,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 			healthapi.RegisterHealthServer(s.grpc, s.health)
 			return nil
 		}},
-	}
-}
-
-// opening is how long a snapshotter may take before the daemon goes on without it, until it is there.
-const opening = 500 * time.Millisecond
-
-// snapshotter is one plugin for each backend; they share a store.
-func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platform []string, open func(string) (snapshots.Backend, error)) plugin {
-	root := s.cfg.SnapshotterRoot(name)
-	warn := func() string {
-		if p.snapshots == nil {
-			return ""
-		}
-		if err := p.snapshots.Pending(name); err != nil {
-			return err.Error()
-		}
-		return ""
-	}
-	return plugin{
-		Plugin: introspection.Plugin{Type: introspection.TypeSnapshotter, ID: name, Platforms: platform,
-			Requires: []string{introspection.TypeMetadata}, Exports: map[string]string{"root": root}, Warn: warn},
-		build: func() (err error) {
-			store := p.snapshots
-			if store == nil {
-				if store, err = snapshots.NewStore(ctx, s.db, s.db, nil); err != nil {
-					return err
-				}
-			}
-			if err := store.Open(ctx, name, opening, func() (snapshots.Backend, error) { return open(root) }); err != nil {
-				return err
-			}
-			if p.snapshots == nil {
-				p.snapshots = store
-				s.closers = append(s.closers, store.Close)
-			}
-			return nil
-		},
-	}
+	})
 }
 
 func (s *Server) buildSandboxes(p *parts) error {

@@ -206,12 +206,13 @@ func TestPartFails(t *testing.T) {
 	for name, says := range map[string]string{
 		"io.containerd.content.v1.content": "not a directory", "io.containerd.differ.v1.walking": "requires io.containerd.content.v1",
 		"io.containerd.grpc.v1.content": "requires io.containerd.content.v1", "io.containerd.grpc.v1.diff": "requires io.containerd.differ.v1",
+		"io.containerd.transfer.v1.local": "requires io.containerd.content.v1", "io.containerd.grpc.v1.transfer": "requires io.containerd.transfer.v1",
 	} {
 		if !strings.Contains(failed[name], says) {
 			t.Errorf("%s: %q", name, failed[name])
 		}
 	}
-	if len(failed) != 4 {
+	if len(failed) != 6 {
 		t.Errorf("%v", failed)
 	}
 	ctx := namespaces.With(context.Background(), "one")

@@ -2,6 +2,7 @@ package snapshots
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -39,7 +40,9 @@ func (s *Store) Open(ctx context.Context, name string, patience time.Duration, o
 		defer close(o.done)
 		b, err := open()
 		if err == nil {
-			err = s.Add(ctx, name, b)
+			if err = s.Add(ctx, name, b); err != nil {
+				err = errors.Join(err, b.Close())
+			}
 		}
 		o.err = err
 	}()

@@ -111,6 +111,16 @@ type Backend interface {
 	Close() error
 }
 
+// Deferrer is a Backend whose Remove may be left for later: a client's removal is answered when the record is gone.
+type Deferrer interface {
+	Defers() bool
+}
+
+// Labeler is a Backend that adds labels to what clients are told of a snapshot. They are not kept.
+type Labeler interface {
+	Labels(id uint64) map[string]string
+}
+
 // Ref names a snapshot in a backend.
 type Ref struct {
 	ID        uint64 // unique in the backend, over all namespaces and for all time

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -45,8 +46,11 @@ func NewStore(ctx context.Context, db *metadata.DB, pub Publisher, backends map[
 	return s, nil
 }
 
-// Add makes a snapshotter of a backend and frees what a crash left half made in it.
+// Add makes a snapshotter of a backend and frees what a crash left half made in it. AlreadyExists for a name that is taken.
 func (s *Store) Add(ctx context.Context, name string, b Backend) error {
+	if s.find(name) != nil {
+		return fmt.Errorf("there is a snapshotter %s already: %w", name, errdefs.ErrAlreadyExists)
+	}
 	st := &store{name: name, db: s.db, pub: s.pub, backend: b}
 	if err := st.open(ctx); err != nil {
 		return fmt.Errorf("cannot open snapshotter %s: %w", name, err)
@@ -99,7 +103,13 @@ func (s *Store) Close() error {
 	defer s.mu.RUnlock()
 	var errs []error
 	for _, st := range s.named {
+		if _, remote := st.backend.(Remote); remote {
+			st.later.drop() // the next start sweeps
+		} else {
+			st.later.wait()
+		}
 		errs = append(errs, st.backend.Close())
+		st.later.wait()
 	}
 	return errors.Join(errs...)
 }
@@ -114,6 +124,7 @@ type store struct {
 	pub     Publisher
 	backend Backend
 	ids     ids
+	later   later // removals that were answered before the storage was free
 }
 
 func (s *store) errorf(verb, key string, err error) error {
@@ -129,11 +140,26 @@ func (s *store) Stat(ctx context.Context, key string) (out Info, err error) {
 	err = s.view(ctx, func(t table) error {
 		r, err := t.get(key)
 		if err == nil {
-			out = info(key, r)
+			out = s.info(key, r)
 		}
 		return err
 	})
 	return out, err
+}
+
+// info is what clients are told.
+func (s *store) info(key string, r *records.Snapshot) Info {
+	i := info(key, r)
+	if l, ok := s.backend.(Labeler); ok {
+		if more := l.Labels(r.Id); len(more) > 0 {
+			i.Labels = maps.Clone(i.Labels)
+			if i.Labels == nil {
+				i.Labels = map[string]string{}
+			}
+			maps.Copy(i.Labels, more)
+		}
+	}
+	return i
 }
 
 func (s *store) view(ctx context.Context, fn func(table) error) error {
@@ -187,7 +213,7 @@ func (s *store) Update(ctx context.Context, in Info, fields ...string) (out Info
 			return err
 		}
 		r.Labels, r.UpdatedAt = labels, time.Now().UnixNano()
-		out = info(in.Name, r)
+		out = s.info(in.Name, r)
 		ns, changed = t.ns, r
 		return t.put(in.Name, r)
 	})
@@ -282,14 +308,18 @@ func (s *store) create(ctx context.Context, kind Kind, key, parent string, label
 
 	snap.ID = s.ids.take()
 	defer s.ids.done(snap.ID)
-	if err := s.backend.Create(ctx, snap); err != nil {
+	err := s.backend.Create(ctx, snap)
+	if errors.Is(err, ErrStored) {
+		err = s.adopt(ctx, snap, parent)
+	}
+	if err != nil {
 		return nil, s.errorf("prepare", key, err)
 	}
 	failpoint.Hit("snapshots.prepare.made")
 	now := time.Now().UnixNano()
 	r := &records.Snapshot{Id: snap.ID, Kind: string(kind), Parent: parent, Labels: labels, CreatedAt: now, UpdatedAt: now}
 	s.note(snap.Namespace, key, r)
-	err := s.update(ctx, func(t table) error {
+	err = s.update(ctx, func(t table) error {
 		if err := check(t); err != nil {
 			return err
 		}
@@ -401,8 +431,15 @@ func (s *store) Remove(ctx context.Context, key string) error {
 		return s.errorf("remove", key, err)
 	}
 	failpoint.Hit("snapshots.remove.recorded")
-	s.free(snap)
-	failpoint.Hit("snapshots.remove.freed")
+	free := func() {
+		s.free(snap)
+		failpoint.Hit("snapshots.remove.freed")
+	}
+	if d, ok := s.backend.(Deferrer); ok && d.Defers() {
+		s.later.do(free)
+		return nil
+	}
+	free()
 	return nil
 }
 
@@ -424,7 +461,7 @@ func (s *store) Walk(ctx context.Context, f filters.Filter, fn func(Info) error)
 	var found []Info // fn may write, which it could not do inside a transaction
 	err := s.view(ctx, func(t table) error {
 		return metadata.Each(t.bucket(), func(key string, r *records.Snapshot) error {
-			if i := info(key, r); f.Match(i) {
+			if i := s.info(key, r); f.Match(i) {
 				found = append(found, i)
 			}
 			return nil

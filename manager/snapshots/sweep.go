@@ -42,6 +42,10 @@ func (i *ids) now() (last uint64, pending map[uint64]bool) {
 	return i.last, maps.Clone(i.pending)
 }
 
+// gap is how many IDs are passed over at the start of a snapshotter whose storage is not looked at before it is used: so
+// many snapshots may have been under way when the daemon died.
+const gap = 1000
+
 // open finds out where IDs continue and sweeps what has no record. A record that cannot be read stops the sweep, not
 // the snapshotter.
 func (s *store) open(ctx context.Context) error {
@@ -64,6 +68,17 @@ func (s *store) open(ctx context.Context) error {
 	if r, err := s.db.Recovery(); err != nil || r != nil {
 		keepAll = true // what has no record may be what the record was lost of
 	}
+	if _, remote := s.backend.(Remote); remote {
+		s.ids.last += gap
+		if !keepAll {
+			s.later.do(func() {
+				if err := s.sweep(context.Background()); err != nil {
+					slog.Warn("unused storage of a snapshotter is not freed; cleanup tries again", "snapshotter", s.name, "error", err)
+				}
+			})
+		}
+		return nil
+	}
 	return s.backend.Sweep(ctx, func(id uint64) bool {
 		s.ids.last = max(s.ids.last, id)
 		return keepAll || have[id]
@@ -77,6 +92,12 @@ func (s *store) Cleanup(ctx context.Context) error {
 	} else if r != nil {
 		return fmt.Errorf("cannot clean up snapshotter %s: the database is being recovered, `mctl fsck` says how; storage without a record may be in use: %w", s.name, errdefs.ErrFailedPrecondition)
 	}
+	s.later.wait()
+	return s.sweep(ctx)
+}
+
+// sweep frees what has no record.
+func (s *store) sweep(ctx context.Context) error {
 	last, pending := s.ids.now() // before the records are read: what is not pending any more has its record
 	var have map[uint64]bool
 	err := s.db.View(func(tx *metadata.Tx) (err error) {

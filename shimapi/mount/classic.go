@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -16,6 +17,9 @@ const pageLimit = 4096
 func classic(m *types.Mount, o *options, at string) error {
 	if o.deep != 0 {
 		return invalid("recursive options need mount_setattr(2), Linux 5.12")
+	}
+	if o.ids != nil && m.Type != "overlay" {
+		return invalid("IDs cannot be mapped of this mount: it is no bind and no overlay, or has options that mount(2) alone knows")
 	}
 	if o.bind {
 		flags := uintptr(unix.MS_BIND)
@@ -38,8 +42,43 @@ func classic(m *types.Mount, o *options, at string) error {
 		}
 		return os.NewSyscallError("mount (remount of bind)", err)
 	}
-	data := o.data
-	if len(strings.Join(data, ",")) >= pageLimit && m.Type == "overlay" {
+	if m.Type == "overlay" && o.ids != nil {
+		return classicMapped(m, o, at)
+	}
+	if !o.loop {
+		return classicData(m.Source, m.Type, at, o.set, o.data)
+	}
+	if m.Type == "erofs" { // it takes the file itself (Linux 6.12)
+		err := classicData(m.Source, m.Type, at, o.set, o.data)
+		if !errors.Is(err, unix.ENOTBLK) {
+			return err
+		}
+	}
+	dev, err := loop(m.Source, o.set&unix.MS_RDONLY != 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dev.Close() }()
+	return classicData(dev.Name(), m.Type, at, o.set, o.data)
+}
+
+// classicMapped is classic for an overlay whose lower layers are shown with other IDs.
+func classicMapped(m *types.Mount, o *options, at string) error {
+	var dirs, data []string
+	for _, opt := range o.data {
+		if v, ok := strings.CutPrefix(opt, "lowerdir="); ok {
+			dirs = Layers(v)
+		} else {
+			data = append(data, opt)
+		}
+	}
+	return o.ids.attached(dirs, func(paths []string) error {
+		return classicData(m.Source, m.Type, at, o.set, append(data, "lowerdir="+strings.Join(paths, ":")))
+	})
+}
+
+func classicData(source, typ, at string, flags uintptr, data []string) error {
+	if len(strings.Join(data, ",")) >= pageLimit && typ == "overlay" {
 		short, closeAll, err := shorten(data)
 		if err != nil {
 			return err
@@ -51,7 +90,7 @@ func classic(m *types.Mount, o *options, at string) error {
 	if len(joined) >= pageLimit {
 		return invalid("options have %d bytes, the kernel takes %d", len(joined), pageLimit-1)
 	}
-	return os.NewSyscallError("mount", unix.Mount(m.Source, at, m.Type, o.set, joined))
+	return os.NewSyscallError("mount", unix.Mount(source, at, typ, flags, joined))
 }
 
 // shorten names the layers of an overlay by descriptors, so that hundreds of them fit into one page. The caller calls

@@ -44,17 +44,29 @@ func cloned(m *types.Mount, o *options) (int, error) {
 		how |= unix.AT_RECURSIVE
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, how)
-	if old(err) {
+	if old(err) && o.ids == nil {
 		return -1, errClassic
 	}
 	if err != nil {
 		return -1, fmt.Errorf("open_tree %s: %w", m.Source, err)
 	}
-	if err := setAttrs(fd, o); err != nil {
+	if err = setAttrs(fd, o); err == nil && o.ids != nil {
+		err = mapped(fd, o.ids)
+	}
+	if err != nil {
 		_ = unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
+}
+
+func mapped(fd int, ids *idmap) error {
+	userns, err := ids.namespace()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = userns.Close() }()
+	return ids.apply(fd, userns)
 }
 
 func setAttrs(fd int, o *options) error {
@@ -110,7 +122,12 @@ func overlay(m *types.Mount, o *options) (int, error) {
 		case k == "lowerdir" && strings.Contains(v, "::"):
 			return -1, errClassic // data-only layers have a key of their own, in newer kernels
 		case k == "lowerdir":
-			for i, dir := range Layers(v) {
+			dirs, closeAll, err := lowers(Layers(v), o.ids)
+			if err != nil {
+				return -1, err
+			}
+			defer closeAll()
+			for i, dir := range dirs {
 				err := unix.FsconfigSetString(fs, "lowerdir+", dir)
 				if i == 0 && errors.Is(err, unix.EINVAL) {
 					return -1, errClassic // the key is not known
@@ -130,7 +147,7 @@ func overlay(m *types.Mount, o *options) (int, error) {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		if errors.Is(err, unix.EINVAL) && takesAll() {
+		if errors.Is(err, unix.EINVAL) && (o.ids != nil || takesAll()) {
 			return -1, errClassic
 		}
 		return -1, explain(fs, "create", err)
@@ -147,6 +164,34 @@ func overlay(m *types.Mount, o *options) (int, error) {
 		}
 	}
 	return fd, nil
+}
+
+// lowers gives the paths of layers, with their IDs mapped. The caller calls closeAll when they are mounted.
+func lowers(dirs []string, ids *idmap) (paths []string, closeAll func(), err error) {
+	if ids == nil {
+		return dirs, func() {}, nil
+	}
+	var fds []int
+	closeAll = func() {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}
+	userns, err := ids.namespace()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = userns.Close() }()
+	for _, dir := range dirs {
+		fd, err := ids.clone(dir, userns)
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		fds = append(fds, fd)
+		paths = append(paths, fdPath(fd))
+	}
+	return paths, closeAll, nil
 }
 
 // explain adds what the kernel wrote into the file system context: "e overlay: ..." lines.

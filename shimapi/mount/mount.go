@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -134,8 +135,10 @@ func Unmount(target string) error {
 
 // WithTemp makes mounts where nobody else sees them, calls fn with the root and takes it all away again. root is valid
 // in this process, and only until fn returns; it may be a symbolic link, so a walk must start at root + "/". Where the
-// kernel can, the mount is attached nowhere: it ends with this process, whatever happens to that.
+// kernel can, the mount is attached nowhere: it ends with this process, whatever happens to that. The option volatile is
+// left out: who mounts for a moment wants what he writes to last.
 func WithTemp(mounts []*types.Mount, fn func(root string) error) error {
+	mounts = lasting(mounts)
 	if len(mounts) == 1 && mounts[0].Target == "" {
 		o, err := parse(mounts[0])
 		if err != nil {
@@ -173,6 +176,21 @@ func withDir(mounts []*types.Mount, fn func(root string) error) (err error) {
 	}
 	return fn(root)
 }
+
+func lasting(mounts []*types.Mount) []*types.Mount {
+	out := make([]*types.Mount, len(mounts))
+	for i, m := range mounts {
+		out[i] = m
+		if slices.Contains(m.Options, volatile) {
+			out[i] = &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target,
+				Options: slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == volatile })}
+		}
+	}
+	return out
+}
+
+// volatile is overlayfs's option not to sync anything, ever.
+const volatile = "volatile"
 
 // ReadOnly says whether writing below m must fail.
 func ReadOnly(m *types.Mount) bool {

@@ -14,6 +14,8 @@ type options struct {
 	set, clear  uintptr // mount(2) flags of this mount
 	deep        uint64  // MOUNT_ATTR_* for everything below, too ("rro", ...)
 	propagation uintptr // mount(2) flags, 0 for none
+	loop        bool    // the source is a file to be made a device of
+	ids         *idmap  // nil: as they are
 	data        []string
 }
 
@@ -70,6 +72,7 @@ func parse(m *types.Mount) (*options, error) {
 		return nil, invalid("mount has no type")
 	}
 	o := &options{bind: m.Type == "bind" || m.Type == "rbind", recursive: m.Type == "rbind"}
+	var ids idmap
 	for _, s := range m.Options {
 		if strings.IndexByte(s, 0) >= 0 {
 			return nil, invalid("option %q has a NUL byte", s)
@@ -90,15 +93,34 @@ func parse(m *types.Mount) (*options, error) {
 			o.deep |= d
 			continue
 		}
-		switch s {
+		var err error
+		switch k, v, _ := strings.Cut(s, "="); k {
 		case "bind":
 			o.bind = true
 		case "rbind":
 			o.bind, o.recursive = true, true
+		case "loop":
+			o.loop = true
+		case "uidmap":
+			ids.uid, err = ParseIDs(k, v)
+		case "gidmap":
+			ids.gid, err = ParseIDs(k, v)
 		case "":
 		default:
 			o.data = append(o.data, s)
 		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case (ids.uid == nil) != (ids.gid == nil):
+		return nil, invalid("uidmap and gidmap go together")
+	case ids.uid != nil:
+		o.ids = &ids
+	}
+	if o.bind && o.loop {
+		return nil, invalid("bind mount does not know option \"loop\"")
 	}
 	if o.bind && m.Source == "" {
 		return nil, invalid("bind mount has no source")

@@ -34,7 +34,7 @@ CGO_ENABLED=1 "$go" build -trimpath -tags "no_grpc $tags" -ldflags "$stamp -extl
 
 # Linked statically: Debian's C library in the machine is another one.
 test_binary() { # PACKAGE
-	CGO_ENABLED=1 "$go" test -c -tags "vmguest $tags" -ldflags '-s -w -extldflags -static' -o "$tree/tests/$(basename "$1").test" "./$1" </dev/null
+	CGO_ENABLED=1 "$go" test -c -tags "vmguest failpoints $tags" -ldflags '-s -w -extldflags -static' -o "$tree/tests/$(basename "$1").test" "./$1" </dev/null
 }
 test_binary test/vm/guest
 cat >"$tree/boot1" <<GUEST
@@ -57,7 +57,7 @@ while read -r package tests; do
 	name=$(basename "$package")
 	cat >>"$tree/boot1" <<GUEST
 began=\$SECONDS
-/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 100s >/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
+/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 300s >/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
 echo "$package: \$((SECONDS - began)) s"
 GUEST
 done <<'PACKAGES'
@@ -65,6 +65,7 @@ cgroups .
 reaper .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
+manager/snapshots/snapshottest Devmapper
 PACKAGES
 if [ -n "${TESTS:-}" ]; then once 800; fi
 cat >"$tree/boot2" <<'GUEST'

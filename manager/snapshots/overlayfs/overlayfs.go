@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/api/types"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/internal/dirs"
+	"github.com/managerd/managerd/manager/snapshots/internal/overlay"
 	"github.com/managerd/managerd/shimapi/mount"
 )
 
@@ -28,25 +30,29 @@ const upper, work = "fs", "work"
 
 // Backend implements snapshots.Backend.
 type Backend struct {
-	dirs    *dirs.Dirs
-	options []string // that every overlay mount gets
+	dirs     *dirs.Dirs
+	cfg      Options
+	options  []string // that every overlay mount gets
+	volatile bool     // active ones that is added to
+	remaps   bool     // the kernel shows layers with other IDs
+	boot     string   // the file with the ID of this boot
 }
 
-// New stores snapshots below root. NotImplemented when overlayfs does not work there; root is then left as it was.
-func New(root string) (*Backend, error) {
+// New stores snapshots below root. NotImplemented when overlayfs does not work there, InvalidArgument when it does not
+// with the options asked for; root is then left as it was.
+func New(root string, o Options) (*Backend, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
+		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
+	}
+	if err := o.checked(); err != nil {
 		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
 	}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot use overlayfs: %w", err)
 	}
-	b := &Backend{}
-	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
-		// The index would refuse to mount a layer in two overlays at once.
-		b.options = append(b.options, "index=off")
-	}
-	if err := b.probe(root); err != nil {
+	b := &Backend{cfg: o, boot: bootID}
+	if err := b.probe(root, overlay.Needed()); err != nil {
 		return nil, err
 	}
 	if b.dirs, err = dirs.Open(root); err != nil {
@@ -55,8 +61,8 @@ func New(root string) (*Backend, error) {
 	return b, nil
 }
 
-// probe mounts an overlay below root, without privileges over trusted attributes if need be.
-func (b *Backend) probe(root string) error {
+// probe finds out with which options overlays can be mounted below root.
+func (b *Backend) probe(root string, needed []string) error {
 	left, _ := filepath.Glob(filepath.Join(root, "probe-*")) // of a daemon that was killed meanwhile; the pattern is right
 	for _, dir := range left {
 		if err := os.RemoveAll(dir); err != nil {
@@ -73,38 +79,25 @@ func (b *Backend) probe(root string) error {
 			return fmt.Errorf("cannot use overlayfs: %w", err)
 		}
 	}
-	try := func() error {
-		lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
-		return mount.WithTemp([]*types.Mount{b.overlay(filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
+	lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
+	try := func(options []string) error {
+		return mount.WithTemp([]*types.Mount{overlay.Mount(options, filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
 			return os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
 		})
 	}
-	if inUserns() {
-		b.options = append(b.options, "userxattr")
-	}
-	if err := try(); err != nil {
+	b.options = needed
+	if err := try(b.options); err != nil {
 		return fmt.Errorf("cannot use overlayfs in %s: %w: %w", root, err, errdefs.ErrNotImplemented)
 	}
+	if len(b.cfg.Mount) > 0 {
+		b.options, b.volatile = join(needed, b.cfg.Mount)
+		if err := try(b.options); err != nil {
+			return fmt.Errorf("cannot use overlayfs with mount_options %q: %w: %w", b.cfg.Mount, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	// To be root in the mount the IDs of this process must be mapped, too.
+	b.remaps = try(append(slices.Clone(b.options), "uidmap=0:0:4294967295", "gidmap=0:0:4294967295")) == nil
 	return nil
-}
-
-// inUserns: the initial user namespace is the one that maps everything onto itself.
-func inUserns() bool {
-	m, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(m))
-	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
-}
-
-// overlay is the mount; lower is escaped already, and joined.
-func (b *Backend) overlay(work, upper, lower string) *types.Mount {
-	o := append([]string{}, b.options...)
-	if upper != "" {
-		o = append(o, "workdir="+mount.Escape(work), "upperdir="+mount.Escape(upper))
-	}
-	return &types.Mount{Type: "overlay", Source: "overlay", Options: append(o, "lowerdir="+lower)}
 }
 
 func (b *Backend) fs(id uint64) string { return filepath.Join(b.dirs.Path(id), upper) }
@@ -118,6 +111,12 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 			return &os.PathError{Op: "stat", Path: b.fs(s.Parents[0].ID), Err: err}
 		}
 		mode, uid, gid = st.Mode&0o7777, int(st.Uid), int(st.Gid)
+	}
+	if s.Kind == snapshots.Active && len(s.Parents) > 0 { // without parents it is a bind, of which all is mapped
+		var err error
+		if uid, gid, err = b.remapped(s, uid, gid); err != nil {
+			return err
+		}
 	}
 	dir, err := b.dirs.Make(s.ID)
 	if err != nil {
@@ -142,8 +141,9 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 
 // Mounts gives one mount: a bind where there is only one layer to see, else an overlay.
 func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Mount, error) {
+	remap := b.remapOptions(s.Labels)
 	bind := func(id uint64, mode string) []*types.Mount {
-		return []*types.Mount{{Type: "bind", Source: b.fs(id), Options: []string{mode, "rbind"}}}
+		return []*types.Mount{{Type: "bind", Source: b.fs(id), Options: append([]string{mode, "rbind"}, remap...)}}
 	}
 	view := s.Kind == snapshots.View
 	switch {
@@ -158,12 +158,29 @@ func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Moun
 	for _, p := range s.Parents {
 		lower = append(lower, mount.Escape(b.fs(p.ID)))
 	}
-	joined := strings.Join(lower, ":")
+	options, joined := append(slices.Clone(b.options), remap...), strings.Join(lower, ":")
 	if view {
-		return []*types.Mount{b.overlay("", "", joined)}, nil
+		return []*types.Mount{overlay.Mount(options, "", "", joined)}, nil
 	}
-	return []*types.Mount{b.overlay(filepath.Join(b.dirs.Path(s.ID), work), b.fs(s.ID), joined)}, nil
+	if err := b.fresh(s.ID); err != nil {
+		return nil, err
+	}
+	if b.volatile {
+		options = append(options, volatile)
+	}
+	return []*types.Mount{overlay.Mount(options, filepath.Join(b.dirs.Path(s.ID), work), b.fs(s.ID), joined)}, nil
 }
+
+// Labels tells where the snapshot's own files are, if that is asked for.
+func (b *Backend) Labels(id uint64) map[string]string {
+	if !b.cfg.UpperdirLabel {
+		return nil
+	}
+	return map[string]string{LabelUpper: b.fs(id)}
+}
+
+// Defers says that clients do not wait for files to be deleted.
+func (b *Backend) Defers() bool { return !b.cfg.SyncRemove }
 
 // Usage walks fs.
 func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Usage, error) {

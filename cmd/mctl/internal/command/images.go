@@ -18,6 +18,7 @@ import (
 
 func (c *cli) imagesCommand() *cobra.Command {
 	return group("images", "Manage images", []string{"image", "i"},
+		c.imagesPull(), c.imagesPush(), c.imagesMount(), c.imagesUnmount(),
 		c.imagesImport(), c.imagesExport(), c.imagesLs(), c.imagesRm(), c.imagesTag(), c.imagesLabel(), c.imagesCheck(), c.imagesUsage(), c.imagesPrune())
 }
 

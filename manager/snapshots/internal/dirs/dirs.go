@@ -1,5 +1,4 @@
-// Package dirs keeps one directory per snapshot, ROOT/snapshots/ID, for the snapshotters whose storage is that, and beside
-// it what the store wants to be noted of each, ROOT/notes/ID. It must not know what is in them.
+// Package dirs keeps one directory (or whatever a snapshotter puts there) per snapshot, ROOT/snapshots/ID, and beside it what the store wants to be noted of each, ROOT/notes/ID. It must not know what is in them.
 package dirs
 
 import (
@@ -20,11 +19,15 @@ const removed = "removed-"
 // Dirs is the directory of snapshots.
 type Dirs struct {
 	root, notes string
+	delete      func(path string) error
 }
 
 // Open makes ROOT/snapshots if it is not there. Only root may look into it.
-func Open(root string) (*Dirs, error) {
-	d := &Dirs{root: filepath.Join(root, "snapshots"), notes: filepath.Join(root, "notes")}
+func Open(root string) (*Dirs, error) { return OpenWith(root, os.RemoveAll) }
+
+// OpenWith is Open for things that are deleted by other means; delete gets the path of one, and none there is no error.
+func OpenWith(root string, delete func(path string) error) (*Dirs, error) {
+	d := &Dirs{delete: delete, root: filepath.Join(root, "snapshots"), notes: filepath.Join(root, "notes")}
 	for _, dir := range []string{d.root, d.notes} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("cannot make directory of snapshots: %w", err)
@@ -36,17 +39,22 @@ func Open(root string) (*Dirs, error) {
 // Path is where the snapshot's directory is.
 func (d *Dirs) Path(id uint64) string { return filepath.Join(d.root, strconv.FormatUint(id, 10)) }
 
-// Make makes the directory; what may be there with this id is left of a crash and has no owner.
+// Make makes the directory.
 func (d *Dirs) Make(id uint64) (string, error) {
-	path := d.Path(id)
-	err := os.Mkdir(path, 0o700)
-	if errors.Is(err, fs.ErrExist) {
-		if err := d.Remove(id); err != nil {
-			return "", err
-		}
-		err = os.Mkdir(path, 0o700)
+	path, err := d.Place(id)
+	if err != nil {
+		return "", err
 	}
-	return path, err
+	return path, os.Mkdir(path, 0o700)
+}
+
+// Place gives the path of something to be made: what may be there with this id is left of a crash and has no owner.
+func (d *Dirs) Place(id uint64) (string, error) {
+	path := d.Path(id)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return path, nil
+	}
+	return path, d.Remove(id)
 }
 
 // Remove deletes it; none there is no error.
@@ -56,7 +64,7 @@ func (d *Dirs) Remove(id uint64) error {
 	}
 	doomed := filepath.Join(d.root, removed+strconv.FormatUint(id, 10))
 	if _, err := os.Lstat(doomed); err == nil {
-		if err := os.RemoveAll(doomed); err != nil {
+		if err := d.delete(doomed); err != nil {
 			return err
 		}
 	}
@@ -67,7 +75,7 @@ func (d *Dirs) Remove(id uint64) error {
 	if err != nil {
 		return err
 	}
-	return os.RemoveAll(doomed)
+	return d.delete(doomed)
 }
 
 // Sweep removes what keep does not want. Names that are not of ours are left alone.
@@ -82,7 +90,7 @@ func (d *Dirs) Sweep(ctx context.Context, keep func(id uint64) bool) error {
 			return err
 		}
 		if strings.HasPrefix(e.Name(), removed) {
-			errs = append(errs, os.RemoveAll(filepath.Join(d.root, e.Name())))
+			errs = append(errs, d.delete(filepath.Join(d.root, e.Name())))
 			continue
 		}
 		id, err := strconv.ParseUint(e.Name(), 10, 64)

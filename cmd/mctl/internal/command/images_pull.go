@@ -1,0 +1,272 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/api/types"
+	wire "github.com/containerd/containerd/api/types/transfer"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/managerd/managerd/cmd/mctl/internal/client"
+	"github.com/managerd/managerd/cmd/mctl/internal/progress"
+	"github.com/managerd/managerd/cmd/mctl/internal/table"
+)
+
+// registryFlags say how a registry is talked to.
+type registryFlags struct {
+	user, hostsDir        string
+	plainHTTP, skipVerify bool
+	headers               []string
+}
+
+func (f *registryFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`NAME[:SECRET]` for the registry; a secret that is not given is asked for")
+	cmd.Flags().BoolVar(&f.plainHTTP, "plain-http", false, "talk to the registry over HTTP")
+	cmd.Flags().BoolVarP(&f.skipVerify, "skip-verify", "k", false, "do not verify the registry's certificate")
+	cmd.Flags().StringVar(&f.hostsDir, "hosts-dir", "", "`directory` with a hosts.toml for each registry, as the daemon's config_path")
+	cmd.Flags().StringArrayVarP(&f.headers, "http-header", "H", nil, "`NAME: VALUE` of a header for the registry")
+}
+
+// resolver is what the daemon is told of them. The returned function is to be called when the daemon is done.
+func (f *registryFlags) resolver(cmd *cobra.Command) (_ *wire.RegistryResolver, done func(), err error) {
+	r := &wire.RegistryResolver{HostDir: f.hostsDir, Headers: map[string]string{}}
+	done = func() {}
+	if f.plainHTTP {
+		r.DefaultScheme = "http"
+	}
+	for _, h := range f.headers {
+		k, v, ok := strings.Cut(h, ":")
+		if !ok {
+			return nil, done, misused(cmd, "header %q is not NAME: VALUE", h)
+		}
+		r.Headers[http.CanonicalHeaderKey(strings.TrimSpace(k))] = strings.TrimSpace(v)
+	}
+	if f.hostsDir != "" {
+		if r.HostDir, err = filepath.Abs(f.hostsDir); err != nil {
+			return nil, done, err
+		}
+	}
+	if !f.skipVerify {
+		return r, done, nil
+	}
+	if f.hostsDir != "" {
+		return nil, done, misused(cmd, "--skip-verify cannot be used with --hosts-dir: say skip_verify = true in its hosts.toml")
+	}
+	dir, err := os.MkdirTemp("", "mctl-hosts-")
+	if err != nil {
+		return nil, done, err
+	}
+	done = func() { _ = os.RemoveAll(dir) }
+	if err := os.Mkdir(filepath.Join(dir, "_default"), 0o700); err != nil {
+		return nil, done, err
+	}
+	r.HostDir = dir
+	return r, done, os.WriteFile(filepath.Join(dir, "_default", "hosts.toml"), []byte("skip_verify = true\n"), 0o600)
+}
+
+// asked answers the registry of ref, and only that one. nil when there is nothing to be answered.
+func (f *registryFlags) asked(c *cli, ref reference.Named) (client.Asked, error) {
+	if f.user == "" {
+		return nil, nil
+	}
+	name, secret, ok := strings.Cut(f.user, ":")
+	if !ok {
+		in, isFile := c.in.(*os.File)
+		if !isFile || !term.IsTerminal(int(in.Fd())) {
+			return nil, errors.New("--user has no secret, and there is no terminal to ask for it: give NAME:SECRET")
+		}
+		_, _ = fmt.Fprint(c.err, "Secret: ")
+		typed, err := term.ReadPassword(int(in.Fd()))
+		_, _ = fmt.Fprintln(c.err)
+		if err != nil {
+			return nil, err
+		}
+		secret = string(typed)
+	}
+	domain := reference.Domain(ref)
+	return func(_ context.Context, host string) (*wire.AuthResponse, error) {
+		if host != domain && (domain != "docker.io" || host != "registry-1.docker.io") {
+			return &wire.AuthResponse{AuthType: wire.AuthType_NONE}, nil
+		}
+		if name == "" {
+			return &wire.AuthResponse{AuthType: wire.AuthType_REFRESH, Secret: secret}, nil
+		}
+		return &wire.AuthResponse{AuthType: wire.AuthType_CREDENTIALS, Username: name, Secret: secret}, nil
+	}, nil
+}
+
+// move runs a transfer, and shows how it goes on standard error.
+func (c *cli) move(ctx context.Context, cl *client.Client, from, to proto.Message, r *wire.RegistryResolver, asked client.Asked) error {
+	var size func() (int, int, error)
+	if f, ok := c.err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		size = func() (int, int, error) { return term.GetSize(int(f.Fd())) }
+	}
+	d := progress.New(c.err, size)
+	defer d.Close()
+	return cl.Transfer(ctx, from, to, r, asked, d.Tell, c.notice)
+}
+
+// moved is an image that was pulled or pushed.
+type moved struct {
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+}
+
+func (c *cli) printMoved(rows []moved) error {
+	if c.format() == table.JSON {
+		return table.Table[moved]{}.Print(c.out, table.JSON, rows)
+	}
+	for _, r := range rows {
+		if _, err := fmt.Fprintf(c.out, "%s %s\n", r.Name, r.Digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parsePlatforms reads OS/ARCH[/VARIANT] arguments.
+func parsePlatforms(cmd *cobra.Command, given []string) (out []ocispec.Platform, err error) {
+	for _, g := range given {
+		p, err := platforms.Parse(g)
+		if err != nil {
+			return nil, misused(cmd, "platform %q: %w", g, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// parseReference reads an image's name as docker does: busybox is docker.io/library/busybox:latest.
+func parseReference(cmd *cobra.Command, name string) (reference.Named, error) {
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return nil, misused(cmd, "image name %q: %w", name, err)
+	}
+	return named, nil
+}
+
+func (c *cli) imagesPull() *cobra.Command {
+	var f registryFlags
+	var given, labels []string
+	var all, allMetadata, noUnpack bool
+	var snapshotter string
+	cmd := &cobra.Command{
+		Use: "pull [flags] REF...", Short: "Pull images from a registry, and unpack them", Args: args(1, -1),
+		Long: `Pulls images, layers at the same time, and unpacks them as they come. A pull that was interrupted, also by the end of the daemon,
+goes on where it was when it is made again. Progress goes to standard error, what was pulled to standard output.`,
+		Example: "  mctl images pull docker.io/library/busybox:latest\n  mctl images pull --user me:secret --plain-http registry.local:5000/a/b:1",
+		RunE: func(cmd *cobra.Command, names []string) error {
+			list, err := parsePlatforms(cmd, given)
+			if err != nil {
+				return err
+			}
+			if all && len(list) > 0 {
+				return misused(cmd, "--platform and --all-platforms cannot both be given")
+			}
+			set, _, err := labelArgs(labels)
+			if err != nil {
+				return misused(cmd, "%w", err)
+			}
+			r, done, err := f.resolver(cmd)
+			defer done()
+			if err != nil {
+				return err
+			}
+			var rows []moved
+			err = c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				return each(names, func(name string) error {
+					ref, err := parseReference(cmd, name)
+					if err != nil {
+						return err
+					}
+					asked, err := f.asked(c, ref)
+					if err != nil {
+						return err
+					}
+					store := &wire.ImageStore{Name: ref.String(), Labels: set, AllMetadata: allMetadata}
+					unpack := list
+					if len(unpack) == 0 {
+						unpack = []ocispec.Platform{platforms.DefaultSpec()}
+					}
+					if !all {
+						store.Platforms = types.OCIPlatformToProto(unpack)
+					}
+					for _, p := range types.OCIPlatformToProto(unpack) {
+						if !noUnpack {
+							store.Unpacks = append(store.Unpacks, &wire.UnpackConfiguration{Platform: p, Snapshotter: snapshotter})
+						}
+					}
+					if err := c.move(ctx, cl, &wire.OCIRegistry{Reference: ref.String(), Resolver: r}, store, r, asked); err != nil {
+						return err
+					}
+					i, err := cl.Image(ctx, ref.String())
+					rows = append(rows, moved{i.Name, i.Target.Digest.String()})
+					return err
+				})
+			})
+			return errors.Join(c.printMoved(rows), err)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringArrayVar(&given, "platform", nil, "pull for `OS/ARCH` instead of this machine's; may be repeated")
+	cmd.Flags().BoolVar(&all, "all-platforms", false, "pull for all platforms; this machine's is unpacked")
+	cmd.Flags().BoolVar(&allMetadata, "all-metadata", false, "pull the manifests and configs of the other platforms, too")
+	cmd.Flags().StringVar(&snapshotter, "snapshotter", env("", "CONTAINERD_SNAPSHOTTER"), "`name` of the snapshotter to unpack into")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE` for the image; may be repeated")
+	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
+	return cmd
+}
+
+func (c *cli) imagesPush() *cobra.Command {
+	var f registryFlags
+	var given []string
+	cmd := &cobra.Command{
+		Use: "push [flags] REF [NAME]", Short: "Push an image to a registry as REF: that of this name, or NAME", Args: args(1, 2),
+		Long: `Pushes an image. What the registry has is not sent, nor what it has in another repository the image was pulled from. Of an
+index that is here in part, --platform says which image is pushed.`,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			list, err := parsePlatforms(cmd, given)
+			if err != nil {
+				return err
+			}
+			ref, err := parseReference(cmd, names[0])
+			if err != nil {
+				return err
+			}
+			r, done, err := f.resolver(cmd)
+			defer done()
+			if err != nil {
+				return err
+			}
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				i, err := cl.Image(ctx, names[len(names)-1])
+				if err != nil {
+					return err
+				}
+				asked, err := f.asked(c, ref)
+				if err != nil {
+					return err
+				}
+				store := &wire.ImageStore{Name: i.Name, Platforms: types.OCIPlatformToProto(list)}
+				if err := c.move(ctx, cl, store, &wire.OCIRegistry{Reference: ref.String(), Resolver: r}, r, asked); err != nil {
+					return err
+				}
+				return c.printMoved([]moved{{ref.String(), i.Target.Digest.String()}})
+			})
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringArrayVar(&given, "platform", nil, "push the image for `OS/ARCH` of an index; may be repeated")
+	return cmd
+}

@@ -1,0 +1,6 @@
+//go:build !failpoints
+
+package snapshottest_test
+
+// crashable says whether this binary dies at failpoints.
+const crashable = false

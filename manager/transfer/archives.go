@@ -1,0 +1,104 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/managerd/managerd/manager/archive"
+	"github.com/managerd/managerd/manager/archive/local"
+)
+
+// Import reads an archive (see archive.Import), names its images as image.References says, and unpacks them; image.Name
+// is a name for the archive as a whole.
+func (s *Service) Import(ctx context.Context, r io.Reader, image Image, progress func(Progress)) ([]Stored, error) {
+	if len(image.Unpacks) > 0 && s.cfg.Snapshots == nil {
+		return nil, fmt.Errorf("there is no snapshotter that works: %w", errdefs.ErrUnavailable)
+	}
+	t := newTracker("", progress)
+	defer t.end()
+	var out []Stored
+	err := s.leased(ctx, "import "+image.Name, func(ctx context.Context) error {
+		t.say(Progress{Event: "Importing"})
+		names := &keeper{}
+		_, err := archive.Import(ctx, s.blobs, names, r, archive.ImportOptions{Index: image.Name, Labels: image.Labels, Names: image.imported})
+		if err != nil {
+			return err
+		}
+		if err := s.unpackAll(ctx, names.targets, image); err != nil {
+			return err
+		}
+		for _, i := range names.all {
+			stored, err := s.store(ctx, []string{i.Name}, image.Labels, i.Target)
+			out = append(out, stored...)
+			if err != nil {
+				return err
+			}
+			t.say(Progress{Event: "saved", Name: i.Name, Desc: &i.Target})
+		}
+		t.say(Progress{Event: "Completed import"})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// keeper keeps the names of an import until all of it is unpacked.
+type keeper struct {
+	all     []Stored
+	targets []ocispec.Descriptor
+}
+
+func (k *keeper) Put(_ context.Context, name string, target ocispec.Descriptor, _ map[string]string) error {
+	k.all = append(k.all, Stored{name, target})
+	if !slices.ContainsFunc(k.targets, func(d ocispec.Descriptor) bool { return d.Digest == target.Digest }) {
+		k.targets = append(k.targets, target)
+	}
+	return nil
+}
+
+// unpackAll unpacks images for each platform that is asked for and that they have.
+func (s *Service) unpackAll(ctx context.Context, targets []ocispec.Descriptor, image Image) error {
+	for _, u := range image.Unpacks {
+		to, err := local.NewSnapshotter(s.cfg.Snapshots, u.Snapshotter, s.blobs)
+		if err != nil {
+			return err
+		}
+		for _, target := range targets {
+			_, err := archive.UnpackPlatform(ctx, s.blobs, to, target, platforms.Only(u.Platform))
+			if err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Export writes the images that image names as an archive (see archive.Export).
+func (s *Service) Export(ctx context.Context, w io.Writer, image Image, o archive.ExportOptions, progress func(Progress)) error {
+	t := newTracker("", progress)
+	defer t.end()
+	return s.leased(ctx, "export "+image.Name, func(ctx context.Context) error {
+		found, err := s.lookup(ctx, image)
+		if err != nil {
+			return err
+		}
+		t.say(Progress{Event: "Exporting"})
+		var list []archive.Image
+		for _, i := range found {
+			list = append(list, archive.Image{Name: i.Name, Target: i.Target})
+		}
+		if err := archive.Export(ctx, s.blobs, w, list, o); err != nil {
+			return err
+		}
+		t.say(Progress{Event: "Completed export"})
+		return nil
+	})
+}

@@ -1,0 +1,52 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// loops bounds how often a loop device is lost to somebody who was faster.
+const loops = 64
+
+// loop makes file a block device that is gone when nobody uses it any more (loop(4), LO_FLAGS_AUTOCLEAR). The caller
+// closes it once it is mounted.
+func loop(file string, readonly bool) (*os.File, error) {
+	mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
+	if readonly {
+		mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
+	}
+	back, err := os.OpenFile(file, mode, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = back.Close() }()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("no loop device for %s: %w", file, err)
+	}
+	defer func() { _ = control.Close() }()
+	for range loops {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("no loop device for %s: %w", file, os.NewSyscallError("LOOP_CTL_GET_FREE", err))
+		}
+		dev, err := os.OpenFile(fmt.Sprint("/dev/loop", n), mode, 0)
+		if err != nil {
+			return nil, fmt.Errorf("no loop device for %s: %w", file, err)
+		}
+		c := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: flags}}
+		copy(c.Info.File_name[:len(c.Info.File_name)-1], file)
+		err = unix.IoctlLoopConfigure(int(dev.Fd()), &c)
+		if err == nil {
+			return dev, nil
+		}
+		_ = dev.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			return nil, fmt.Errorf("no loop device for %s: %w", file, os.NewSyscallError("LOOP_CONFIGURE", err))
+		}
+	}
+	return nil, fmt.Errorf("no loop device for %s: %w", file, unix.EBUSY)
+}
