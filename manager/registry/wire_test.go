@@ -207,11 +207,13 @@ func TestCredentials(t *testing.T) {
 		t.Errorf("asked %d times for one credential", asked)
 	}
 	// Who has to think of a password is waited for, longer than for a registry.
+	impatient := quick()
+	impatient.StallTimeout = 2 * time.Second
 	slow := Options{Credentials: func(context.Context, string) (Credential, error) {
-		time.Sleep(2 * quick().StallTimeout)
+		time.Sleep(impatient.StallTimeout + time.Second)
 		return Credential{Username: "joe", Password: "secret"}, nil
 	}}
-	if _, err := repository(t, client(t, quick()), server.Addr+"/a:b", slow).Resolve(ctx); err != nil {
+	if _, err := repository(t, client(t, impatient), server.Addr+"/a:b", slow).Resolve(ctx); err != nil {
 		t.Errorf("by a slow one: %v", err)
 	}
 	// A token that was bought is used again by the same, and by nobody else.
