@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -259,7 +260,7 @@ func (h *host) send(req *http.Request) (*http.Response, error) {
 		out.Body = body
 	}
 	resp, err := h.client.Do(out)
-	if err != nil && h.maybePlain && out.URL.Scheme == "https" && errors.Is(err, http.ErrSchemeMismatch) {
+	if err != nil && h.maybePlain && out.URL.Scheme == "https" && (errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, new(tls.RecordHeaderError))) {
 		h.r.mu.Lock()
 		h.r.plain[h.base.Host] = true
 		h.r.mu.Unlock()
@@ -329,7 +330,7 @@ func (h *host) again(resp *http.Response, err error, n int) (bool, time.Duration
 	wait += time.Duration(rand.Int64N(int64(wait) / 2))
 	if err != nil {
 		var stall *StallError
-		return errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) && (n < 2 || !errors.As(err, &stall)), wait
+		return errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) && !errors.As(err, new(noHostError)) && (n < 2 || !errors.As(err, &stall)), wait
 	}
 	switch resp.StatusCode {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:

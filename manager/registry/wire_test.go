@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -301,6 +304,55 @@ func TestLocalhost(t *testing.T) {
 		}
 	}
 }
+
+// TestBabble: whatever does not answer TLS in its words is asked with plain HTTP, where that may be.
+func TestBabble(t *testing.T) {
+	server := regproxy.Start(t, regproxy.Options{})
+	image := paint(t, random(5, 1000))
+	image.hang(t, repository(t, client(t, quick()), server.Addr+"/a:b", Options{}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := &http.Server{Handler: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: server.Addr})}
+	done := make(chan error)
+	go func() { done <- front.Serve(babble{l}) }()
+	repo := repository(t, client(t, quick()), l.Addr().String()+"/a:b", Options{})
+	if got, err := repo.Resolve(context.Background()); err != nil || got.Digest != image.manifest.Digest {
+		t.Errorf("%v, %v", got, err)
+	}
+	_ = front.Close()
+	<-done
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+}
+
+// babble answers what begins like TLS as some servers of plain HTTP do.
+type babble struct{ net.Listener }
+
+func (b babble) Accept() (net.Conn, error) {
+	for {
+		c, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(c, first); err == nil && first[0] != 0x16 { // no handshake (RFC 8446, 5.1)
+			return &begun{c, io.MultiReader(bytes.NewReader(first), c)}, nil
+		}
+		_, _ = io.WriteString(c, "<html>400 Bad Request</html>\n")
+		_ = c.(*net.TCPConn).CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		_ = c.Close()
+	}
+}
+
+// begun is a connection of which something was read.
+type begun struct {
+	net.Conn
+	r io.Reader
+}
+
+func (b *begun) Read(p []byte) (int, error) { return b.r.Read(p) }
 
 // TestReferences: what is no reference is refused before anybody is asked.
 func TestReferences(t *testing.T) {
