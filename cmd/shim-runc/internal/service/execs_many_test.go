@@ -178,10 +178,13 @@ func TestManyExecs(t *testing.T) {
 	}
 }
 
+// settling is how long a shim has to give memory back: it waits for quiet, and ends threads, on a machine that may be busy.
+const settling = 5 * time.Second
+
 // settled is what the shim holds when it has given back what it does not need: it does so some time after the last exec.
 func (f *fixture) settled() (u usage) {
 	f.t.Helper()
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(settling)
 	for u = f.usage(); time.Now().Before(deadline); {
 		time.Sleep(100 * time.Millisecond) // nothing tells when the kernel has it back
 		if now := f.usage(); now.private < u.private {
