@@ -5,13 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/registry"
+	"github.com/managerd/managerd/test/harness"
 	"github.com/managerd/managerd/test/regproxy"
 )
 
@@ -72,4 +75,62 @@ func TestCtrRegistry(t *testing.T) {
 	equal(t, "digest of what ctr pulled", row(t, u.ctr("images", "ls"), ours)[2], pushed)
 	check := row(t, u.ctr("images", "check"), ours)
 	equal(t, "check", check[3]+" "+check[len(check)-1], "complete true")
+}
+
+// TestRegistryConfig: the daemon finds mirrors and credentials in containerd's configuration, of today and of before; who
+// fails is named to the user.
+func TestRegistryConfig(t *testing.T) {
+	server := regproxy.Start(t, regproxy.Options{})
+	n := makeNoise(t, server.URL(), "a", 2, 200_000, 100_000)
+	mirror, dead := regproxy.Before(t, server, nil), regproxy.Nobody(t)
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("certs.d/new.invalid/hosts.toml", "[host.\"http://"+dead+"\"]\n[host.\""+mirror.URL+"\"]\n")
+	d, err := harness.New(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &user{Daemon: d, t: t}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d.Args = []string{"--config", write("config.toml", `version = 2
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "`+filepath.Join(dir, "certs.d")+`"
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."old.invalid"]
+endpoint = ["`+mirror.URL+`"]
+[plugins."io.managerd.registry.v1.client"]
+attempts = 2
+`)}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"new.invalid", "old.invalid"} {
+		mirror.Heal()
+		has(t, u.mctl("images", "pull", host+"/a:latest"), n.target.Digest.String())
+		if seen := mirror.Seen("HEAD", "/v2/a/manifests/latest"); len(seen) != 1 || seen[0].Query != "ns="+host {
+			t.Errorf("%s: %+v", host, seen)
+		}
+	}
+	has(t, u.failing(1, u.Mctl("images", "pull", "new.invalid/b:1")), "cannot resolve new.invalid/b:1", "http://"+dead, "connection refused", mirror.URL, "404 Not Found", "there is no host new.invalid")
+	log, err := os.ReadFile(d.Log())
+	if err != nil {
+		t.Fatal(err)
+	}
+	has(t, string(log), "is read, but a later version will not", "registry.mirrors")
+	// A change of a host directory needs no restart.
+	write("certs.d/new.invalid/hosts.toml", "server = \"ftp://x\"\n")
+	has(t, u.failing(1, u.Mctl("images", "pull", "new.invalid/a:latest")), "hosts.toml: server: ", "neither http:// nor https://")
 }
