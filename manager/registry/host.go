@@ -11,14 +11,17 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
 // host is an endpoint as one repository uses it.
@@ -72,6 +75,9 @@ func (p *Repository) host(e *endpoint) (*host, error) {
 		Credential: who.Credential,
 		Cache:      who,
 		ClientID:   p.r.cfg.UserAgent,
+	}
+	if local, _ := loopback(e.base.Host); local { // its token server may be here too
+		h.client.BlockedRealmPrefixes = slices.DeleteFunc(auth.DefaultBlockedRealmPrefixes(), func(p netip.Prefix) bool { return p.Addr().IsLoopback() })
 	}
 	return h, nil
 }
@@ -284,6 +290,10 @@ func (h *host) send(req *http.Request) (*http.Response, error) {
 func (h *host) plainly(err error) error {
 	e, ok := err.(*url.Error)
 	if !ok {
+		asked := errors.As(err, &e) && strings.Contains(e.URL, "://")
+		if !asked && !errors.As(err, new(*errcode.ErrorResponse)) && !errors.Is(err, auth.ErrBasicCredentialNotFound) && !kinded(err) {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnauthenticated) // of no request: a challenge that cannot be met
+		}
 		return err
 	}
 	if u, parsed := url.Parse(e.URL); parsed == nil && !h.isOwn(u) {

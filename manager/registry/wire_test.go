@@ -7,12 +7,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -284,6 +286,62 @@ func TestCredentials(t *testing.T) {
 		if _, err := repository(t, client(t, cfg), basic.Addr+"/a:b", Options{}).Resolve(ctx); !errdefs.IsNotFound(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestChallenges: what a registry wants is met only as far as it is safe, and what cannot be met is asked for once.
+func TestChallenges(t *testing.T) {
+	joe := Options{Credentials: func(context.Context, string) (Credential, error) {
+		return Credential{Username: "joe", Password: "secret"}, nil
+	}}
+	var asked, told atomic.Int64
+	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		told.Add(1)
+		_, _ = io.WriteString(w, "{}")
+	}))
+	defer stranger.Close()
+	for name, c := range map[string]struct {
+		challenge string
+		secure    bool
+		words     string
+	}{
+		"no realm of HTTP":           {`Bearer realm="ftp://x/token",service="s"`, false, "unsupported scheme"},
+		"HTTP, of one with HTTPS":    {`Bearer realm="` + stranger.URL + `/token"`, true, "uses http but registry was contacted over https"},
+		"the cloud's own":            {`Bearer realm="http://169.254.169.254/token"`, false, "blocked prefix"},
+		"no token":                   {`Bearer realm="` + stranger.URL + `/token"`, false, "empty token"},
+		"something else":             {`Negotiate`, false, "401 Unauthorized"},
+		"nothing":                    {"", false, "401 Unauthorized"},
+		"a challenge that is broken": {`Bearer realm="`, false, "unsupported protocol scheme"},
+	} {
+		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if c.challenge != "" {
+				w.Header().Set("WWW-Authenticate", c.challenge)
+			}
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		server := httptest.NewUnstartedServer(handler)
+		if c.secure {
+			server.StartTLS()
+		} else {
+			server.Start()
+		}
+		asked.Store(0)
+		told.Store(0)
+		_, err := repository(t, client(t, quick()), server.Listener.Addr().String()+"/a:b", joe).Resolve(context.Background())
+		if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), c.words) || asked.Load() != 1 {
+			t.Errorf("%s: %v, asked %d times", name, err, asked.Load())
+		}
+		if told.Load() > 0 && name != "no token" {
+			t.Errorf("%s: a stranger was told", name)
+		}
+		server.Close()
+	}
+	tokens := regproxy.StartTokens(t)
+	server := regproxy.Start(t, regproxy.Options{Tokens: tokens})
+	ref := "localhost" + strings.TrimPrefix(server.Addr, "127.0.0.1") + "/a:b"
+	if _, err := repository(t, client(t, quick()), ref, Options{}).Resolve(context.Background()); !errdefs.IsNotFound(err) {
+		t.Errorf("localhost's tokens are at 127.0.0.1: %v", err)
 	}
 }
 
