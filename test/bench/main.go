@@ -18,9 +18,9 @@ import (
 
 // options is the command line.
 type options struct {
-	bin, against, json, debug   string
-	pairs, containers, restarts int
-	alone                       bool
+	bin, against, json, debug          string
+	pairs, containers, restarts, pulls int
+	alone, images                      bool
 }
 
 func main() {
@@ -31,10 +31,12 @@ func main() {
 	flag.IntVar(&o.pairs, "pairs", 30, "containers of each side that are created, used and deleted, per section")
 	flag.IntVar(&o.containers, "containers", 20, "containers of each side that run at once while memory is measured")
 	flag.IntVar(&o.restarts, "restarts", 5, "restarts of each daemon")
+	flag.IntVar(&o.pulls, "pulls", 5, "times that each side pulls and imports each image")
+	flag.BoolVar(&o.images, "images", false, "measure pulls and imports only")
 	flag.BoolVar(&o.alone, "alone", false, "measure managerd only, and the phases of what its shims do")
 	flag.StringVar(&o.debug, "debug", "", "managerd serves Go's profiles on `socket` meanwhile (curl --unix-socket)")
 	flag.Parse()
-	if flag.NArg() > 0 || o.pairs < 1 || o.containers < 1 || o.restarts < 1 || o.alone && o.against != "" {
+	if flag.NArg() > 0 || o.pairs < 1 || o.containers < 1 || o.restarts < 1 || o.pulls < 1 || o.alone && o.against != "" {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -67,12 +69,18 @@ func bench(ctx context.Context, o options) (err error) {
 	}
 	r := newReport(os.Stdout)
 	r.introduce(ctx, sides)
+	if o.images {
+		return errors.Join(measureImages(ctx, r, sides, o), r.finish(o.json))
+	}
 	for _, seccomp := range []bool{false, true} {
 		if err := measureContainers(ctx, r, sides, o.pairs, seccomp); err != nil {
 			return err
 		}
 	}
 	if err := measureMany(ctx, r, sides, o); err != nil {
+		return err
+	}
+	if err := measureImages(ctx, r, sides, o); err != nil {
 		return err
 	}
 	return r.finish(o.json)

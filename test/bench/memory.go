@@ -43,6 +43,21 @@ func weigh(pid int) (memory, error) {
 	return m, nil
 }
 
+// peakOf is the most memory that a process has had, in kB, since its last reset (VmHWM of proc(5)).
+func peakOf(pid int) (float64, error) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			return strconv.ParseFloat(strings.Fields(rest)[0], 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no VmHWM", path)
+}
+
 // parent is the process above pid: of a container's init, the shim.
 func parent(pid int) (int, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -34,6 +34,7 @@ type machine struct {
 // section is a table.
 type section struct {
 	title string
+	sides []string // instead of the report's
 	rows  []*row
 }
 
@@ -118,24 +119,33 @@ func summarize(v []float64) summary {
 	return summary{Median: median, Min: v[0], Max: v[len(v)-1], N: len(v)}
 }
 
+// names of the sides that a section compares.
+func (s *section) names(r *report) []string {
+	if s.sides != nil {
+		return s.sides
+	}
+	return r.sides
+}
+
 // print prints one section.
 func (r *report) print(s *section) {
 	const label, column = 38, 30
+	sides := s.names(r)
 	fmt.Fprintf(r.w, "\n%s\n  %-*s", s.title, label, "")
-	for _, name := range r.sides {
+	for _, name := range sides {
 		name, _, _ = strings.Cut(name, " ")
 		fmt.Fprintf(r.w, "%*s", column, name)
 	}
-	if len(r.sides) == 2 {
+	if len(sides) == 2 {
 		fmt.Fprintf(r.w, "%9s", "×")
 	}
 	fmt.Fprintln(r.w)
 	for _, row := range s.rows {
 		fmt.Fprintf(r.w, "  %-*s", label, row.name)
-		for who := range r.sides {
+		for who := range sides {
 			fmt.Fprintf(r.w, "%*s", column, cell(summarize(row.figures[who]), row.unit))
 		}
-		if len(r.sides) == 2 {
+		if len(sides) == 2 {
 			fmt.Fprintf(r.w, "%9.2f", summarize(row.ratios()).Median)
 		}
 		fmt.Fprintln(r.w)
@@ -173,8 +183,9 @@ func (r *report) finish(file string) error {
 		Figures [][]float64 `json:"figures"`
 	}
 	type sec struct {
-		Title string `json:"title"`
-		Rows  []out  `json:"rows"`
+		Title string   `json:"title"`
+		Sides []string `json:"sides,omitempty"` // where they are others
+		Rows  []out    `json:"rows"`
 	}
 	doc := struct {
 		Machine  machine  `json:"machine"`
@@ -182,14 +193,14 @@ func (r *report) finish(file string) error {
 		Sections []sec    `json:"sections"`
 	}{Machine: r.machine, Sides: r.sides}
 	for _, s := range r.sections {
-		o := sec{Title: s.title}
+		o, sides := sec{Title: s.title, Sides: s.sides}, s.names(r)
 		for _, row := range s.rows {
 			line := out{Name: row.name, Unit: row.unit}
-			for who := range r.sides {
+			for who := range sides {
 				line.Sides = append(line.Sides, summarize(row.figures[who]))
 				line.Figures = append(line.Figures, row.figures[who])
 			}
-			if len(r.sides) == 2 {
+			if len(sides) == 2 {
 				ratio := summarize(row.ratios())
 				line.Ratio = &ratio
 			}
