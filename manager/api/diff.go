@@ -33,17 +33,25 @@ func (a *Diff) Diff(ctx context.Context, r *api.DiffRequest) (*api.DiffResponse,
 }
 
 // Walking is the Differ of this daemon.
-type Walking struct{ content diff.Content }
+type Walking struct {
+	content diff.Content
+	options diff.ApplyOptions
+}
 
-// NewWalking reads layers from content and writes them there (see archive/local).
-func NewWalking(content diff.Content) Walking { return Walking{content} }
+// NewWalking reads layers from content and writes them there (see archive/local). Every Apply has the options, besides
+// those of its request.
+func NewWalking(content diff.Content, options diff.ApplyOptions) Walking {
+	return Walking{content, options}
+}
 
 // Apply unpacks a layer.
 func (w Walking) Apply(ctx context.Context, r *api.ApplyRequest) (*api.ApplyResponse, error) {
 	if _, err := namespaces.Required(ctx); err != nil {
 		return nil, err
 	}
-	d, err := diff.Apply(ctx, w.content, descriptorFromWire(r.Diff), r.Mounts, diff.ApplyOptions{Sync: r.SyncFs})
+	o := w.options
+	o.Sync, o.Payloads = o.Sync || r.SyncFs, r.Payloads
+	d, err := diff.Apply(ctx, w.content, descriptorFromWire(r.Diff), r.Mounts, o)
 	if err != nil {
 		return nil, err
 	}

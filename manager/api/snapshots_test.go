@@ -28,6 +28,7 @@ import (
 	"github.com/managerd/managerd/manager/api"
 	"github.com/managerd/managerd/manager/archive/local"
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/diff"
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
@@ -71,7 +72,7 @@ func layerServer(t *testing.T) (context.Context, *grpc.ClientConn) {
 	must(err)
 	srv := grpc.NewServer()
 	api.NewSnapshots(store).Register(srv)
-	api.NewDiff(api.NewWalking(local.NewContent(blobs))).Register(srv)
+	api.NewDiff(api.NewWalking(local.NewContent(blobs), diff.ApplyOptions{})).Register(srv)
 	api.NewContent(blobs).Register(srv)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	must(err)

@@ -21,6 +21,7 @@ import (
 	"github.com/managerd/managerd/manager/archive/local"
 	"github.com/managerd/managerd/manager/archive/remote"
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/diff"
 	"github.com/managerd/managerd/manager/events"
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/images"
@@ -71,7 +72,7 @@ func newEnv(t *testing.T, overWire bool) *env {
 		c := local.NewContent(e.blobs)
 		e.content, e.images = c, local.NewImages(e.names)
 		e.snapshots = func(name string) archive.Snapshotter {
-			s, err := local.NewSnapshotter(e.store, name, c)
+			s, err := local.NewSnapshotter(e.store, name, c, diff.ApplyOptions{})
 			must(err)
 			return s
 		}
@@ -81,7 +82,7 @@ func newEnv(t *testing.T, overWire bool) *env {
 	api.NewContent(e.blobs).Register(srv)
 	api.NewImages(e.names, x, nil).Register(srv)
 	api.NewSnapshots(e.store).Register(srv)
-	api.NewDiff(api.NewWalking(local.NewContent(e.blobs))).Register(srv)
+	api.NewDiff(api.NewWalking(local.NewContent(e.blobs), diff.ApplyOptions{})).Register(srv)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	must(err)
 	done := make(chan error, 1)

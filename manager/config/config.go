@@ -39,8 +39,9 @@ type Config struct {
 	Blockfile       Blockfile
 	Devmapper       Devmapper
 	Zfs             Snapshotter
-	Proxies         map[string]Proxy // by name
-	Differs         []string         // those of the diff service
+	Proxies         map[string]Proxy     // by name
+	Processors      map[string]Processor // by ID
+	Differs         []string             // those of the diff service
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
@@ -234,6 +235,7 @@ func (c *Config) WriteTo(w io.Writer) (int64, error) {
 		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
 	}
 	c.writeProxies(&b)
+	c.writeProcessors(&b)
 	old, err := c.Registry.Old.write()
 	if err != nil {
 		return 0, err

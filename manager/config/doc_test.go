@@ -45,6 +45,13 @@ not known has no effect and is logged as a warning, also with its line.
 		"| `platform` | `OS/ARCH` for the plugin list; empty for this machine's. |\n" +
 		"| `exports` | Table of strings for the plugin list, such as `root`. |\n" +
 		"| `capabilities` | List of strings for the plugin list, such as `remap-ids`. |\n")
+	b.WriteString("\n## `[stream_processors.\"ID\"]`\n\nA program that makes layers of blobs that are none, such as a decoder; see [pull.md](pull.md#stream-processors). One table for each.\n\n" +
+		"| key | meaning |\n|---|---|\n" +
+		"| `accepts` | List of media types that it reads. |\n" +
+		"| `returns` | Media type that it writes. |\n" +
+		"| `path` | Path of the program, or its name in PATH. |\n" +
+		"| `args` | List of its arguments. |\n" +
+		"| `env` | List of `NAME=VALUE` for its environment, besides the daemon's own. |\n")
 	b.WriteString("\n## Without effect\n\nThese keys of containerd are read over, with a warning when they ask for something.\n\n| key | why |\n|---|---|\n")
 	for _, i := range ignored {
 		if i.why != "" {

@@ -32,6 +32,9 @@ func Changed(a, b *Config) []string {
 	if !reflect.DeepEqual(a.Proxies, b.Proxies) {
 		names = append(names, proxySection)
 	}
+	if !reflect.DeepEqual(a.Processors, b.Processors) {
+		names = append(names, processorSection)
+	}
 	for name, was := range a.Registry.Old.tables() {
 		if !reflect.DeepEqual(was, b.Registry.Old.tables()[name]) {
 			names = append(names, joined(in(criRegistry, name)))
@@ -148,7 +151,6 @@ var ignored = []struct{ prefix, why string }{
 	{"grpc.tcp_tls_common_name", "the API is not served over TCP"},
 	{"metrics.grpc_histogram", "there are no histograms of calls"},
 	{"timeouts.", "shims that are killed or restarted need no time limits"},
-	{"stream_processors.", "there are no stream processors"},
 	{"plugins." + snapshotterType + ".", "there is no such snapshotter, or it has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
 	{"plugins.io.containerd.transfer.v1.local.", "it has no such setting"},

@@ -146,6 +146,12 @@ func (l *loader) apply(f *file) error {
 			}
 			return
 		}
+		if len(path) == 1 && path[0] == processorSection {
+			if err := l.processors(f, v); err != nil {
+				errs = append(errs, err)
+			}
+			return
+		}
 		table, isTable := v.(map[string]any)
 		if section(path) {
 			if !isTable {

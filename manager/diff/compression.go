@@ -93,6 +93,10 @@ func (u *unpacker) Read(p []byte) (int, error) {
 func (u *unpacker) Close() error { return u.close() }
 
 func damaged(c Compression, err error) error {
+	var failed *ProcessorError
+	if errors.As(err, &failed) {
+		return err
+	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return fmt.Errorf("the %s stream is cut short: %w: %w", c, io.ErrUnexpectedEOF, errdefs.ErrInvalidArgument)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/managerd/managerd/manager/diff/internal/layer"
 	"github.com/managerd/managerd/shimapi/mount"
@@ -50,18 +51,23 @@ type Writer interface {
 type ApplyOptions struct {
 	// Sync has everything on disk when Apply returns, so that no power failure leaves a layer with holes.
 	Sync bool
+	// Processors make layers of what is none.
+	Processors Processors
+	// Payloads are for processors, by their IDs.
+	Payloads map[string]*anypb.Any
 }
 
 // Apply unpacks the layer that desc describes into mounts: the mounts of an active snapshot on top of that layer's
 // parent. It returns the descriptor of the uncompressed layer, whose digest is the layer's diff ID. InvalidArgument for a
 // layer that is malformed, cut short, or would leave the snapshot; NotImplemented for a media type that is none of a
-// layer. When it fails, the snapshot holds part of the layer and must not be committed.
+// layer and that no processor makes one of; ProcessorError for one that fails. When it fails, the snapshot holds part of the layer and must not be committed.
 func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*types.Mount, o ApplyOptions) (ocispec.Descriptor, error) {
 	fail := func(err error) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, fmt.Errorf("cannot apply layer %s: %w", desc.Digest, err)
 	}
-	if !IsLayer(desc.MediaType) {
-		return fail(fmt.Errorf("media type %q is none of a layer: %w", desc.MediaType, errdefs.ErrNotImplemented))
+	chain, err := o.Processors.chain(desc.MediaType)
+	if err != nil {
+		return fail(err)
 	}
 	if len(mounts) == 0 {
 		return fail(fmt.Errorf("no mounts were given: %w", errdefs.ErrInvalidArgument))
@@ -74,7 +80,14 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 		return fail(err)
 	}
 	defer func() { _ = blob.Close() }()
-	plain, _, err := Decompress(blob)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	packed, err := chain.start(ctx, desc.MediaType, blob, o.Payloads)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { _ = packed.Close() }()
+	plain, _, err := Decompress(packed)
 	if err != nil {
 		return fail(err)
 	}
@@ -83,7 +96,10 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 	var out ocispec.Descriptor
 	err = within(mounts, func(root string) error {
 		a := readAhead(plain)
-		defer a.stop()
+		defer func() {
+			cancel() // a processor may say nothing any more
+			a.stop()
+		}()
 		if err := layer.Apply(ctx, root, a); err != nil {
 			return err
 		}

@@ -184,7 +184,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 	}, s.snapshotters(ctx, &p, platform), []plugin{
 		{Plugin: introspection.Plugin{Type: introspection.TypeDiff, ID: "walking", Platforms: platform,
 			Requires: []string{introspection.TypeContent}}, build: func() error {
-			p.differ("walking", api.NewWalking(local.NewContent(p.content)))
+			p.differ("walking", api.NewWalking(local.NewContent(p.content), s.applyOptions()))
 			return nil
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},

@@ -2,11 +2,14 @@ package server
 
 import (
 	"context"
+	"maps"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/managerd/managerd/manager/config"
+	"github.com/managerd/managerd/manager/diff"
 	"github.com/managerd/managerd/manager/images"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
@@ -25,9 +28,19 @@ func (s *Server) buildTransfer(p *parts) error {
 	p.transfer = transfer.New(transfer.Config{
 		Content: p.content, Images: names, Snapshots: p.snapshots, Leases: leases.NewStore(s.db), Isolated: s.cfg.ContentSharing == "isolated",
 		Downloads: s.cfg.Transfer.Downloads, Ranges: s.cfg.Transfer.Ranges, Uploads: s.cfg.Transfer.Uploads,
-		PartSize: int64(s.cfg.Transfer.PartSize), Log: s.log,
+		PartSize: int64(s.cfg.Transfer.PartSize), Apply: s.applyOptions(), Log: s.log,
 	})
 	return nil
+}
+
+// applyOptions says how layers are unpacked.
+func (s *Server) applyOptions() diff.ApplyOptions {
+	var o diff.ApplyOptions
+	for _, id := range slices.Sorted(maps.Keys(s.cfg.Processors)) {
+		p := s.cfg.Processors[id]
+		o.Processors = append(o.Processors, diff.Processor{ID: id, Accepts: p.Accepts, Returns: p.Returns, Path: p.Path, Args: p.Args, Env: p.Env})
+	}
+	return o
 }
 
 // registryConfig is the configuration as package registry takes it.

@@ -67,7 +67,7 @@ func (k *keeper) Put(_ context.Context, name string, target ocispec.Descriptor, 
 // unpackAll unpacks images for each platform that is asked for and that they have.
 func (s *Service) unpackAll(ctx context.Context, targets []ocispec.Descriptor, image Image) error {
 	for _, u := range image.Unpacks {
-		to, err := local.NewSnapshotter(s.cfg.Snapshots, u.Snapshotter, s.blobs)
+		to, err := local.NewSnapshotter(s.cfg.Snapshots, u.Snapshotter, s.blobs, s.cfg.Apply)
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/managerd/managerd/manager/archive/local"
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/diff"
 	"github.com/managerd/managerd/manager/images"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/snapshots"
@@ -45,6 +46,7 @@ type Config struct {
 	Leases    *leases.Store
 	// Isolated is whether a namespace must fetch what another one fetches.
 	Isolated bool
+	Apply    diff.ApplyOptions // how layers are unpacked
 
 	Downloads int   // layers of one pull that are fetched at the same time; 3
 	Ranges    int   // requests by which one of them is; 4

@@ -12,7 +12,6 @@ import (
 
 	"github.com/managerd/managerd/manager/archive"
 	"github.com/managerd/managerd/manager/archive/local"
-	"github.com/managerd/managerd/manager/diff"
 )
 
 // coming is the content store of an image whose layers are still being fetched: they can be read as they come.
@@ -104,7 +103,7 @@ func (u unpacker) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []
 		return u.Snapshotter.Apply(ctx, layer, mounts)
 	}
 	b.job.unpack(false)
-	applied, err := diff.Apply(ctx, u.c, layer, mounts, diff.ApplyOptions{Sync: true})
+	applied, err := u.ApplyFrom(ctx, u.c, layer, mounts)
 	if err != nil {
 		if ferr := b.wait(ctx); ferr != nil {
 			err = ferr
@@ -132,7 +131,7 @@ func (p *pulling) unpack(ctx context.Context, n *node, layers *coming) error {
 		if !p.match[i].Match(platform) {
 			continue
 		}
-		s, err := local.NewSnapshotter(p.s.cfg.Snapshots, u.Snapshotter, p.s.blobs)
+		s, err := local.NewSnapshotter(p.s.cfg.Snapshots, u.Snapshotter, p.s.blobs, p.s.cfg.Apply)
 		if err != nil {
 			return err
 		}

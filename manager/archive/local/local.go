@@ -121,12 +121,15 @@ type Snapshotter struct {
 	snapshots.Snapshotter
 	name    string
 	content Content
+	options diff.ApplyOptions
 }
 
-// NewSnapshotter finds the snapshotter name in store, for layers of content.
-func NewSnapshotter(store *snapshots.Store, name string, content Content) (Snapshotter, error) {
+// NewSnapshotter finds the snapshotter name in store, for layers of content, which are applied with the options and
+// synchronously.
+func NewSnapshotter(store *snapshots.Store, name string, content Content, options diff.ApplyOptions) (Snapshotter, error) {
 	s, err := store.Snapshotter(name)
-	return Snapshotter{s, name, content}, err
+	options.Sync = true
+	return Snapshotter{s, name, content, options}, err
 }
 
 // Name of the snapshotter.
@@ -143,5 +146,10 @@ func (s Snapshotter) Exists(ctx context.Context, name string) (bool, error) {
 
 // Apply unpacks a layer, and has it on disk.
 func (s Snapshotter) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
-	return diff.Apply(ctx, s.content, layer, mounts, diff.ApplyOptions{Sync: true})
+	return s.ApplyFrom(ctx, s.content, layer, mounts)
+}
+
+// ApplyFrom is Apply for a layer of another content store.
+func (s Snapshotter) ApplyFrom(ctx context.Context, c diff.Content, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
+	return diff.Apply(ctx, c, layer, mounts, s.options)
 }
