@@ -47,6 +47,14 @@ type Config struct {
 	GC              GC
 	Transfer        Transfer
 	Registry        Registry
+	Verifier        Verifier
+}
+
+// Verifier is which programs are asked whether an image may be pulled, see package verify. The timeout is a Go duration.
+type Verifier struct {
+	BinDir             string
+	MaxVerifiers       int // less than 0: all
+	PerVerifierTimeout string
 }
 
 // Socket is a Unix socket and who owns it.
@@ -191,6 +199,16 @@ func sizeOrNone(v any) string {
 func Size(s string) int64 {
 	n, _ := units.RAMInBytes(s)
 	return n
+}
+
+func positiveDuration(v any) string {
+	if why := duration(v); why != "" {
+		return why
+	}
+	if Delay(v.(string)) == 0 {
+		return "must be more than 0"
+	}
+	return ""
 }
 
 func threshold(v any) string {

@@ -55,6 +55,7 @@ var (
 	boltSection     = []string{"plugins", "io.containerd.metadata.v1.bolt"}
 	gcSection       = []string{"plugins", "io.containerd.gc.v1.scheduler"}
 	transferSection = []string{"plugins", "io.containerd.transfer.v1.local"}
+	verifierSection = []string{"plugins", "io.containerd.image-verifier.v1.bindir"}
 	taskSection     = []string{"plugins", "io.containerd.runtime.v2.task"}
 )
 
@@ -129,6 +130,12 @@ var general = []key{
 		func(c *Config) any { return &c.Transfer.ReceiveBuffer }, natural},
 	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
 		func(c *Config) any { return &c.Transfer.Uploads }, positiveNumber},
+	{in(verifierSection, "bin_dir"), "Directory of programs that are asked whether an image may be pulled (docs/pull.md); it need not be there.", "/opt/containerd/image-verifier/bin",
+		func(c *Config) any { return &c.Verifier.BinDir }, absolute},
+	{in(verifierSection, "max_verifiers"), "How many of them are asked, in the order of their names; less than 0: all.", 10,
+		func(c *Config) any { return &c.Verifier.MaxVerifiers }, nil},
+	{in(verifierSection, "per_verifier_timeout"), "How long one of them may take.", "10s",
+		func(c *Config) any { return &c.Verifier.PerVerifierTimeout }, positiveDuration},
 	{[]string{"plugins", "io.containerd.service.v1.diff-service", "default"}, "Differs that clients' layers are applied and made by: walking, or proxy plugins of type diff. Where one does not\nknow how, the next is asked.", []string{"walking"},
 		func(c *Config) any { return &c.Differs }, nil},
 	{in(taskSection, "shim"), "Path of the shim for io.containerd.runc.v2; empty for shim-runc beside managerd, or else on PATH.", "",
@@ -153,6 +160,7 @@ var ignored = []struct{ prefix, why string }{
 	{"timeouts.", "shims that are killed or restarted need no time limits"},
 	{"plugins." + snapshotterType + ".", "there is no such snapshotter, or it has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
+	{"plugins.io.containerd.image-verifier.v1.bindir.", "it has no such setting"},
 	{"plugins.io.containerd.transfer.v1.local.", "it has no such setting"},
 	{"plugins." + criImages + ".registry.", "it has no such setting"},
 	{"plugins." + criPlugin + ".registry.", "it has no such setting"},

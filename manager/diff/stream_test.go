@@ -39,12 +39,7 @@ func flip(data []byte) []byte {
 // processor is a shell script; $1 is a directory for it.
 func processor(t *testing.T, id, accepts, returns, script string) diff.Processor {
 	t.Helper()
-	dir := t.TempDir()
-	path := filepath.Join(dir, "decoder")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return diff.Processor{ID: id, Accepts: []string{accepts}, Returns: returns, Path: path, Args: []string{dir}, Env: []string{"KEY=from the configuration"}}
+	return diff.Processor{ID: id, Accepts: []string{accepts}, Returns: returns, Path: "/bin/sh", Args: []string{"-c", script, "decoder", t.TempDir()}, Env: []string{"KEY=from the configuration"}}
 }
 
 // invert undoes flip, with the tools of every machine.
@@ -78,18 +73,18 @@ func TestProcessors(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(root, "g")); err != nil {
 		t.Error(err)
 	}
-	if got, _ := os.ReadFile(filepath.Join(outer.Args[0], "env")); string(got) != twice+" from the configuration\n" {
+	if got, _ := os.ReadFile(filepath.Join(outer.Args[3], "env")); string(got) != twice+" from the configuration\n" {
 		t.Errorf("environment: %q", got)
 	}
-	if got, _ := os.ReadFile(filepath.Join(inner.Args[0], "env")); string(got) != encrypted+"\n" {
+	if got, _ := os.ReadFile(filepath.Join(inner.Args[3], "env")); string(got) != encrypted+"\n" {
 		t.Errorf("environment of the second: %q", got)
 	}
-	got, err := os.ReadFile(filepath.Join(outer.Args[0], "payload"))
+	got, err := os.ReadFile(filepath.Join(outer.Args[3], "payload"))
 	var read anypb.Any
 	if err != nil || proto.Unmarshal(got, &read) != nil || !proto.Equal(&read, payload) {
 		t.Errorf("payload: %q, %v", got, err)
 	}
-	if _, err := os.Stat(filepath.Join(inner.Args[0], "payload")); err == nil {
+	if _, err := os.Stat(filepath.Join(inner.Args[3], "payload")); err == nil {
 		t.Error("the second has a payload that is not for it")
 	}
 }
@@ -133,7 +128,7 @@ func TestProcessorFails(t *testing.T) {
 			if c.class != nil && !errors.Is(err, c.class) || c.class == nil && errdefs.IsInvalidArgument(err) {
 				t.Errorf("class of %v", err)
 			}
-			gone(t, filepath.Join(p.Args[0], "pid"))
+			gone(t, filepath.Join(p.Args[3], "pid"))
 		})
 	}
 
@@ -168,7 +163,7 @@ func TestProcessorCancelled(t *testing.T) {
 	defer cancel()
 	go func() {
 		for ctx.Err() == nil {
-			if pid, _ := os.ReadFile(filepath.Join(p.Args[0], "pid")); len(pid) > 1 {
+			if pid, _ := os.ReadFile(filepath.Join(p.Args[3], "pid")); len(pid) > 1 {
 				cancel()
 			}
 			time.Sleep(time.Millisecond)
@@ -178,8 +173,8 @@ func TestProcessorCancelled(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	gone(t, filepath.Join(p.Args[0], "pid"))
-	gone(t, filepath.Join(p.Args[0], "child"))
+	gone(t, filepath.Join(p.Args[3], "pid"))
+	gone(t, filepath.Join(p.Args[3], "child"))
 }
 
 // TestProcessorLeavesChild: a child that a program leaves behind keeps nobody waiting.
@@ -190,7 +185,7 @@ func TestProcessorLeavesChild(t *testing.T) {
 	if _, err := diff.Apply(t.Context(), blobs, blobs.add(twice, data), bind(t.TempDir()), diff.ApplyOptions{Processors: diff.Processors{p}}); err != nil {
 		t.Error(err)
 	}
-	gone(t, filepath.Join(p.Args[0], "child"))
+	gone(t, filepath.Join(p.Args[3], "child"))
 }
 
 // TestProcessorInput: an input that breaks off is no end of it, and its error is what is told.

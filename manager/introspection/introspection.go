@@ -29,6 +29,7 @@ const (
 	TypeGC          = "io.containerd.gc.v1"
 	TypeRuntime     = "io.containerd.runtime.v2"
 	TypeSandbox     = "io.containerd.sandbox.controller.v1"
+	TypeVerifier    = "io.containerd.image-verifier.v1"
 	TypeTransfer    = "io.containerd.transfer.v1"
 	TypeStreaming   = "io.containerd.streaming.v1"
 	TypeGRPC        = "io.containerd.grpc.v1"

@@ -37,6 +37,7 @@ import (
 	"github.com/managerd/managerd/manager/streaming"
 	"github.com/managerd/managerd/manager/tasks"
 	"github.com/managerd/managerd/manager/transfer"
+	"github.com/managerd/managerd/manager/verify"
 	wire "github.com/managerd/managerd/shimapi/parking"
 	"github.com/managerd/managerd/shimapi/version"
 )
@@ -51,6 +52,7 @@ type parts struct {
 	shims     *shims.Manager
 	collector *gc.Scheduler // nil: it is left out
 	streams   *streaming.Manager
+	verifier  *verify.Dir // nil: it is left out
 	transfer  *transfer.Service
 	registry  *registry.Registry
 }
@@ -221,6 +223,11 @@ func (s *Server) list(ctx context.Context) []plugin {
 		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "diff", Requires: []string{introspection.TypeDiff}}, build: func() error { return s.buildDiff(&p) }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeStreaming, ID: "manager"}, build: func() error {
 			p.streams = streaming.NewManager()
+			return nil
+		}},
+		{Plugin: introspection.Plugin{Type: introspection.TypeVerifier, ID: "bindir"}, build: func() error {
+			c := s.cfg.Verifier
+			p.verifier = verify.New(verify.Config{Dir: c.BinDir, Max: c.MaxVerifiers, Timeout: config.Delay(c.PerVerifierTimeout), Log: s.log})
 			return nil
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeTransfer, ID: "local", Platforms: platform,

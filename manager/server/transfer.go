@@ -25,11 +25,15 @@ func (s *Server) buildTransfer(p *parts) error {
 	s.closers = append(s.closers, func() error { p.registry.Close(); return nil })
 	names := images.NewStore(s.db)
 	names.Tell(s.db)
-	p.transfer = transfer.New(transfer.Config{
+	c := transfer.Config{
 		Content: p.content, Images: names, Snapshots: p.snapshots, Leases: leases.NewStore(s.db), Isolated: s.cfg.ContentSharing == "isolated",
 		Downloads: s.cfg.Transfer.Downloads, Ranges: s.cfg.Transfer.Ranges, Uploads: s.cfg.Transfer.Uploads,
 		PartSize: int64(s.cfg.Transfer.PartSize), Apply: s.applyOptions(), Log: s.log,
-	})
+	}
+	if p.verifier != nil {
+		c.Verify = p.verifier.Verify
+	}
+	p.transfer = transfer.New(c)
 	return nil
 }
 

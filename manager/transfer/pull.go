@@ -70,6 +70,11 @@ func (s *Service) pull(ctx context.Context, name string, remote Remote, image Im
 	if err != nil {
 		return nil, err
 	}
+	if s.cfg.Verify != nil {
+		if err := s.cfg.Verify(ctx, name, desc); err != nil {
+			return nil, err
+		}
+	}
 	t.say(Progress{Event: "Pulling from OCI Registry (" + name + ")"})
 	t.say(Progress{Event: "fetching image content", Name: name, Desc: &desc})
 	// Room for the writer of another error, should all fail at the same time.

@@ -47,6 +47,8 @@ type Config struct {
 	// Isolated is whether a namespace must fetch what another one fetches.
 	Isolated bool
 	Apply    diff.ApplyOptions // how layers are unpacked
+	// Verify, if not nil, is an error for what must not be pulled by this name. It is asked before content is fetched.
+	Verify func(ctx context.Context, name string, desc ocispec.Descriptor) error
 
 	Downloads int   // layers of one pull that are fetched at the same time; 3
 	Ranges    int   // requests by which one of them is; 4
