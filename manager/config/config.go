@@ -48,7 +48,11 @@ type Config struct {
 	Transfer        Transfer
 	Registry        Registry
 	Verifier        Verifier
+	Layers          Layers
 }
+
+// Layers is what a layer may become, see package diff; 0 is no limit.
+type Layers struct{ MaxBytes, MaxEntries, MaxRatio int }
 
 // Verifier is which programs are asked whether an image may be pulled, see package verify. The timeout is a Go duration.
 type Verifier struct {

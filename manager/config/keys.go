@@ -55,6 +55,7 @@ var (
 	boltSection     = []string{"plugins", "io.containerd.metadata.v1.bolt"}
 	gcSection       = []string{"plugins", "io.containerd.gc.v1.scheduler"}
 	transferSection = []string{"plugins", "io.containerd.transfer.v1.local"}
+	walkingSection  = []string{"plugins", "io.containerd.differ.v1.walking"}
 	verifierSection = []string{"plugins", "io.containerd.image-verifier.v1.bindir"}
 	taskSection     = []string{"plugins", "io.containerd.runtime.v2.task"}
 )
@@ -130,6 +131,12 @@ var general = []key{
 		func(c *Config) any { return &c.Transfer.ReceiveBuffer }, natural},
 	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
 		func(c *Config) any { return &c.Transfer.Uploads }, positiveNumber},
+	{in(walkingSection, "max_layer_bytes"), "How many bytes a layer may have when it is unpacked, its files with their holes; 0: no limit.", 1 << 40,
+		func(c *Config) any { return &c.Layers.MaxBytes }, natural},
+	{in(walkingSection, "max_layer_entries"), "How many files, directories, links and whiteouts a layer may have; 0: no limit.", 10_000_000,
+		func(c *Config) any { return &c.Layers.MaxEntries }, natural},
+	{in(walkingSection, "max_layer_ratio"), "How many bytes a layer of more than 1 GiB may become for one of its blob; 0: no limit.", 10_000,
+		func(c *Config) any { return &c.Layers.MaxRatio }, natural},
 	{in(verifierSection, "bin_dir"), "Directory of programs that are asked whether an image may be pulled (docs/pull.md); it need not be there.", "/opt/containerd/image-verifier/bin",
 		func(c *Config) any { return &c.Verifier.BinDir }, absolute},
 	{in(verifierSection, "max_verifiers"), "How many of them are asked, in the order of their names; less than 0: all.", 10,
@@ -160,6 +167,7 @@ var ignored = []struct{ prefix, why string }{
 	{"timeouts.", "shims that are killed or restarted need no time limits"},
 	{"plugins." + snapshotterType + ".", "there is no such snapshotter, or it has no such setting"},
 	{"plugins.io.containerd.runtime.v2.task.", "it has no such setting"},
+	{"plugins.io.containerd.differ.v1.walking.", "it has no such setting"},
 	{"plugins.io.containerd.image-verifier.v1.bindir.", "it has no such setting"},
 	{"plugins.io.containerd.transfer.v1.local.", "it has no such setting"},
 	{"plugins." + criImages + ".registry.", "it has no such setting"},

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -55,12 +56,13 @@ type ApplyOptions struct {
 	Processors Processors
 	// Payloads are for processors, by their IDs.
 	Payloads map[string]*anypb.Any
+	Limits   Limits
 }
 
 // Apply unpacks the layer that desc describes into mounts: the mounts of an active snapshot on top of that layer's
 // parent. It returns the descriptor of the uncompressed layer, whose digest is the layer's diff ID. InvalidArgument for a
 // layer that is malformed, cut short, or would leave the snapshot; NotImplemented for a media type that is none of a
-// layer and that no processor makes one of; ProcessorError for one that fails. When it fails, the snapshot holds part of the layer and must not be committed.
+// layer and that no processor makes one of; ProcessorError for one that fails; ResourceExhausted for a layer beyond o.Limits. When it fails, the snapshot holds part of the layer and must not be committed.
 func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*types.Mount, o ApplyOptions) (ocispec.Descriptor, error) {
 	fail := func(err error) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, fmt.Errorf("cannot apply layer %s: %w", desc.Digest, err)
@@ -82,7 +84,8 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 	defer func() { _ = blob.Close() }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	packed, err := chain.start(ctx, desc.MediaType, blob, o.Payloads)
+	var read atomic.Int64
+	packed, err := chain.start(ctx, desc.MediaType, countRead{blob, &read}, o.Payloads)
 	if err != nil {
 		return fail(err)
 	}
@@ -95,12 +98,12 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 
 	var out ocispec.Descriptor
 	err = within(mounts, func(root string) error {
-		a := readAhead(plain)
+		a := readAhead(&expansion{r: plain, in: &read, limits: o.Limits})
 		defer func() {
 			cancel() // a processor may say nothing any more
 			a.stop()
 		}()
-		if err := layer.Apply(ctx, root, a); err != nil {
+		if err := layer.Apply(ctx, root, a, layer.Limits{Bytes: o.Limits.Bytes, Entries: o.Limits.Entries}); err != nil {
 			return err
 		}
 		// What follows the archive (padding) is part of what the digest is of.

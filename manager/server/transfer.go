@@ -39,7 +39,8 @@ func (s *Server) buildTransfer(p *parts) error {
 
 // applyOptions says how layers are unpacked.
 func (s *Server) applyOptions() diff.ApplyOptions {
-	var o diff.ApplyOptions
+	l := s.cfg.Layers
+	o := diff.ApplyOptions{Limits: diff.Limits{Bytes: int64(l.MaxBytes), Entries: int64(l.MaxEntries), Ratio: int64(l.MaxRatio)}}
 	for _, id := range slices.Sorted(maps.Keys(s.cfg.Processors)) {
 		p := s.cfg.Processors[id]
 		o.Processors = append(o.Processors, diff.Processor{ID: id, Accepts: p.Accepts, Returns: p.Returns, Path: p.Path, Args: p.Args, Env: p.Env})

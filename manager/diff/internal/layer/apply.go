@@ -23,11 +23,17 @@ const (
 	meta     = ".wh..wh." // of aufs; all but opaque are ignored
 )
 
+// Limits bound what a layer may become; 0 is no limit.
+type Limits struct {
+	Bytes   int64 // of its files, holes included
+	Entries int64
+}
+
 // Apply unpacks a layer into dir, on top of what is there: whiteouts delete. It reads tar until the archive's end and
 // no further. Owners, modes, times, extended attributes, hard links and device nodes are as the layer has them.
-// InvalidArgument for a layer that is malformed, cut short, or would leave dir; what was unpacked until then stays, and
-// is the caller's to throw away.
-func Apply(ctx context.Context, dir string, r io.Reader) error {
+// InvalidArgument for a layer that is malformed, cut short, or would leave dir, ResourceExhausted for one that is beyond
+// its limits; what was unpacked until then stays, and is the caller's to throw away.
+func Apply(ctx context.Context, dir string, r io.Reader, limits Limits) error {
 	rt, err := openRoot(dir)
 	if err != nil {
 		return err
@@ -37,6 +43,7 @@ func Apply(ctx context.Context, dir string, r io.Reader) error {
 	defer rt.close()
 
 	in := tar.NewReader(r)
+	var bytes, entries int64
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -48,6 +55,18 @@ func Apply(ctx context.Context, dir string, r io.Reader) error {
 		if err != nil {
 			return malformed(err)
 		}
+		if entries++; limits.Entries > 0 && entries > limits.Entries {
+			return fmt.Errorf("the layer has more than %d entries, the maximum (max_layer_entries): %w", limits.Entries, errdefs.ErrResourceExhausted)
+		}
+		// A header may claim all there is.
+		size := h.Size
+		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeGNUSparse && h.Typeflag != tar.TypeCont {
+			size = 0
+		}
+		if limits.Bytes > 0 && size > limits.Bytes-bytes {
+			return fmt.Errorf("layer entry %q: the files of the layer have more than %d bytes, the maximum (max_layer_bytes): %w", h.Name, limits.Bytes, errdefs.ErrResourceExhausted)
+		}
+		bytes += size
 		if err := a.entry(h, in); err != nil {
 			return fmt.Errorf("layer entry %q: %w", h.Name, err)
 		}

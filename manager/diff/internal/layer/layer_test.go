@@ -70,7 +70,7 @@ func hardlink(name, target string) tar.Header {
 
 func apply(t *testing.T, root string, entries ...tar.Header) error {
 	t.Helper()
-	return Apply(context.Background(), root, bytes.NewReader(archive(t, entries...)))
+	return Apply(context.Background(), root, bytes.NewReader(archive(t, entries...)), Limits{})
 }
 
 // tree lists what is in a directory: name → what it is. Attributes only with full.
@@ -344,21 +344,21 @@ func TestMalicious(t *testing.T) {
 func TestCutShort(t *testing.T) {
 	whole := archive(t, dir("d"), file("d/a"), file("b"))
 	for _, n := range []int{1, 100, 511, 513, 1030, 512*3 + 1} {
-		err := Apply(context.Background(), t.TempDir(), bytes.NewReader(whole[:n]))
+		err := Apply(context.Background(), t.TempDir(), bytes.NewReader(whole[:n]), Limits{})
 		if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "cut short") {
 			t.Errorf("%d bytes: %v", n, err)
 		}
 	}
-	if err := Apply(context.Background(), t.TempDir(), strings.NewReader(strings.Repeat("no tar ", 200))); !errors.Is(err, errdefs.ErrInvalidArgument) {
+	if err := Apply(context.Background(), t.TempDir(), strings.NewReader(strings.Repeat("no tar ", 200)), Limits{}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 		t.Errorf("no tar: %v", err)
 	}
 	broken := errors.New("disk is on fire")
-	if err := Apply(context.Background(), t.TempDir(), io.MultiReader(bytes.NewReader(whole[:700]), errReader{broken})); !errors.Is(err, broken) || errdefs.IsInvalidArgument(err) {
+	if err := Apply(context.Background(), t.TempDir(), io.MultiReader(bytes.NewReader(whole[:700]), errReader{broken}), Limits{}); !errors.Is(err, broken) || errdefs.IsInvalidArgument(err) {
 		t.Errorf("source that fails: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := Apply(ctx, t.TempDir(), bytes.NewReader(whole)); !errors.Is(err, context.Canceled) {
+	if err := Apply(ctx, t.TempDir(), bytes.NewReader(whole), Limits{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -411,7 +411,7 @@ func TestRoundTrip(t *testing.T) {
 	if slices.Sort(names); !slices.Equal(names, want) {
 		t.Errorf("layer has %q\nwant      %q", names, want)
 	}
-	if err := Apply(context.Background(), replica, bytes.NewReader(b.Bytes())); err != nil {
+	if err := Apply(context.Background(), replica, bytes.NewReader(b.Bytes()), Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	diffTrees(t, tree(t, replica, true), tree(t, upper, true))
@@ -468,7 +468,7 @@ func FuzzApply(f *testing.F) {
 			t.Fatal(err)
 		}
 		before := tree(t, outside, true)
-		_ = Apply(context.Background(), root, bytes.NewReader(data))
+		_ = Apply(context.Background(), root, bytes.NewReader(data), Limits{})
 		if after := tree(t, outside, true); !maps.Equal(before, after) {
 			t.Errorf("outside changed: %v", after)
 		}
@@ -504,7 +504,7 @@ func TestForeignTar(t *testing.T) {
 				t.Fatal(err)
 			}
 			root := t.TempDir()
-			if err := Apply(context.Background(), root, bytes.NewReader(out)); err != nil {
+			if err := Apply(context.Background(), root, bytes.NewReader(out), Limits{}); err != nil {
 				t.Fatal(err)
 			}
 			diffTrees(t, tree(t, root, true), tree(t, src, true))
