@@ -87,16 +87,25 @@ func checkDescriptor(d ocispec.Descriptor) error {
 
 // read reads a manifest or an index of the content store.
 func (s *Service) read(ctx context.Context, desc ocispec.Descriptor) (*node, error) {
+	data, err := s.readAll(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	return parse(desc, data)
+}
+
+// parse is an error, InvalidArgument, for what names something that there cannot be.
+func parse(desc ocispec.Descriptor, data []byte) (*node, error) {
 	n := &node{desc: desc}
 	if archive.KindOf(desc.MediaType) == archive.Index {
 		var index ocispec.Index
-		if err := s.readJSON(ctx, desc, &index); err != nil {
+		if err := decode(desc, data, &index); err != nil {
 			return nil, err
 		}
 		n.manifests = append([]ocispec.Descriptor{}, index.Manifests...)
 	} else {
 		var m ocispec.Manifest
-		if err := s.readJSON(ctx, desc, &m); err != nil {
+		if err := decode(desc, data, &m); err != nil {
 			return nil, err
 		}
 		n.config, n.layers = m.Config, m.Layers
@@ -112,19 +121,27 @@ func (s *Service) read(ctx context.Context, desc ocispec.Descriptor) (*node, err
 	return n, nil
 }
 
-func (s *Service) readJSON(ctx context.Context, desc ocispec.Descriptor, v any) (err error) {
+func (s *Service) readJSON(ctx context.Context, desc ocispec.Descriptor, v any) error {
+	data, err := s.readAll(ctx, desc)
+	if err != nil {
+		return err
+	}
+	return decode(desc, data, v)
+}
+
+func (s *Service) readAll(ctx context.Context, desc ocispec.Descriptor) (data []byte, err error) {
 	if desc.Size > maxManifest {
-		return invalid("%s has %d bytes, the maximum is %d", desc.Digest, desc.Size, maxManifest)
+		return nil, invalid("%s has %d bytes, the maximum is %d", desc.Digest, desc.Size, maxManifest)
 	}
 	r, err := s.blobs.Open(ctx, desc)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	data, err := io.ReadAll(io.LimitReader(r, maxManifest))
-	if err != nil {
-		return err
-	}
+	return io.ReadAll(io.LimitReader(r, maxManifest))
+}
+
+func decode(desc ocispec.Descriptor, data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
 		return invalid("%s %s is no JSON of that kind: %w", desc.MediaType, desc.Digest, err)
 	}
