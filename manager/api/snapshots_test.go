@@ -71,7 +71,7 @@ func layerServer(t *testing.T) (context.Context, *grpc.ClientConn) {
 	must(err)
 	srv := grpc.NewServer()
 	api.NewSnapshots(store).Register(srv)
-	api.NewDiff(local.NewContent(blobs)).Register(srv)
+	api.NewDiff(api.NewWalking(local.NewContent(blobs))).Register(srv)
 	api.NewContent(blobs).Register(srv)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	must(err)

@@ -81,7 +81,7 @@ func newEnv(t *testing.T, overWire bool) *env {
 	api.NewContent(e.blobs).Register(srv)
 	api.NewImages(e.names, x, nil).Register(srv)
 	api.NewSnapshots(e.store).Register(srv)
-	api.NewDiff(local.NewContent(e.blobs)).Register(srv)
+	api.NewDiff(api.NewWalking(local.NewContent(e.blobs))).Register(srv)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	must(err)
 	done := make(chan error, 1)

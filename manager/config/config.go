@@ -40,6 +40,7 @@ type Config struct {
 	Devmapper       Devmapper
 	Zfs             Snapshotter
 	Proxies         map[string]Proxy // by name
+	Differs         []string         // those of the diff service
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
@@ -78,7 +79,7 @@ type Task struct {
 type Transfer struct {
 	ConfigPath                 string // directories of hosts.toml, with colons between them
 	Downloads, Ranges, Uploads int
-	PartSize                   int
+	PartSize, ReceiveBuffer    int
 }
 
 // GC says when what nobody needs is collected, see package gc. The delays are Go durations.

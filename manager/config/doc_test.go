@@ -40,7 +40,7 @@ not known has no effect and is logged as a warning, also with its line.
 	}
 	b.WriteString("\n## `[proxy_plugins.NAME]`\n\nA plugin that is another program; see [snapshotters.md](snapshotters.md). One table for each.\n\n" +
 		"| key | meaning |\n|---|---|\n" +
-		"| `type` | Service that it serves: " + strings.Join(proxyTypes, ", ") + ". Only snapshot is used; others are in the plugin list, with the reason. |\n" +
+		"| `type` | Service that it serves: " + strings.Join(proxyTypes, ", ") + ". Snapshotters and differs are used; others are in the plugin list, with the reason. |\n" +
 		"| `address` | Path of its socket. |\n" +
 		"| `platform` | `OS/ARCH` for the plugin list; empty for this machine's. |\n" +
 		"| `exports` | Table of strings for the plugin list, such as `root`. |\n" +

@@ -28,6 +28,7 @@ import (
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/mounts"
 	"github.com/managerd/managerd/manager/parking"
 	"github.com/managerd/managerd/manager/registry"
 	"github.com/managerd/managerd/manager/sandboxes"
@@ -46,6 +47,7 @@ type parts struct {
 	eventLog  *eventlog.Log // nil: it does not work
 	content   *content.Store
 	snapshots *snapshots.Store
+	differs   map[string]api.Differ
 	shims     *shims.Manager
 	collector *gc.Scheduler // nil: it is left out
 	streams   *streaming.Manager
@@ -181,7 +183,10 @@ func (s *Server) list(ctx context.Context) []plugin {
 		}},
 	}, s.snapshotters(ctx, &p, platform), []plugin{
 		{Plugin: introspection.Plugin{Type: introspection.TypeDiff, ID: "walking", Platforms: platform,
-			Requires: []string{introspection.TypeContent}}, build: func() error { return nil }},
+			Requires: []string{introspection.TypeContent}}, build: func() error {
+			p.differ("walking", api.NewWalking(local.NewContent(p.content)))
+			return nil
+		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeGC, ID: "scheduler", Requires: meta}, build: func() error {
 			p.collector = gc.NewScheduler(&gc.Collector{DB: s.db, Content: p.content, Snapshots: p.snapshots, Events: s.db, Log: s.log}, gc.Settings{
@@ -213,7 +218,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("leases", []string{introspection.TypeLease}, func() register { return api.NewLeases(leases.NewStore(s.db), p.collect) }),
 		service("content", []string{introspection.TypeContent}, func() register { return api.NewContent(p.content) }),
 		service("snapshots", []string{introspection.TypeSnapshotter}, func() register { return api.NewSnapshots(p.snapshots) }),
-		service("diff", []string{introspection.TypeDiff}, func() register { return api.NewDiff(local.NewContent(p.content)) }),
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "diff", Requires: []string{introspection.TypeDiff}}, build: func() error { return s.buildDiff(&p) }},
 		{Plugin: introspection.Plugin{Type: introspection.TypeStreaming, ID: "manager"}, build: func() error {
 			p.streams = streaming.NewManager()
 			return nil
@@ -224,6 +229,13 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("transfer", []string{introspection.TypeTransfer, introspection.TypeStreaming}, func() register {
 			return api.NewTransfer(p.transfer, p.registry, p.streams, s.snapshotterOf)
 		}),
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "mounts", Platforms: platform}, build: func() error {
+			store, err := mounts.New(s.cfg.State)
+			if err == nil {
+				api.NewMounts(store).Register(s.grpc)
+			}
+			return err
+		}},
 		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register {
 			return api.NewTasks(s.tasks, containers.NewStore(s.db), local.NewContent(p.content), s.checkpointScratch())

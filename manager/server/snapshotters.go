@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"maps"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,7 +18,7 @@ import (
 	"github.com/managerd/managerd/manager/snapshots/erofs"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
-	"github.com/managerd/managerd/manager/snapshots/proxy"
+	"github.com/managerd/managerd/manager/snapshots/zfs"
 )
 
 // snapshotters is one plugin for each.
@@ -52,39 +51,15 @@ func (s *Server) snapshotters(ctx context.Context, p *parts, platform []string) 
 				FSType: d.FSType, FSOptions: strings.Fields(d.FSOptions),
 			})
 		}),
+		one(zfs.Name, func(root string) (snapshots.Backend, error) { return zfs.New(root) }),
 		one("aufs", func(string) (snapshots.Backend, error) {
 			return nil, fmt.Errorf("aufs was removed from Linux, use overlayfs: %w", errdefs.ErrNotImplemented)
 		}),
 	}
 	for _, name := range c.ProxyNames() {
-		all = append(all, s.proxy(ctx, p, name, c.Proxies[name], platform))
+		all = append(all, s.proxied(ctx, p, name, c.Proxies[name], platform))
 	}
 	return all
-}
-
-// proxyTypes are the types of the plugins that are other programs, by what the configuration calls them.
-var proxyTypes = map[string]string{
-	"snapshot": introspection.TypeSnapshotter, "content": introspection.TypeContent, "diff": introspection.TypeDiff, "sandbox": introspection.TypeSandbox,
-}
-
-// proxy is a plugin that is another program.
-func (s *Server) proxy(ctx context.Context, p *parts, name string, cfg config.Proxy, platform []string) plugin {
-	if cfg.Platform != "" {
-		platform = []string{cfg.Platform}
-	}
-	exports := maps.Clone(cfg.Exports)
-	if exports == nil {
-		exports = map[string]string{}
-	}
-	exports["address"] = cfg.Address
-	out := s.snapshotter(ctx, p, name, platform, func(string) (snapshots.Backend, error) {
-		if cfg.Type != "snapshot" {
-			return nil, fmt.Errorf("proxy plugins of type %s are not used: %w", cfg.Type, errdefs.ErrNotImplemented)
-		}
-		return proxy.New(proxy.Options{Name: name, Address: cfg.Address, Owner: "managerd:" + s.cfg.Root})
-	})
-	out.Type, out.Exports, out.Capabilities, out.capabilities = proxyTypes[cfg.Type], exports, cfg.Capabilities, nil
-	return out
 }
 
 // opening is how long a snapshotter may take before the daemon goes on without it, until it is there.

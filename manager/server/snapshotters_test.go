@@ -31,7 +31,7 @@ func TestLeftOutSnapshotters(t *testing.T) {
 			reasons[p.ID] = p.InitErr.Message
 		}
 	}
-	for id, why := range map[string]string{"aufs": "removed from Linux, use overlayfs", "blockfile": "scratch_file", "devmapper": "pool_name"} {
+	for id, why := range map[string]string{"aufs": "removed from Linux, use overlayfs", "blockfile": "scratch_file", "devmapper": "pool_name", "zfs": "zfs"} {
 		if !strings.Contains(reasons[id], why) || !strings.HasSuffix(reasons[id], "skip plugin") {
 			t.Errorf("%s: %q", id, reasons[id])
 		}
@@ -54,11 +54,13 @@ func TestProxyPlugins(t *testing.T) {
 		"mute":  {Type: "snapshot", Address: filepath.Join(dir, "mute"), Exports: map[string]string{"root": "/x"}, Capabilities: []string{"remap-ids"}},
 		"away":  {Type: "snapshot", Address: filepath.Join(dir, "away")},
 		"blobs": {Type: "content", Address: filepath.Join(dir, "away")},
+		"tar":   {Type: "diff", Address: filepath.Join(dir, "away")},
 		"aufs":  {Type: "snapshot", Address: filepath.Join(dir, "away")},
 	}
+	cfg.Differs = []string{"walking", "tar"}
 	began := time.Now()
 	r := run(t, cfg, nil)
-	resp, err := introspectionapi.NewIntrospectionClient(r).Plugins(context.Background(), &introspectionapi.PluginsRequest{Filters: []string{"id==mute", "id==away", "id==blobs"}})
+	resp, err := introspectionapi.NewIntrospectionClient(r).Plugins(context.Background(), &introspectionapi.PluginsRequest{Filters: []string{"id==mute", "id==away", "id==blobs", "id==tar"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +71,9 @@ func TestProxyPlugins(t *testing.T) {
 	if p := got["mute"]; p.Type != "io.containerd.snapshotter.v1" || p.InitErr != nil || p.Exports["root"] != "/x" ||
 		p.Exports["address"] != cfg.Proxies["mute"].Address || strings.Join(p.Capabilities, " ") != "remap-ids" {
 		t.Errorf("mute: %v", p)
+	}
+	if p := got["tar"]; p.Type != "io.containerd.differ.v1" || p.InitErr != nil {
+		t.Errorf("tar: %v", p)
 	}
 	if p := got["blobs"]; p.Type != "io.containerd.content.v1" || p.InitErr == nil || !strings.Contains(p.InitErr.Message, "content") {
 		t.Errorf("blobs: %v", p)
@@ -89,5 +94,15 @@ func TestProxyPlugins(t *testing.T) {
 	}
 	if d := time.Since(began); d > time.Minute {
 		t.Errorf("it took %s", d)
+	}
+}
+
+// TestUnknownDiffer: the diff service says which differ it does not have; all else works.
+func TestUnknownDiffer(t *testing.T) {
+	cfg := settings(t)
+	cfg.Differs = []string{"walking", "none"}
+	failed, _ := run(t, cfg, nil).plugins(t)
+	if why := failed["io.containerd.grpc.v1.diff"]; len(failed) != 1 || !strings.Contains(why, `"none"`) {
+		t.Errorf("failed: %v", failed)
 	}
 }

@@ -3,6 +3,7 @@ package snapshots
 import (
 	"slices"
 	"sync"
+	"time"
 )
 
 // later does things one after the other, behind those who asked for them. Its zero value is ready.
@@ -51,9 +52,18 @@ func (l *later) wait() {
 	<-done
 }
 
-// drop forgets what has not begun.
-func (l *later) drop() {
+// ending is how long end waits for what is stuck, such as a deletion on a file system that hangs.
+const ending = 5 * time.Second
+
+// end forgets what has not begun, which the next start sweeps, and waits for what has.
+func (l *later) end() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.queue = slices.DeleteFunc(l.queue, func(t thing) bool { return !t.waited })
+	l.mu.Unlock()
+	done := make(chan struct{})
+	l.add(thing{func() { close(done) }, true})
+	select {
+	case <-done:
+	case <-time.After(ending):
+	}
 }

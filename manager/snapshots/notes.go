@@ -212,6 +212,7 @@ func (s *Store) Unknown(name string) ([]Stored, error) {
 	if !ok {
 		return nil, nil
 	}
+	st.later.wait() // what is being removed is nobody's, and not unknown
 	last, pending := st.ids.now()
 	have, err := st.have()
 	if err != nil {

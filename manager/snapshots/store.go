@@ -103,13 +103,14 @@ func (s *Store) Close() error {
 	defer s.mu.RUnlock()
 	var errs []error
 	for _, st := range s.named {
-		if _, remote := st.backend.(Remote); remote {
-			st.later.drop() // the next start sweeps
-		} else {
-			st.later.wait()
+		_, remote := st.backend.(Remote)
+		if !remote {
+			st.later.end()
 		}
 		errs = append(errs, st.backend.Close())
-		st.later.wait()
+		if remote { // whose calls have ended now
+			st.later.end()
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -50,6 +51,8 @@ type Backend struct {
 	dm   dmsetup
 	cfg  Options
 	mkfs string
+
+	deleting sync.Mutex // held while one device is deleted: a removal and a sweep may mean the same
 }
 
 // New keeps its records below root. NotImplemented without a pool in the options, device-mapper in the kernel, or dmsetup;
@@ -202,7 +205,7 @@ func (b *Backend) make(ctx context.Context, s snapshots.Snapshot, path string) e
 
 // quiet suspends a device, if it is in use, so that a snapshot of it is whole.
 func (b *Backend) quiet(ctx context.Context, name string) (resume func(), err error) {
-	is, err := b.dm.active(ctx, name)
+	is, err := active(name)
 	if err != nil || !is {
 		return func() {}, err
 	}
@@ -241,12 +244,12 @@ func (b *Backend) activate(ctx context.Context, id uint64) (*records.ThinDevice,
 	if err != nil {
 		return nil, err
 	}
-	is, err := b.dm.active(ctx, b.name(id))
+	is, err := active(b.name(id))
 	if err != nil || is {
 		return r, err
 	}
 	err = b.dm.create(ctx, b.name(id), b.cfg.Pool, r.Device, r.Sectors)
-	if is, _ := b.dm.active(ctx, b.name(id)); is { // somebody else was faster
+	if is, _ := active(b.name(id)); is { // somebody else was faster
 		return r, nil
 	}
 	return r, err
@@ -309,6 +312,8 @@ func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return
 
 // delete deletes what a record stands for, and then that.
 func (b *Backend) delete(path string) error {
+	b.deleting.Lock()
+	defer b.deleting.Unlock()
 	ctx := context.Background()
 	r, err := b.record(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -339,7 +344,7 @@ func (b *Backend) delete(path string) error {
 
 // discard gives the blocks back to whatever the pool stands on.
 func (b *Backend) discard(ctx context.Context, name string, r *records.ThinDevice) error {
-	is, err := b.dm.active(ctx, name)
+	is, err := active(name)
 	if err == nil && !is {
 		err = b.dm.create(ctx, name, b.cfg.Pool, r.Device, r.Sectors)
 	}

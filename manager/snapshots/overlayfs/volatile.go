@@ -23,17 +23,20 @@ const (
 func (b *Backend) fresh(id uint64) error {
 	mark := filepath.Join(b.dirs.Path(id), work, "work", "incompat", volatile)
 	note := filepath.Join(b.dirs.Path(id), bootFile)
+	_, err := os.Lstat(mark)
+	unmarked := errors.Is(err, fs.ErrNotExist)
+	if unmarked && !b.volatile {
+		return nil
+	}
+	if err != nil && !unmarked {
+		return err
+	}
 	now, err := os.ReadFile(b.boot)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(mark); errors.Is(err, fs.ErrNotExist) {
-		if !b.volatile {
-			return nil
-		}
+	if unmarked {
 		return os.WriteFile(note, now, 0o600)
-	} else if err != nil {
-		return err
 	}
 	if then, err := os.ReadFile(note); err != nil || !bytes.Equal(then, now) {
 		return fmt.Errorf("it was written with the mount option volatile before the machine went down, and what of it is on disk is not known: remove it and prepare another one, or remove %s to use it as it is: %w",

@@ -1,5 +1,5 @@
-// Package proxy is a snapshotter that is another program: it serves containerd's snapshots service on a Unix socket. That
-// program may be slow, hang, or be gone for a while; calls have deadlines and nothing else waits for it.
+// Package proxy is a snapshotter that is another program: it serves containerd's snapshots service on a Unix socket. Calls
+// have deadlines, and nothing else waits for it.
 package proxy
 
 import (
@@ -14,9 +14,9 @@ import (
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
-	"google.golang.org/grpc/metadata"
 
 	"github.com/managerd/managerd/manager/namespaces"
+	"github.com/managerd/managerd/manager/peer"
 	"github.com/managerd/managerd/manager/snapshots"
 )
 
@@ -38,11 +38,11 @@ type Options struct {
 // Backend implements snapshots.Backend.
 type Backend struct {
 	cfg    Options
-	link   *link
+	peer   *peer.Peer
 	client api.SnapshotsClient
 }
 
-// New connects when something is asked for, not before: the program need not run yet.
+// New does not connect yet, see peer.New.
 func New(o Options) (*Backend, error) {
 	if o.Quick == 0 {
 		o.Quick = 10 * time.Second
@@ -50,11 +50,11 @@ func New(o Options) (*Backend, error) {
 	if o.Slow == 0 {
 		o.Slow = 10 * time.Minute
 	}
-	l, err := dial(o.Name, o.Address)
+	p, err := peer.New(o.Name, o.Address)
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{cfg: o, link: l, client: api.NewSnapshotsClient(l.conn)}, nil
+	return &Backend{cfg: o, peer: p, client: api.NewSnapshotsClient(p.Conn())}, nil
 }
 
 // Remote says that storage is not on this machine's own disks: nothing waits for it at the start.
@@ -249,12 +249,13 @@ func (b *Backend) ours(ctx context.Context) (map[string]uint64, error) {
 
 // call does one call in the namespace, with a deadline.
 func (b *Backend) call(ctx context.Context, ns string, patience time.Duration, fn func(context.Context) error) error {
-	ctx = metadata.NewOutgoingContext(ctx, nil) // a client's lease is not known there
-	if ns != "" {
-		ctx = namespaces.With(ctx, ns)
-	}
-	return b.link.call(ctx, patience, fn)
+	return b.peer.Call(ctx, patience, func(ctx context.Context) error {
+		if ns != "" {
+			ctx = namespaces.With(ctx, ns)
+		}
+		return fn(ctx)
+	})
 }
 
 // Close disconnects.
-func (b *Backend) Close() error { return b.link.conn.Close() }
+func (b *Backend) Close() error { return b.peer.Close() }

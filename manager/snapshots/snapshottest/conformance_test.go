@@ -14,6 +14,7 @@ import (
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/overlayfs"
 	"github.com/managerd/managerd/manager/snapshots/snapshottest"
+	"github.com/managerd/managerd/manager/snapshots/zfs"
 )
 
 // columns are the snapshotters of the table in docs/snapshotters.md.
@@ -46,6 +47,7 @@ var columns = []snapshottest.Column{
 			return dir
 		}},
 	thin,
+	{Name: zfs.Name, Where: "not run: needs ZFS in the kernel", Blocks: true},
 	foreign,
 }
 

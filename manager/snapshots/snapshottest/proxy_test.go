@@ -3,9 +3,7 @@ package snapshottest_test
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,20 +19,17 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/managerd/managerd/manager/api"
-	"github.com/managerd/managerd/manager/metadata"
-	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/native"
 	"github.com/managerd/managerd/manager/snapshots/proxy"
 	"github.com/managerd/managerd/manager/snapshots/snapshottest"
+	"github.com/managerd/managerd/manager/snapshots/snapshottest/external"
 )
 
 const (
 	serveEnv = "SNAPSHOTTEST_SERVE" // the directory that this process is to be a snapshotter in
 	outside  = "outside"            // what it is called
-	// stored begins the targets that it has without being given their content, as those have that fetch it when it is read.
-	stored = "stored-"
+	stored   = external.Stored
 )
 
 // foreign is a snapshotter that is another process: native behind containerd's API.
@@ -45,12 +40,12 @@ var foreign = snapshottest.Column{
 }
 
 func connect(dir string, quick time.Duration) (snapshots.Backend, error) {
-	return proxy.New(proxy.Options{Name: outside, Address: filepath.Join(dir, "socket"), Owner: "tests", Quick: quick})
+	return proxy.New(proxy.Options{Name: outside, Address: external.Socket(dir), Owner: "tests", Quick: quick})
 }
 
 // ours lists the IDs of what the other process stores for us.
 func ours(root string) (ids []string, err error) {
-	conn, err := grpc.NewClient("unix://"+filepath.Join(filepath.Dir(root), "socket"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+external.Socket(filepath.Dir(root)), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, err
 	}
@@ -79,99 +74,17 @@ func ours(root string) (ids []string, err error) {
 // serve starts the process in dir; it is killed at the end of the test, or by stop.
 func serve(t *testing.T, dir string) (pid int, stop func()) {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self, "-test.run", "^TestServe$", "-test.timeout", "0")
-	cmd.Env = append(os.Environ(), serveEnv+"="+dir)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // it was killed
-	})
-	t.Cleanup(stop)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		c, err := net.Dial("unix", filepath.Join(dir, "socket"))
-		if err == nil {
-			_ = c.Close()
-			return cmd.Process.Pid, stop
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	return external.Start(t, "^TestServe$", serveEnv, dir)
 }
 
-type silent struct{}
-
-func (silent) Publish(context.Context, string, proto.Message) error { return nil }
-
-// remote prepares what it has already as such snapshotters do.
-type remote struct {
-	snapshotsapi.SnapshotsServer
-}
-
-func (r remote) Prepare(ctx context.Context, q *snapshotsapi.PrepareSnapshotRequest) (*snapshotsapi.PrepareSnapshotResponse, error) {
-	target := q.Labels[snapshots.LabelRef]
-	delete(q.Labels, snapshots.LabelRef)
-	resp, err := r.SnapshotsServer.Prepare(ctx, q)
-	if err != nil || !strings.Contains(target, "/"+stored) {
-		return resp, err
-	}
-	if err := os.WriteFile(filepath.Join(resp.Mounts[0].Source, "fetched"), nil, 0o644); err != nil {
-		return nil, err
-	}
-	if _, err := r.Commit(ctx, &snapshotsapi.CommitSnapshotRequest{Snapshotter: q.Snapshotter, Name: target, Key: q.Key, Labels: q.Labels}); err != nil {
-		return nil, err
-	}
-	q.Key, q.Parent = target, ""
-	return r.SnapshotsServer.Prepare(ctx, q) // AlreadyExists
-}
-
-// TestServe is that process: a store of its own, which knows nothing of namespaces.
+// TestServe is that process.
 func TestServe(t *testing.T) {
 	dir := os.Getenv(serveEnv)
 	if dir == "" {
 		t.Skip("this is a part of other tests")
 	}
-	ctx := namespaces.With(context.Background(), "flat")
-	db, err := metadata.Open(filepath.Join(dir, "outside.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := native.New(filepath.Join(dir, "outside"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := snapshots.NewStore(ctx, db, silent{}, map[string]snapshots.Backend{outside: b})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(filepath.Join(dir, "socket")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("unix", filepath.Join(dir, "socket"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := grpc.NewServer(
-		grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			return next(namespaces.With(ctx, "flat"), r)
-		}),
-		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			return next(srv, flat{ss})
-		}))
-	snapshotsapi.RegisterSnapshotsServer(s, remote{api.NewSnapshots(store)})
-	t.Fatal(s.Serve(l))
+	t.Fatal(external.Serve(dir, outside))
 }
-
-type flat struct{ grpc.ServerStream }
-
-func (f flat) Context() context.Context { return namespaces.With(f.ServerStream.Context(), "flat") }
 
 // TestProxyStored: what the other program has by itself is recorded as committed, and used like any other.
 func TestProxyStored(t *testing.T) {
@@ -215,7 +128,7 @@ func TestProxyStored(t *testing.T) {
 func TestProxyOthers(t *testing.T) {
 	dir := foreign.Dir(t)
 	e, _ := snapshottest.Open(t, dir, foreign.Open)
-	other, err := proxy.New(proxy.Options{Name: outside, Address: filepath.Join(dir, "socket"), Owner: "another"})
+	other, err := proxy.New(proxy.Options{Name: outside, Address: external.Socket(dir), Owner: "another"})
 	e.Must(err)
 	defer func() { e.Must(other.Close()) }()
 	s := snapshots.Snapshot{Ref: snapshots.Ref{ID: 5, Namespace: "one", Key: "theirs"}, Kind: snapshots.Active}

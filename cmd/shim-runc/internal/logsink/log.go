@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/shimapi/failpoint"
+
 	"github.com/managerd/managerd/cmd/shim-runc/internal/fdtable"
 )
 
@@ -298,9 +300,11 @@ func (l *Log) openLocked() (err error) {
 	}
 	l.resumed = false
 	l.rec.file = id
+	failpoint.Hit("logsink.made")
 	if err := l.commitLocked(); err != nil {
 		return err
 	}
+	failpoint.Hit("logsink.opened")
 	if len(l.gens) == 0 || l.gens[len(l.gens)-1] != id {
 		l.gens = append(l.gens, id)
 		if len(l.gens) > keepGens {
@@ -366,6 +370,7 @@ func (l *Log) rotateLocked() error {
 			return err
 		}
 	}
+	failpoint.Hit("logsink.rotated")
 	_ = l.file.Close()
 	l.file = nil
 	return l.openLocked()
@@ -426,7 +431,9 @@ func (l *Log) write(s *Stream, f *frames) (used int, err error) {
 		if werr != nil {
 			l.torn = true
 		}
+		failpoint.Hit("logsink.written")
 		cerr := l.commitLocked()
+		failpoint.Hit("logsink.recorded")
 		used = whole
 		if werr != nil {
 			return used, errors.Join(werr, l.fixLocked())
