@@ -66,6 +66,8 @@ reaper .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
 manager/snapshots/snapshottest Devmapper
+manager/snapshots/erofs .
+shimapi/mount .
 PACKAGES
 if [ -n "${TESTS:-}" ]; then once 800; fi
 cat >"$tree/boot2" <<'GUEST'
