@@ -17,6 +17,6 @@ done
 for f in shim/v1/*.proto; do
 	protoc -I . --go_out=paths=source_relative:. --go-ttrpc_out=paths=source_relative:. "$f"
 done
-for f in metadata/*.proto ledger/*.proto eventlog/*.proto shimstate/*.proto; do
+for f in metadata/*.proto ledger/*.proto eventlog/*.proto mounts/*.proto shimstate/*.proto; do
 	protoc -I . --gogofaster_out=paths=source_relative:. "$f"
 done

@@ -48,7 +48,7 @@ const (
 // BootstrapParams says where a shim listens; containerd's JSON form, printed by "start" and kept in BootstrapFile.
 type BootstrapParams struct {
 	Version  int    `json:"version"`  // of the task API: 2 or 3
-	Address  string `json:"address"`  // "unix:///path"
+	Address  string `json:"address"`  // "unix:///path" or "vsock://CID:PORT"
 	Protocol string `json:"protocol"` // "ttrpc" or "grpc"
 }
 
@@ -80,6 +80,10 @@ func ParseBootstrap(out []byte) (BootstrapParams, error) {
 }
 
 func (p BootstrapParams) check() error {
+	if strings.HasPrefix(p.Address, vsockPrefix) {
+		_, err := parseVsock(p.Address)
+		return err
+	}
 	if !strings.HasPrefix(p.Address, "unix://") || len(p.Address) == len("unix://") {
 		return fmt.Errorf("shim address %q is not of the form unix:///path", clip([]byte(p.Address)))
 	}

@@ -29,7 +29,9 @@ var printed = []struct {
 	{`{"version":3,"address":"unix:///run/x","protocol":"grpc"}`, 0, "", `"grpc"`},
 	{`{"version":3}`, 0, "", "not of the form"},
 	{"unix://", 0, "", "not of the form"},
-	{"vsock://3:1024", 0, "", "not of the form"},
+	{"vsock://3:1024", 2, "vsock://3:1024", ""},
+	{"vsock://3", 0, "", "not of the form"},
+	{"vsock://" + strings.Repeat("3", 10000) + ":1", 0, "", "not of the form"},
 	{"unix://\x00", 0, "", "is no path"},
 	{"unix:///run/x\nunix:///run/y", 0, "", "is no path"},
 	{"unix:///run/\xff", 0, "", "is no path"},
@@ -65,7 +67,7 @@ func FuzzParseBootstrap(f *testing.F) {
 			}
 			return
 		}
-		if p.Version < 2 || p.Version > 3 || !strings.HasPrefix(p.Address, "unix://") || p.Protocol != "ttrpc" {
+		if p.Version < 2 || p.Version > 3 || !strings.HasPrefix(p.Address, "unix://") && !strings.HasPrefix(p.Address, "vsock://") || p.Protocol != "ttrpc" {
 			t.Errorf("%+v", p)
 		}
 		kept, err := json.Marshal(p)

@@ -14,7 +14,8 @@ import (
 // TaskApiVersion of containerd.runc.v1.Options or of the request, and the daemon makes the task there instead of spawning
 // a shim.
 
-// Endpoint reads where a task API is served: "unix:///path", "ttrpc+unix:///path" or "/path", and its version, 2 or 3. Errors
+// Endpoint reads where a task API is served: "unix:///path", "vsock://CID:PORT", either with "ttrpc+" before it, or "/path", and
+// its version, 2 or 3. Errors
 // are InvalidArgument, or NotImplemented for a transport or protocol that this house does not speak.
 func Endpoint(address string, version uint32) (BootstrapParams, error) {
 	fail := func(err error) (BootstrapParams, error) {
@@ -25,12 +26,16 @@ func Endpoint(address string, version uint32) (BootstrapParams, error) {
 	switch {
 	case version != 2 && version != 3:
 		return fail(fmt.Errorf("the version must be 2 or 3: %w", errdefs.ErrInvalidArgument))
+	case uri && scheme == "vsock":
 	case uri && scheme != "unix":
-		return fail(fmt.Errorf("%s is not supported, only ttrpc on a unix socket: %w", scheme, errdefs.ErrNotImplemented))
+		return fail(fmt.Errorf("%s is not supported, only ttrpc on a unix or vsock socket: %w", scheme, errdefs.ErrNotImplemented))
 	case !strings.HasPrefix(strings.TrimPrefix(path, "unix://"), "/"):
 		return fail(fmt.Errorf("not the absolute path of a socket, write unix:///path: %w", errdefs.ErrInvalidArgument))
 	}
-	p := BootstrapParams{Version: int(version), Address: "unix://" + strings.TrimPrefix(path, "unix://"), Protocol: "ttrpc"}
+	if !uri {
+		path = "unix://" + path
+	}
+	p := BootstrapParams{Version: int(version), Address: path, Protocol: "ttrpc"}
 	if err := p.check(); err != nil {
 		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument))
 	}

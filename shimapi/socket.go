@@ -69,9 +69,12 @@ func bind(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// DialSocket connects to a unix stream socket; path may carry a "unix://" prefix and exceed sun_path. The error
+// DialSocket connects to a unix stream socket; path may carry a "unix://" prefix and exceed sun_path. Or it is vsock://CID:PORT. The error
 // wraps ECONNREFUSED when the file is there and nobody listens, ENOENT when there is no file.
 func DialSocket(ctx context.Context, path string) (net.Conn, error) {
+	if strings.HasPrefix(path, vsockPrefix) {
+		return dialVsock(ctx, path)
+	}
 	path = strings.TrimPrefix(path, "unix://")
 	short, done, err := ShortPath(path)
 	if err != nil {

@@ -79,7 +79,7 @@ type Task struct {
 type Transfer struct {
 	ConfigPath                 string // directories of hosts.toml, with colons between them
 	Downloads, Ranges, Uploads int
-	PartSize                   int
+	PartSize, ReceiveBuffer    int
 }
 
 // GC says when what nobody needs is collected, see package gc. The delays are Go durations.

@@ -122,6 +122,8 @@ var general = []key{
 		func(c *Config) any { return &c.Transfer.Ranges }, positiveNumber},
 	{in(transferSection, "concurrent_layer_fetch_buffer"), "What one of these requests asks for, in bytes; a layer that is smaller is fetched by one.", 8 << 20,
 		func(c *Config) any { return &c.Transfer.PartSize }, positiveNumber},
+	{in(transferSection, "receive_buffer"), "How many bytes the kernel may have received for one of these requests ahead of the daemon: what is fetched again when the\ndaemon is killed. More is faster where a registry is far away; 0 leaves it to the kernel.", 128 << 10,
+		func(c *Config) any { return &c.Transfer.ReceiveBuffer }, natural},
 	{in(transferSection, "max_concurrent_uploaded_layers"), "How many layers of one image are sent at the same time.", 3,
 		func(c *Config) any { return &c.Transfer.Uploads }, positiveNumber},
 	{[]string{"plugins", "io.containerd.service.v1.diff-service", "default"}, "Differs that clients' layers are applied and made by: walking, or proxy plugins of type diff. Where one does not\nknow how, the next is asked.", []string{"walking"},

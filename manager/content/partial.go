@@ -56,6 +56,9 @@ func (s *Store) Partial(ctx context.Context, ref string, expected digest.Digest,
 	if err := valid(expected); err != nil {
 		return nil, err
 	}
+	if total > maxPart*maxParts {
+		return nil, fmt.Errorf("ingest %q is to have %d bytes, of which there is no room: the most is %d: %w", ref, total, int64(maxPart*maxParts), errdefs.ErrInvalidArgument)
+	}
 	p := &Partial{changed: make(chan struct{}), syncing: make(chan struct{}, 1)}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	if _, err := s.writer(ctx, ref, expected, total, func(w *Writer) error { return p.open(w, total, partSize) }); err != nil {
@@ -79,6 +82,10 @@ func (p *Partial) open(w *Writer, total, partSize int64) error {
 	if err != nil {
 		return err
 	}
+	if err := reserve(w.file, total); err != nil {
+		// It would not fit later either: nothing of it is kept.
+		return errors.Join(fmt.Errorf("there is no room for its %d bytes: %w", total, err), os.RemoveAll(w.dir))
+	}
 	known, err := readParts(w.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // new, or written from the beginning on
@@ -97,10 +104,6 @@ func (p *Partial) open(w *Writer, total, partSize int64) error {
 	}
 	p.parts = known
 	p.prefix = min(known.prefix(), total)
-	if err := reserve(w.file, total); err != nil {
-		// It would not fit later either: nothing of it is kept.
-		return errors.Join(fmt.Errorf("there is no room for its %d bytes: %w", total, err), os.RemoveAll(w.dir))
-	}
 	// First the size of the data, then the record that speaks of it.
 	if err := w.file.Truncate(total); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/filters"
 )
@@ -251,9 +252,11 @@ func TestPartialErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	huge := int64(1) << 60
-	if _, err := e.Partial(ctx, "huge", digest.FromString("x"), huge, 1<<20); err == nil {
-		t.Error("there is room for an exbibyte")
+	full := func(err error) bool { return errors.Is(err, unix.ENOSPC) }
+	for size, is := range map[int64]func(error) bool{1 << 60: errdefs.IsInvalidArgument, 1 << 49: full} {
+		if _, err := e.Partial(ctx, "huge", digest.FromString("x"), size, 1<<20); !is(err) || !strings.Contains(err.Error(), "no room") {
+			t.Errorf("%d bytes: %v", size, err)
+		}
 	}
 	if _, err := e.Status(ctx, "huge"); !errdefs.IsNotFound(err) {
 		t.Errorf("what has no room stays: %v", err)

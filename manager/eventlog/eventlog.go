@@ -28,12 +28,14 @@ import (
 	"time"
 
 	records "github.com/managerd/managerd/protos/eventlog"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Dir is the directory of the log below the daemon's root.
 const Dir = "io.managerd.events.v1"
 
-// schema is the version that this code writes; a segment of a larger one is set aside.
+// schema is the version that this code writes. It reads one more, too, which a version wrote that was taken back; a segment of
+// a still larger one is set aside.
 const schema = 1
 
 // Bounds of a log; the zero value of a field stands for what Default says.
@@ -150,8 +152,8 @@ func (l *Log) scan(path string, isLast bool) (*segment, string, error) {
 	s, boot := &segment{path: path}, ""
 	end, torn, err := scan(f, func(r *records.Record) error {
 		if h := r.Header; h != nil {
-			if h.Schema > schema {
-				return fmt.Errorf("schema version is %d, this managerd knows %d", h.Schema, schema)
+			if h.Schema > schema+1 {
+				return fmt.Errorf("schema version is %d, this managerd knows %d", h.Schema, schema+1)
 			}
 			s.first, s.follows, boot = h.First, h.Follows, h.BootId
 			return nil
@@ -191,11 +193,13 @@ func (l *Log) beginLocked(first uint64) error {
 		return err
 	}
 	if _, err = f.Write(append([]byte(magic), head...)); err == nil {
+		failpoint.Hit("eventlog.segment.half")
 		err = os.Rename(s.path+".new", s.path)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
+	failpoint.Hit("eventlog.segment.begun")
 	if l.file != nil {
 		if err := errors.Join(l.file.Sync(), l.file.Close()); err != nil {
 			l.log.Error("cannot sync a segment of the log of events", "error", err)
@@ -223,6 +227,7 @@ func (l *Log) dropLocked() {
 			l.log.Error("cannot drop a segment of the log of events", "error", err)
 			return
 		}
+		failpoint.Hit("eventlog.segment.dropped")
 		total -= s.end
 		l.segments = l.segments[1:]
 		for source, c := range l.cursors {
@@ -264,6 +269,7 @@ func (l *Log) Append(e *records.Event) (fresh bool, err error) {
 		}
 		return true, fmt.Errorf("cannot write log of events: %w", err)
 	}
+	failpoint.Hit("eventlog.appended")
 	l.last, l.next = l.next, l.next+1
 	s.last, s.newest = l.last, now
 	s.end += int64(len(data))

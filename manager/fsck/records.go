@@ -53,8 +53,10 @@ func (c *Checker) cgroups(into map[string][]orphans.Task) error {
 	}
 	enter := func(t orphans.Task, spec []byte) {
 		var s specs.Spec
-		if json.Unmarshal(spec, &s) == nil && s.Linux != nil && strings.HasPrefix(s.Linux.CgroupsPath, "/") {
-			add(s.Linux.CgroupsPath, t)
+		if json.Unmarshal(spec, &s) == nil && s.Linux != nil {
+			if path := cgroupOf(s.Linux.CgroupsPath); path != "" {
+				add(path, t)
+			}
 		}
 	}
 	if c.Events != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/protos/shimstate"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -96,7 +97,9 @@ func (l *Lot) serve(c *net.UnixConn) {
 			}
 			return
 		}
+		failpoint.Hit("parking.received")
 		l.take(p, files, seen)
+		failpoint.Hit("parking.taken")
 	}
 }
 
@@ -158,6 +161,7 @@ func (l *Lot) HandOver(c *net.UnixConn, ns, id string) error {
 		if err := parking.Send(c, p, []*os.File{f}); err != nil {
 			return fmt.Errorf("cannot hand over what was parked of task %s: %w", id, err)
 		}
+		failpoint.Hit("parking.handed")
 	}
 	return nil
 }

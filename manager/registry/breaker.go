@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"maps"
 	"sync"
 	"time"
 )
@@ -18,6 +19,9 @@ type fault struct {
 	err   error
 }
 
+// mostFaults is how many endpoints are remembered before those that may be asked again are forgotten.
+const mostFaults = 1000
+
 // mostDoublings bounds how long an endpoint is left alone.
 const mostDoublings = 4
 
@@ -30,6 +34,9 @@ func (b *breaker) failed(endpoint string, err error, now time.Time) {
 	}
 	f := b.open[endpoint]
 	if f == nil {
+		if len(b.open) >= mostFaults {
+			maps.DeleteFunc(b.open, func(_ string, old *fault) bool { return !now.Before(old.until) })
+		}
 		f = &fault{}
 		b.open[endpoint] = f
 	}

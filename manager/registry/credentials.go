@@ -124,7 +124,12 @@ func (i *identity) Credential(ctx context.Context, host string) (auth.Credential
 	return i.cred, nil
 }
 
+// known asks who it is, the first time. Somebody may have to type a password: no request is given up for that.
 func (i *identity) known(ctx context.Context) (auth.Cache, error) {
+	if w := watchOf(ctx); w != nil {
+		w.stop()
+		defer w.kick()
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.cache != nil {
@@ -132,6 +137,9 @@ func (i *identity) known(ctx context.Context) (auth.Cache, error) {
 	}
 	c, err := i.ask(ctx)
 	if err != nil {
+		if !kinded(err) && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrUnauthenticated)
+		}
 		return nil, err
 	}
 	if i.cred, err = c.plainForm(); err != nil {

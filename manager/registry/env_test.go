@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // quick is a configuration whose waits a test can afford.
 func quick() Config {
-	return Config{StallTimeout: 700 * time.Millisecond, MaxRetryAfter: 10 * time.Second, BreakFor: time.Minute, DialTimeout: 10 * time.Second}
+	return Config{StallTimeout: 30 * time.Second, MaxRetryAfter: 10 * time.Second, BreakFor: time.Minute, DialTimeout: 10 * time.Second, Attempts: 3}
 }
 
 // client is a Registry that is closed with the test.

@@ -129,6 +129,14 @@ var ErrDigest = fmt.Errorf("wrong digest: %w", errdefs.ErrFailedPrecondition)
 // It is an errdefs.ErrUnavailable.
 var ErrNotRegistry = fmt.Errorf("the answer is a web page, not a registry's: a login page or proxy stands between: %w", errdefs.ErrUnavailable)
 
+// noHostError is a name that DNS does not have, which asking again does not change.
+type noHostError string
+
+func (e noHostError) Error() string { return fmt.Sprintf("there is no host %s", string(e)) }
+
+// Unwrap is its kind.
+func (e noHostError) Unwrap() error { return errdefs.ErrUnavailable }
+
 // unreachable says whether an error is one of the way to an endpoint, or of its health: the same request may serve later.
 func unreachable(err error) bool {
 	return errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errors.Is(err, context.DeadlineExceeded)
@@ -159,7 +167,7 @@ func explain(ctx context.Context, err error) error {
 		name      x509.HostnameError
 		invalid   x509.CertificateInvalidError
 		verify    *tls.CertificateVerificationError
-		alert     tls.AlertError
+		remote    *net.OpError
 		response  *errcode.ErrorResponse
 		dns       *net.DNSError
 	)
@@ -174,12 +182,12 @@ func explain(ctx context.Context, err error) error {
 		return fmt.Errorf("%w (its certificate authority can be named with ca in hosts.toml): %w", err, errdefs.ErrFailedPrecondition)
 	case errors.As(err, &name), errors.As(err, &invalid), errors.As(err, &verify):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
-	case errors.As(err, &alert):
+	case errors.As(err, &remote) && remote.Op == "remote error" && strings.Contains(remote.Err.Error(), "certificate"): // an alert of TLS
 		return fmt.Errorf("%w (does it want a client certificate?): %w", err, errdefs.ErrUnauthenticated)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("%w (it can be asked with plain HTTP: --plain-http, or http:// in hosts.toml): %w", err, errdefs.ErrFailedPrecondition)
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return fmt.Errorf("there is no host %s: %w", dns.Name, errdefs.ErrUnavailable)
+		return noHostError(dns.Name)
 	}
 	return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 }

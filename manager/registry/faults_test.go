@@ -79,8 +79,11 @@ func TestFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			proxy.Heal()
 			proxy.Add(c.faults...)
-			repo := repository(t, client(t, quick()), proxy.Addr+"/a:b", Options{})
-			got, err := all(repo, image.layer, 0)
+			cfg := quick()
+			if strings.HasPrefix(name, "s") { // stalled, or slow
+				cfg.StallTimeout = 2 * time.Second
+			}
+			got, err := all(repository(t, client(t, cfg), proxy.Addr+"/a:b", Options{}), image.layer, 0)
 			if c.layer == nil {
 				same(t, "layer", got, err, image.data[image.layer.Digest])
 			} else if !c.layer(err) || c.words != "" && !strings.Contains(err.Error(), c.words) {
@@ -131,18 +134,20 @@ func TestStall(t *testing.T) {
 	_, proxy, image := troubled(t, 1<<20)
 	proxy.Add(regproxy.Fault{Path: "/blobs/", Times: 1, Stall: 5000}, regproxy.Fault{Path: "/blobs/", Delay: time.Hour})
 	cfg := quick()
-	cfg.Attempts = 2
+	cfg.Attempts, cfg.StallTimeout = 2, 2*time.Second
 	got, err := all(repository(t, client(t, cfg), proxy.Addr+"/a:b", Options{}), image.layer, 0)
 	var stall *StallError
-	if len(got) != 5000 || !errors.As(err, &stall) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no byte came for 700ms") {
+	if len(got) != 5000 || !errors.As(err, &stall) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no byte came for 2s") {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
 
 // TestRestart: a registry that is killed in the middle and comes back is waited for.
 func TestRestart(t *testing.T) {
-	server, proxy, image := troubled(t, 8<<20)
-	repo := repository(t, client(t, quick()), proxy.Addr+"/a:b", Options{})
+	server, proxy, image := troubled(t, 32<<20)
+	cfg := quick()
+	cfg.Attempts = 8
+	repo := repository(t, client(t, cfg), proxy.Addr+"/a:b", Options{})
 	rc, err := repo.Fetch(context.Background(), image.layer, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -153,11 +158,20 @@ func TestRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Stop()
-	started := make(chan struct{})
-	go func() { defer close(started); server.Run(t) }()
-	rest, err := io.ReadAll(rc)
+	var (
+		rest []byte
+		read = make(chan struct{})
+	)
+	go func() {
+		defer close(read)
+		rest, err = io.ReadAll(rc)
+	}()
+	server.Run(t)
+	<-read
 	same(t, "layer", append(first, rest...), err, image.data[image.layer.Digest])
-	<-started
+	if n := len(proxy.Seen("GET", "/blobs/")); n < 2 {
+		t.Errorf("%d requests: it was not killed in the middle", n)
+	}
 }
 
 // TestCancelled: a caller that gives up is not kept.

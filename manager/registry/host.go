@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,14 +11,19 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
 // host is an endpoint as one repository uses it.
@@ -72,6 +78,9 @@ func (p *Repository) host(e *endpoint) (*host, error) {
 		Cache:      who,
 		ClientID:   p.r.cfg.UserAgent,
 	}
+	if local, _ := loopback(e.base.Host); local { // its token server may be here too
+		h.client.BlockedRealmPrefixes = slices.DeleteFunc(auth.DefaultBlockedRealmPrefixes(), func(p netip.Prefix) bool { return p.Addr().IsLoopback() })
+	}
 	return h, nil
 }
 
@@ -119,11 +128,11 @@ func (r *Registry) pool(s settings) (*http.Transport, error) {
 	}
 	t := &http.Transport{
 		Proxy:                  proxy,
-		DialContext:            (&net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:            (&net.Dialer{Timeout: timeout, KeepAlive: 15 * time.Second, Control: r.receiving}).DialContext,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    timeout,
 		DisableCompression:     true, // a blob's bytes are the ones its digest is of
-		ForceAttemptHTTP2:      true,
+		ForceAttemptHTTP2:      r.cfg.ReceiveBuffer == 0,
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        60 * time.Second,
 		MaxResponseHeaderBytes: maxHeaderSize,
@@ -131,6 +140,19 @@ func (r *Registry) pool(s settings) (*http.Transport, error) {
 	}
 	r.pools[key] = t
 	return t, nil
+}
+
+// receiving bounds what a connection receives ahead of its reader.
+func (r *Registry) receiving(_, _ string, c syscall.RawConn) error {
+	if r.cfg.ReceiveBuffer == 0 {
+		return nil
+	}
+	var err error
+	cerr := c.Control(func(fd uintptr) {
+		// The kernel doubles it, for its own needs (socket(7)).
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, r.cfg.ReceiveBuffer/2)
+	})
+	return errors.Join(cerr, err)
 }
 
 // maxPools is how many different settings keep connections at once.
@@ -143,7 +165,7 @@ type transport struct {
 }
 
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if w, ok := req.Context().Value(watchKey{}).(*watch); ok {
+	if w := watchOf(req.Context()); w != nil {
 		w.kick()
 	}
 	req = req.Clone(req.Context())
@@ -259,7 +281,7 @@ func (h *host) send(req *http.Request) (*http.Response, error) {
 		out.Body = body
 	}
 	resp, err := h.client.Do(out)
-	if err != nil && h.maybePlain && out.URL.Scheme == "https" && errors.Is(err, http.ErrSchemeMismatch) {
+	if err != nil && h.maybePlain && out.URL.Scheme == "https" && (errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, new(tls.RecordHeaderError))) {
 		h.r.mu.Lock()
 		h.r.plain[h.base.Host] = true
 		h.r.mu.Unlock()
@@ -283,6 +305,10 @@ func (h *host) send(req *http.Request) (*http.Response, error) {
 func (h *host) plainly(err error) error {
 	e, ok := err.(*url.Error)
 	if !ok {
+		asked := errors.As(err, &e) && strings.Contains(e.URL, "://")
+		if !asked && !errors.As(err, new(*errcode.ErrorResponse)) && !errors.Is(err, auth.ErrBasicCredentialNotFound) && !kinded(err) {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnauthenticated) // of no request: a challenge that cannot be met
+		}
 		return err
 	}
 	if u, parsed := url.Parse(e.URL); parsed == nil && !h.isOwn(u) {
@@ -329,7 +355,7 @@ func (h *host) again(resp *http.Response, err error, n int) (bool, time.Duration
 	wait += time.Duration(rand.Int64N(int64(wait) / 2))
 	if err != nil {
 		var stall *StallError
-		return errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) && (n < 2 || !errors.As(err, &stall)), wait
+		return errdefs.IsUnavailable(err) && !errors.Is(err, context.Canceled) && !errors.As(err, new(noHostError)) && (n < 2 || !errors.As(err, &stall)), wait
 	}
 	switch resp.StatusCode {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:

@@ -187,6 +187,9 @@ func (t hostTable) endpoint(dir, raw string) (endpoint, error) {
 		return e, err
 	}
 	e.settings.skipVerify = t.SkipVerify != nil && *t.SkipVerify
+	if port := e.base.Port(); e.base.Scheme == "http" && port != "" && port != "80" && (t.SkipVerify != nil || t.CA != nil || t.Client != nil) {
+		e.base.Scheme, e.maybePlain = "https", true // settings of TLS are there to be used, where it is spoken
+	}
 	if e.header, err = headers(t.Header); err != nil {
 		return e, err
 	}

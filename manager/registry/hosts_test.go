@@ -84,6 +84,8 @@ server = "https://registry-1.docker.io"
 			"https://m/x/v2/proxy mirror=true", "https://n mirror=true", "https://o/v2 mirror=true", "https://a.b/v2"}},
 		"at the top": {files: map[string]string{"a.b/hosts.toml": "ca = \"my.crt\"\nclient = \"/abs.pem\"\nskip_verify = true\ndial_timeout = \"500ms\"\ncapabilities = [\"Push\"]\nproxy = \"socks5://p:1\"\n[header]\nx-one = \"1\"\n"}, registry: "a.b", want: []string{
 			"https://a.b/v2 push ca=DIR/a.b/my.crt client=[[/abs.pem ]] skip=true dial=500ms proxy=socks5://p:1 header=map[X-One:[1]]"}},
+		"HTTP with settings of TLS": {files: map[string]string{"a.b/hosts.toml": "server = \"http://m:80\"\nskip_verify = true\n[host.\"http://m:5000\"]\nskip_verify = false\n[host.\"http://m\"]\nca = \"/x\"\n[host.\"http://n:5000\"]\n"}, registry: "a.b", want: []string{
+			"https://m:5000/v2 mirror=true maybe plain=true", "http://m/v2 mirror=true ca=/x", "http://n:5000/v2 mirror=true", "http://m:80/v2 mirror=true skip=true"}},
 		"lists of files": {files: map[string]string{"a.b/hosts.toml": "[host.\"https://m\"]\nca = [\"a\", \"/b\"]\nclient = [[\"c\", \"k\"], [\"/d\", \"\"]]\n[host.\"https://n\"]\nclient = [\"e\", \"f\"]\n"}, registry: "a.b", want: []string{
 			"https://m/v2 mirror=true ca=DIR/a.b/a,/b client=[[DIR/a.b/c DIR/a.b/k] [/d ]]", "https://n/v2 mirror=true client=[[DIR/a.b/e ] [DIR/a.b/f ]]", "https://a.b/v2"}},
 		"port with a line":  {files: map[string]string{"a.b_5000_/hosts.toml": `server = "https://one"`, "a.b:5000/hosts.toml": `server = "https://two"`}, registry: "a.b:5000", want: []string{"https://one/v2 mirror=true"}},
@@ -281,6 +283,20 @@ x-mine = "yes"
 	none := client(t, Config{ConfigPath: []string{hostDir(t, map[string]string{"a.b/hosts.toml": "capabilities = [\"pull\"]\n"})}})
 	if err := repository(t, none, "a.b/c:d", Options{}).Push(ctx, image.config, strings.NewReader("")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "capabilities in hosts.toml") {
 		t.Error(err)
+	}
+}
+
+// TestProxy: what hosts.toml names as a proxy is used, for that endpoint.
+func TestProxy(t *testing.T) {
+	server := regproxy.Start(t, regproxy.Options{})
+	image := paint(t, random(22, 1000))
+	image.hang(t, repository(t, client(t, quick()), server.Addr+"/a:b", Options{}))
+	proxy := regproxy.Before(t, server, nil) // it does not look at the host that is asked for
+	cfg := quick()
+	cfg.ConfigPath = []string{hostDir(t, map[string]string{"far.invalid/hosts.toml": "server = \"http://far.invalid\"\nproxy = \"" + proxy.URL + "\"\n"})}
+	repo := repository(t, client(t, cfg), "far.invalid/a:b", Options{})
+	if got, err := repo.Resolve(context.Background()); err != nil || got.Digest != image.manifest.Digest || len(proxy.Seen("HEAD", "/v2/a/manifests/b")) != 1 {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 

@@ -27,7 +27,11 @@ type Config struct {
 	BreakFor      time.Duration // how long a mirror is skipped after it failed, doubled for each failure up to 16 times; 15 s
 	Attempts      int           // requests to the last endpoint, and openings of a stream without a byte between them; 5
 	ManifestLimit int64         // bytes of a manifest or index; 4 MiB
-	ChunkSize     int64         // bytes of one request of an upload, of which a failure repeats the last; 64 MiB
+	// ReceiveBuffer is how many bytes a connection may have received that nobody has read: what is lost of each with the
+	// process. Requests have connections of their own then, HTTP/1.1. 0 leaves it to the kernel, and requests share
+	// connections where the registry speaks HTTP/2.
+	ReceiveBuffer int
+	ChunkSize     int64 // bytes of one request of an upload, of which a failure repeats the last; 64 MiB
 }
 
 // Registry is one for a daemon: it keeps connections, tokens, and which endpoints are dead. Its methods may be called

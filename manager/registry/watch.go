@@ -28,6 +28,12 @@ func newWatch(parent context.Context, limit time.Duration) *watch {
 	return w
 }
 
+// watchOf is the watch of a request's context, or nil.
+func watchOf(ctx context.Context) *watch {
+	w, _ := ctx.Value(watchKey{}).(*watch)
+	return w
+}
+
 // kick says that something moved, or that the waiting begins.
 func (w *watch) kick() { w.timer.Reset(time.Duration(w.limit.Load())) }
 

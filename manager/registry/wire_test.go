@@ -5,11 +5,16 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,6 +148,7 @@ func TestRefusals(t *testing.T) {
 	basic := regproxy.Start(t, regproxy.Options{Htpasswd: htpasswd})
 	token := regproxy.Start(t, regproxy.Options{Tokens: tokens})
 	secure := regproxy.Start(t, regproxy.Options{TLS: authority})
+	private := regproxy.Start(t, regproxy.Options{TLS: authority, Client: authority})
 	wrong := func(context.Context, string) (Credential, error) {
 		return Credential{Username: "joe", Password: "wrong"}, nil
 	}
@@ -161,6 +167,7 @@ func TestRefusals(t *testing.T) {
 		"nothing there":    {r, token.Addr + "/a:b", Options{}, errdefs.IsNotFound, "404"},
 		"unknown CA":       {strict, secure.Addr + "/a:b", Options{}, errdefs.IsFailedPrecondition, "can be named with ca in hosts.toml"},
 		"plain, asked TLS": {r, secure.Addr + "/a:b", Options{PlainHTTP: true}, func(err error) bool { return err != nil }, "HTTP"},
+		"no certificate":   {r, private.Addr + "/a:b", Options{}, errdefs.IsUnauthorized, "does it want a client certificate?"},
 		"no such host":     {r, "registry.invalid/a:b", Options{}, errdefs.IsUnavailable, "registry.invalid"},
 		"nobody listens":   {r, regproxy.Nobody(t) + "/a:b", Options{}, errdefs.IsUnavailable, "connection refused"},
 	} {
@@ -174,10 +181,13 @@ func TestRefusals(t *testing.T) {
 	if !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) {
 		t.Errorf("pushed by nobody: %v", err)
 	}
-	asked := errors.New("no keyring")
-	_, err = repository(t, r, basic.Addr+"/a:b", Options{Credentials: func(context.Context, string) (Credential, error) { return Credential{}, asked }}).Resolve(context.Background())
-	if !errors.Is(err, asked) {
-		t.Errorf("%v is not the callback's", err)
+	locked, times := errors.New("no keyring"), 0
+	_, err = repository(t, r, basic.Addr+"/a:b", Options{Credentials: func(context.Context, string) (Credential, error) {
+		times++
+		return Credential{}, locked
+	}}).Resolve(context.Background())
+	if !errors.Is(err, locked) || !errdefs.IsUnauthorized(err) || times != 1 {
+		t.Errorf("%v is not the callback's, which was called %d times", err, times)
 	}
 }
 
@@ -200,6 +210,16 @@ func TestCredentials(t *testing.T) {
 	}
 	if asked != 1 {
 		t.Errorf("asked %d times for one credential", asked)
+	}
+	// Who has to think of a password is waited for, longer than for a registry.
+	impatient := quick()
+	impatient.StallTimeout = 2 * time.Second
+	slow := Options{Credentials: func(context.Context, string) (Credential, error) {
+		time.Sleep(impatient.StallTimeout + time.Second)
+		return Credential{Username: "joe", Password: "secret"}, nil
+	}}
+	if _, err := repository(t, client(t, impatient), server.Addr+"/a:b", slow).Resolve(ctx); err != nil {
+		t.Errorf("by a slow one: %v", err)
 	}
 	// A token that was bought is used again by the same, and by nobody else.
 	before := len(tokens.Served())
@@ -269,6 +289,62 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// TestChallenges: what a registry wants is met only as far as it is safe, and what cannot be met is asked for once.
+func TestChallenges(t *testing.T) {
+	joe := Options{Credentials: func(context.Context, string) (Credential, error) {
+		return Credential{Username: "joe", Password: "secret"}, nil
+	}}
+	var asked, told atomic.Int64
+	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		told.Add(1)
+		_, _ = io.WriteString(w, "{}")
+	}))
+	defer stranger.Close()
+	for name, c := range map[string]struct {
+		challenge string
+		secure    bool
+		words     string
+	}{
+		"no realm of HTTP":           {`Bearer realm="ftp://x/token",service="s"`, false, "unsupported scheme"},
+		"HTTP, of one with HTTPS":    {`Bearer realm="` + stranger.URL + `/token"`, true, "uses http but registry was contacted over https"},
+		"the cloud's own":            {`Bearer realm="http://169.254.169.254/token"`, false, "blocked prefix"},
+		"no token":                   {`Bearer realm="` + stranger.URL + `/token"`, false, "empty token"},
+		"something else":             {`Negotiate`, false, "401 Unauthorized"},
+		"nothing":                    {"", false, "401 Unauthorized"},
+		"a challenge that is broken": {`Bearer realm="`, false, "unsupported protocol scheme"},
+	} {
+		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if c.challenge != "" {
+				w.Header().Set("WWW-Authenticate", c.challenge)
+			}
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		server := httptest.NewUnstartedServer(handler)
+		if c.secure {
+			server.StartTLS()
+		} else {
+			server.Start()
+		}
+		asked.Store(0)
+		told.Store(0)
+		_, err := repository(t, client(t, quick()), server.Listener.Addr().String()+"/a:b", joe).Resolve(context.Background())
+		if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), c.words) || asked.Load() != 1 {
+			t.Errorf("%s: %v, asked %d times", name, err, asked.Load())
+		}
+		if told.Load() > 0 && name != "no token" {
+			t.Errorf("%s: a stranger was told", name)
+		}
+		server.Close()
+	}
+	tokens := regproxy.StartTokens(t)
+	server := regproxy.Start(t, regproxy.Options{Tokens: tokens})
+	ref := "localhost" + strings.TrimPrefix(server.Addr, "127.0.0.1") + "/a:b"
+	if _, err := repository(t, client(t, quick()), ref, Options{}).Resolve(context.Background()); !errdefs.IsNotFound(err) {
+		t.Errorf("localhost's tokens are at 127.0.0.1: %v", err)
+	}
+}
+
 // TestLocalhost: a registry on this machine is found to speak HTTPS or HTTP, and then asked so at once.
 func TestLocalhost(t *testing.T) {
 	authority := regproxy.NewAuthority(t)
@@ -286,6 +362,55 @@ func TestLocalhost(t *testing.T) {
 		}
 	}
 }
+
+// TestBabble: whatever does not answer TLS in its words is asked with plain HTTP, where that may be.
+func TestBabble(t *testing.T) {
+	server := regproxy.Start(t, regproxy.Options{})
+	image := paint(t, random(5, 1000))
+	image.hang(t, repository(t, client(t, quick()), server.Addr+"/a:b", Options{}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := &http.Server{Handler: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: server.Addr})}
+	done := make(chan error)
+	go func() { done <- front.Serve(babble{l}) }()
+	repo := repository(t, client(t, quick()), l.Addr().String()+"/a:b", Options{})
+	if got, err := repo.Resolve(context.Background()); err != nil || got.Digest != image.manifest.Digest {
+		t.Errorf("%v, %v", got, err)
+	}
+	_ = front.Close()
+	<-done
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+}
+
+// babble answers what begins like TLS as some servers of plain HTTP do.
+type babble struct{ net.Listener }
+
+func (b babble) Accept() (net.Conn, error) {
+	for {
+		c, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(c, first); err == nil && first[0] != 0x16 { // no handshake (RFC 8446, 5.1)
+			return &begun{c, io.MultiReader(bytes.NewReader(first), c)}, nil
+		}
+		_, _ = io.WriteString(c, "<html>400 Bad Request</html>\n")
+		_ = c.(*net.TCPConn).CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		_ = c.Close()
+	}
+}
+
+// begun is a connection of which something was read.
+type begun struct {
+	net.Conn
+	r io.Reader
+}
+
+func (b *begun) Read(p []byte) (int, error) { return b.r.Read(p) }
 
 // TestReferences: what is no reference is refused before anybody is asked.
 func TestReferences(t *testing.T) {

@@ -28,6 +28,7 @@ import (
 	"github.com/managerd/managerd/manager/introspection"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/mounts"
 	"github.com/managerd/managerd/manager/parking"
 	"github.com/managerd/managerd/manager/registry"
 	"github.com/managerd/managerd/manager/sandboxes"
@@ -228,6 +229,13 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("transfer", []string{introspection.TypeTransfer, introspection.TypeStreaming}, func() register {
 			return api.NewTransfer(p.transfer, p.registry, p.streams, s.snapshotterOf)
 		}),
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "mounts", Platforms: platform}, build: func() error {
+			store, err := mounts.New(s.cfg.State)
+			if err == nil {
+				api.NewMounts(store).Register(s.grpc)
+			}
+			return err
+		}},
 		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register {
 			return api.NewTasks(s.tasks, containers.NewStore(s.db), local.NewContent(p.content), s.checkpointScratch())

@@ -33,10 +33,7 @@ func (s *Server) buildTransfer(p *parts) error {
 // registryConfig is the configuration as package registry takes it.
 func (s *Server) registryConfig() registry.Config {
 	c := &s.cfg.Registry
-	paths := c.ConfigPath
-	if s.cfg.Transfer.ConfigPath != "" {
-		paths = s.cfg.Transfer.ConfigPath
-	}
+	paths := append(filepath.SplitList(c.ConfigPath), filepath.SplitList(s.cfg.Transfer.ConfigPath)...) // CRI's before the default ones
 	old := registry.Legacy{
 		Mirrors: map[string][]string{}, TLS: map[string]registry.LegacyTLS{}, Auths: map[string]registry.LegacyAuth{}, Headers: c.Old.Headers,
 	}
@@ -55,10 +52,10 @@ func (s *Server) registryConfig() registry.Config {
 		}
 	}
 	return registry.Config{
-		ConfigPath: filepath.SplitList(paths), Legacy: old, DockerConfig: c.DockerConfig, Logger: s.log,
+		ConfigPath: paths, Legacy: old, DockerConfig: c.DockerConfig, Logger: s.log,
 		DialTimeout: config.Delay(c.DialTimeout), StallTimeout: config.Delay(c.StallTimeout),
 		MaxRetryAfter: config.Delay(c.MaxRetryAfter), BreakFor: config.Delay(c.BreakFor),
-		Attempts: c.Attempts, ManifestLimit: int64(c.ManifestLimit), ChunkSize: int64(c.ChunkSize),
+		Attempts: c.Attempts, ReceiveBuffer: s.cfg.Transfer.ReceiveBuffer, ManifestLimit: int64(c.ManifestLimit), ChunkSize: int64(c.ChunkSize),
 	}
 }
 

@@ -235,7 +235,8 @@ func TestEndpointRefused(t *testing.T) {
 		{"unix:///nowhere", 4, errdefs.IsInvalidArgument, "the version must be 2 or 3"},
 		{"nowhere", 3, errdefs.IsInvalidArgument, "write unix:///path"},
 		{"unix:///a\nb", 3, errdefs.IsInvalidArgument, "cannot be printed"},
-		{"vsock://3:1024", 3, errdefs.IsNotImplemented, "vsock is not supported"},
+		{"ttrpc+vsock://3", 3, errdefs.IsInvalidArgument, "vsock://CID:PORT"},
+		{"hvsock:///path:1024", 3, errdefs.IsNotImplemented, "hvsock is not supported"},
 		{"grpc+unix:///nowhere", 3, errdefs.IsNotImplemented, "grpc+unix is not supported"},
 	} {
 		w.add("task", args("sleep"), shims.DefaultRuntime)

@@ -18,7 +18,7 @@ import (
 const (
 	// readSize is what is read at a time, and so what a daemon that is killed may have read in vain, for each request, in
 	// bytes.
-	readSize = 64 << 10
+	readSize = 32 << 10
 	// tries is how often a part is asked for anew without a byte of it coming; the registry's client has its own.
 	tries = 3
 	// pause is how long to wait before the second of them.

@@ -48,7 +48,11 @@ const within = time.Minute
 
 func newEnv(t *testing.T, policy string) *env {
 	t.Helper()
-	dir := t.TempDir()
+	return newEnvIn(t, policy, t.TempDir())
+}
+
+func newEnvIn(t *testing.T, policy, dir string) *env {
+	t.Helper()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -115,15 +119,32 @@ func (e *env) labels(d digest.Digest) map[string]string {
 	return i.Labels
 }
 
-// clean fails the test when there are leases or ingests.
+// clean fails the test when there are leases, or ingests.
 func (e *env) clean(ingests int) {
 	e.t.Helper()
-	if l, err := e.cfg.Leases.List(e.ctx, filters.Always); err != nil || len(l) > 0 {
-		e.t.Errorf("leases: %v, %v", l, err)
-	}
+	e.leases(0)
 	if s, err := e.cfg.Content.ListStatuses(e.ctx, filters.Always); err != nil || len(s) != ingests {
 		e.t.Errorf("ingests: %+v, %v", s, err)
 	}
+}
+
+// leases fails the test unless there are n, and gives what they keep.
+func (e *env) leases(n int) (kept []string) {
+	e.t.Helper()
+	all, err := e.cfg.Leases.List(e.ctx, filters.Always)
+	if err != nil || len(all) != n {
+		e.t.Errorf("leases: %v, %v", all, err)
+	}
+	for _, l := range all {
+		held, err := e.cfg.Leases.ListResources(e.ctx, l.ID)
+		if err != nil {
+			e.t.Error(err)
+		}
+		for _, r := range held {
+			kept = append(kept, r.Type+" "+r.ID)
+		}
+	}
+	return kept
 }
 
 // fakeRegistry serves what it was given, by the OCI distribution spec, and counts.

@@ -57,6 +57,9 @@ func (s *Service) pull(ctx context.Context, name string, remote Remote, image Im
 	if err != nil {
 		return nil, err
 	}
+	if len(image.names()) == 0 {
+		return nil, invalid("nobody says what the image is to be called")
+	}
 	if len(image.Unpacks) > 0 && s.cfg.Snapshots == nil {
 		return nil, fmt.Errorf("there is no snapshotter that works: %w", errdefs.ErrUnavailable)
 	}

@@ -3,10 +3,13 @@ package transfer
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/snapshots/native"
 )
@@ -143,8 +147,23 @@ func TestPullResumes(t *testing.T) {
 	if err != nil || st.Offset < 600_000 || st.Total != large.Size {
 		t.Errorf("%+v, %v", st, err)
 	}
-	e.clean(1)
-	e.reg.serve = nil
+	if kept := e.leases(1); !slices.Contains(kept, "content "+b.layers[0].Digest.String()) || !slices.Contains(kept, "ingests layer-"+large.Digest.String()) {
+		t.Errorf("for the next attempt only %v is kept", kept)
+	}
+	// As a daemon leaves it that was killed while it unpacked.
+	if _, err := e.cfg.Leases.Create(e.ctx, e.killed(), nil); err != nil {
+		t.Fatal(err)
+	}
+	half := leases.Resource{ID: "extract-1 x", Type: leases.Snapshots + native.Name}
+	if err := e.cfg.Leases.AddResource(e.ctx, e.killed(), half); err != nil {
+		t.Fatal(err)
+	}
+	e.reg.serve = func(_ http.ResponseWriter, _ *http.Request, d digest.Digest, _ []byte) bool {
+		if held, err := e.cfg.Leases.ListResources(e.ctx, e.killed()); d == large.Digest && (err != nil || len(held) > 0) {
+			t.Errorf("a snapshot that nobody unpacks into is kept: %v, %v", held, err)
+		}
+		return false
+	}
 	if _, err := e.pull(e.ctx, "a:1", Image{Unpacks: unpackHere()}); err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +171,12 @@ func TestPullResumes(t *testing.T) {
 		t.Errorf("%d bytes came twice", again)
 	}
 	e.clean(0)
+}
+
+// killed is a lease of an earlier pull of the image a:1.
+func (e *env) killed() string {
+	sum := sha256.Sum256([]byte("pull " + e.name("a:1")))
+	return "transfer-" + hex.EncodeToString(sum[:8]) + "-killed"
 }
 
 // TestPullOnce: several pulls at the same time, of several namespaces, fetch a blob once.
@@ -232,7 +257,7 @@ func TestPullHandsOver(t *testing.T) {
 	if n := e.reg.bytes(b.layers[0].Digest); n != b.layers[0].Size {
 		t.Errorf("%d bytes came of %d", n, b.layers[0].Size)
 	}
-	e.clean(0)
+	e.leases(1) // of the pull that was cancelled
 }
 
 // TestPullPlatforms: which parts of an index come.
@@ -371,7 +396,10 @@ func TestPullBad(t *testing.T) {
 			if _, err := e.cfg.Images.Get(e.ctx, e.name("a:1")); !errdefs.IsNotFound(err) {
 				t.Errorf("there is an image: %v", err)
 			}
-			if c.name != "cut layer" && c.name != "missing layer" {
+			switch c.name {
+			case "cut layer", "missing layer": // what there is of it may be of use another time
+				e.leases(0)
+			default:
 				e.clean(0)
 			}
 		})

@@ -4,14 +4,10 @@ package transfer
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -21,7 +17,6 @@ import (
 	"github.com/managerd/managerd/manager/content"
 	"github.com/managerd/managerd/manager/images"
 	"github.com/managerd/managerd/manager/leases"
-	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/snapshots"
 )
 
@@ -66,7 +61,7 @@ type Service struct {
 	flights flights
 
 	mu   sync.Mutex
-	held map[string]int // leases of ours that are in use, by namespace and id
+	held map[string]*hold // leases of ours that are in use, by namespace and name
 }
 
 // New returns a service. A field of cfg that is 0 stands for the default named with it.
@@ -85,56 +80,7 @@ func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{cfg: cfg, blobs: local.NewContent(cfg.Content), flights: flights{all: map[string]*flight{}}, held: map[string]int{}}
-}
-
-// leaseFor is how long what a daemon that was killed has fetched is kept for the next attempt.
-const leaseFor = 24 * time.Hour
-
-// lease gives a context whose work is kept until end is called: by the caller's lease, or by one of ours. That has a name
-// made of what, so that an attempt which a killed daemon left is taken up, and ended, by the next one.
-func (s *Service) lease(ctx context.Context, what string) (_ context.Context, end func() error, err error) {
-	if _, ok := leases.From(ctx); ok {
-		return ctx, func() error { return nil }, nil
-	}
-	ns, err := namespaces.Required(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	sum := sha256.Sum256([]byte(what))
-	id := "transfer-" + hex.EncodeToString(sum[:12])
-	key := ns + "/" + id
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.held[key] == 0 {
-		labels := map[string]string{leases.ExpireLabel: time.Now().Add(leaseFor).UTC().Format(time.RFC3339)}
-		if _, err := s.cfg.Leases.Create(ctx, id, labels); err != nil && !errdefs.IsAlreadyExists(err) {
-			return nil, nil, err
-		}
-	}
-	s.held[key]++
-	return leases.With(ctx, id), func() error {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.held[key]--; s.held[key] > 0 {
-			return nil
-		}
-		delete(s.held, key)
-		if err := s.cfg.Leases.Delete(context.WithoutCancel(ctx), id); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		return nil
-	}, nil
-}
-
-// leased calls fn with a context whose work is kept meanwhile.
-func (s *Service) leased(ctx context.Context, what string, fn func(context.Context) error) (err error) {
-	ctx, end, err := s.lease(ctx, what)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, end()) }()
-	return fn(ctx)
+	return &Service{cfg: cfg, blobs: local.NewContent(cfg.Content), flights: flights{all: map[string]*flight{}}, held: map[string]*hold{}}
 }
 
 // source is where a name's content comes from: the registry's host and the repository's name there.

@@ -39,7 +39,8 @@ type client struct {
 	containers containersapi.ContainersClient
 	snapshots  snapshotsapi.SnapshotsClient
 	tasks      tasksapi.TasksClient
-	parent     string // the snapshot of the image
+	parent     string     // the snapshot of the image
+	options    *anypb.Any // of the runtime of containers that are made; nil: none
 }
 
 // dial connects to a daemon into which the image was imported. Its calls end with ctx.
@@ -149,7 +150,7 @@ func (c *client) make(id, script, stdout string) error {
 		{"container", func() error {
 			_, err := c.containers.Create(c.ctx, &containersapi.CreateContainerRequest{Container: &containersapi.Container{
 				ID: id, Snapshotter: snapshotter, SnapshotKey: id, Spec: encode(specURL, s),
-				Runtime: &containersapi.Container_Runtime{Name: "io.containerd.runc.v2"},
+				Runtime: &containersapi.Container_Runtime{Name: "io.containerd.runc.v2", Options: c.options},
 			}})
 			return err
 		}},

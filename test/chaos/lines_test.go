@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -63,6 +64,32 @@ func countFile(scheme, path string) (int, bool, error) {
 	}
 	defer func() { _ = f.Close() }()
 	n, ended, err := count(scheme, f, func() {})
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return n, ended, err
+}
+
+// countRotated is count of a file of a sink and those that were rotated away before.
+func countRotated(scheme, path string) (int, bool, error) {
+	var all []io.Reader
+	for n := 0; ; n++ {
+		name := path
+		if n > 0 {
+			name = fmt.Sprintf("%s.%d", path, n)
+		}
+		f, err := os.Open(name)
+		if n > 0 && errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		defer func() { _ = f.Close() }()
+		all = append(all, f)
+	}
+	slices.Reverse(all) // the oldest has the largest number
+	n, ended, err := count(scheme, io.MultiReader(all...), func() {})
 	if err != nil {
 		err = fmt.Errorf("%s: %w", path, err)
 	}

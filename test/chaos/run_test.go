@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,13 +14,17 @@ import (
 
 	"github.com/containerd/containerd/api/events"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/managerd/managerd/manager/eventlog"
 	managerapi "github.com/managerd/managerd/protos/manager/v1"
 	"github.com/managerd/managerd/shimapi/ledger"
 	"github.com/managerd/managerd/test/harness"
@@ -46,6 +51,9 @@ var before = map[string][]string{
 	"shim.cleanup.removed": {"shim.create.forked"},
 }
 
+// starting begins the names of those at which a shim may be killed while an exec is being started.
+var starting = []string{"shim.startexec.", "external.exec.", "logsink."}
+
 func (r *run) all() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -70,6 +78,19 @@ func (r *run) all() error {
 	}
 	if strings.HasPrefix(r.name, "gc.") {
 		steps = []func() error{r.garbage}
+	}
+	if strings.HasPrefix(r.name, "eventlog.segment.") {
+		steps = []func() error{r.roll, func() error { since, err = r.newest(); return err }, r.container}
+	}
+	if strings.HasPrefix(r.name, "external.") {
+		steps = []func() error{r.container}
+		path, err := exec.LookPath("runc")
+		if err != nil {
+			return fmt.Errorf("%w (Debian: apt-get install runc)", err)
+		}
+		if r.options, err = typeurl.MarshalAnyToProto(&options.Options{BinaryName: path}); err != nil {
+			return err
+		}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -136,6 +157,23 @@ func (r *run) garbage() error {
 	return err
 }
 
+// roll fills the log of events until it has dropped a segment.
+func (r *run) roll() error {
+	const size = 1 << 19
+	c := eventsapi.NewEventsClient(r.conn)
+	body := &anypb.Any{TypeUrl: "chaos", Value: make([]byte, size)}
+	for range (eventlog.Default.Total + 2*eventlog.Default.Segment) / size {
+		_, err := r.again("publish", func() error {
+			_, err := c.Publish(r.ctx, &eventsapi.PublishRequest{Topic: "/chaos/filling", Event: body})
+			return err
+		}, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // write makes a blob.
 func (r *run) write(labels map[string]string) (digest.Digest, error) {
 	c := contentapi.NewContentClient(r.conn)
@@ -193,7 +231,7 @@ func (r *run) container() error {
 	const code, lines = 42, 100
 	path := filepath.Join(r.d.Dir, r.id)
 	script := numbered(lines) + fmt.Sprintf("sleep 1000 & trap 'exit %d' TERM; >/ready; wait", code)
-	if err := r.make(r.id, script, "json-file://"+path); err != nil {
+	if err := r.make(r.id, script, "json-file://"+path+"?max-size=1k&max-file=100"); err != nil {
 		return err
 	}
 	if _, err := r.start(r.id, ""); err != nil {
@@ -214,7 +252,7 @@ func (r *run) container() error {
 	if err != nil || got != code {
 		return fmt.Errorf("it ended with %d, not %d: %v", got, code, err)
 	}
-	if n, _, err := countFile("json-file", path); err != nil || n != lines {
+	if n, _, err := countRotated("json-file", path); err != nil || n != lines {
 		return fmt.Errorf("%d of %d lines: %v", n, lines, err)
 	}
 	r.life()
@@ -249,7 +287,7 @@ func (r *run) attempt(name, path string) (again bool, err error) {
 	for _, topic := range []string{"/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"} {
 		r.want[topic+" "+r.id+" "+name]++
 	}
-	if got == unknownStatus && cut > 0 && strings.HasPrefix(r.name, "shim.startexec.") { // it was being started
+	if got == unknownStatus && cut > 0 && slices.ContainsFunc(starting, func(p string) bool { return strings.HasPrefix(r.name, p) }) {
 		why, err := r.unknown(name)
 		if err != nil {
 			return false, err

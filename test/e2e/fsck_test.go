@@ -60,8 +60,29 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 	layers := filepath.Join(u.Root(), "io.containerd.snapshotter.v1.overlayfs", "snapshots")
 	blobs := filepath.Join(u.Root(), "io.containerd.content.v1.content", "blobs", "sha256")
 
+	// A container that does not run, and the scope that systemd made for it, or would have made.
+	scoped, err := c.sh(name("scope"), "true")
+	must(err)
+	scoped.Linux.CgroupsPath = ns + ".slice:e2e:" + name("scope")
+	must(errors.Join(c.prepare(name("scope")), c.container(name("scope"), scoped)))
+	scope := "/" + ns + ".slice/e2e-" + name("scope") + ".scope"
+	if strings.Contains(ns, "-") {
+		first, _, _ := strings.Cut(ns, "-")
+		scope = "/" + first + ".slice" + scope
+	}
+	for _, h := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup"} {
+		if err := os.MkdirAll(filepath.Join(h, scope), 0o755); err == nil {
+			t.Cleanup(func() { // the slices, which are nobody's
+				for dir := filepath.Dir(scope); dir != "/"; dir = filepath.Dir(dir) {
+					_ = os.Remove(filepath.Join(h, dir))
+				}
+			})
+			expect("cgroup", scope, ns+"/"+name("scope"))
+			break
+		}
+	}
 	// A container that was removed, and its cgroup and its storage, which are made again.
-	_, err := c.run(name("cg"), "sleep 1000")
+	_, err = c.run(name("cg"), "sleep 1000")
 	must(err)
 	before, err := filepath.Glob(layers + "/*")
 	must(err)
@@ -296,7 +317,7 @@ func TestFsck(t *testing.T) {
 		if st, err := c.state("bystander", ""); err != nil || st.Pid != pid {
 			t.Errorf("the container that runs: %v, %v", st, err)
 		}
-		for container, snapshot := range map[string]string{"widow": "widow", "keeper": "bare"} {
+		for container, snapshot := range map[string]string{"widow": "widow", "keeper": "bare", "scope": "scope"} {
 			if err := errors.Join(c.deleteContainer(fmt.Sprint(container, round)), c.removeSnapshot(fmt.Sprint(snapshot, round))); err != nil {
 				t.Error(err)
 			}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -45,6 +46,12 @@ func newMeter(t *testing.T, backend string, rate int64) *meter {
 		proxy.ServeHTTP(w, r)
 	}))
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	// What is sent is on its way, not in a buffer of ours.
+	s.Config.ConnState = func(c net.Conn, state http.ConnState) {
+		if tcp, ok := c.(*net.TCPConn); ok && state == http.StateNew {
+			_ = tcp.SetWriteBuffer(32 << 10)
+		}
+	}
 	s.Start()
 	t.Cleanup(s.Close)
 	m.addr = s.Listener.Addr().String()
@@ -82,9 +89,13 @@ func (m *meter) until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// of gives how many bytes of a blob were sent, or of all.
 func (m *meter) of(blob string) int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if blob == "" {
+		return m.total
+	}
 	return m.sent[blob]
 }
 

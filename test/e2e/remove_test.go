@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -62,7 +63,11 @@ func TestRemoveForced(t *testing.T) {
 		_, err := c.tasks.Pause(c.ctx, &tasks.PauseTaskRequest{ContainerID: id})
 		must(err)
 	}
-	for state, reach := range map[string]func(id string){
+	execute := func(id, name, script string) {
+		t.Helper()
+		must(errors.Join(c.exec(id, name, script), c.start(id, name)))
+	}
+	states := map[string]func(id string){
 		"no-task": func(id string) { must(c.make(id, "true")) },
 		"created": func(id string) {
 			must(c.make(id, "true"))
@@ -76,6 +81,45 @@ func TestRemoveForced(t *testing.T) {
 			must(err)
 			_, err = c.wait(id, "")
 			must(err)
+		},
+		"execs": func(id string) {
+			running(id)
+			execute(id, "e0", "trap '' TERM; sleep 1000")
+			execute(id, "e1", "exit 3")
+			must(c.exec(id, "e2", "true"))
+		},
+		"execs-shim-dead":    func(id string) { running(id); execute(id, "e0", "sleep 1000"); signal(id, unix.SIGKILL) },
+		"execs-shim-stopped": func(id string) { running(id); execute(id, "e0", "sleep 1000"); signal(id, unix.SIGSTOP) },
+		"unknown": func(id string) { // it ended while nobody of ours lived
+			pid, err := c.run(id, "sleep 1000")
+			must(err)
+			must(u.Kill())
+			signal(id, unix.SIGKILL)
+			must(unix.Kill(int(pid), unix.SIGKILL))
+			must(u.Start())
+		},
+		"mount-in-rootfs": func(id string) { // and somebody works in it
+			running(id)
+			at := filepath.Join(bundle(id), "rootfs", "tmp")
+			must(errors.Join(os.MkdirAll(at, 0o755), unix.Mount("none", at, "tmpfs", 0, "")))
+			held, err := os.Create(filepath.Join(at, "held"))
+			must(err)
+			t.Cleanup(func() { _ = held.Close() })
+		},
+		"bundle-half-gone": func(id string) {
+			running(id)
+			for _, name := range []string{"config.json", "table", "runc", "bootstrap.json", "ledger"} {
+				must(os.RemoveAll(filepath.Join(bundle(id), name)))
+			}
+		},
+		"bundle-half-gone-both-killed": func(id string) {
+			running(id)
+			must(u.Kill())
+			signal(id, unix.SIGKILL)
+			for _, name := range []string{"config.json", "table", "ledger"} {
+				must(os.RemoveAll(filepath.Join(bundle(id), name)))
+			}
+			must(u.Start())
 		},
 		"shim-dead":          func(id string) { running(id); signal(id, unix.SIGKILL) },
 		"shim-stopped":       func(id string) { running(id); signal(id, unix.SIGSTOP) },
@@ -112,7 +156,16 @@ func TestRemoveForced(t *testing.T) {
 				t.Error("it was deleted")
 			}
 		},
-	} {
+	}
+	if exec.Command("criu", "check").Run() == nil { // else it is older than the kernel; the VM has a pair that fits
+		states["checkpointed"] = func(id string) { // and ended by that
+			running(id)
+			if out, err := harness.Output(u.Mctl("tasks", "checkpoint", "--exit", id)); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+		}
+	}
+	for state, reach := range states {
 		t.Run(state, func(t *testing.T) {
 			reach(state)
 			for range 2 {

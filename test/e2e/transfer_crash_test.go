@@ -151,7 +151,7 @@ func (n *noise) whole(t *testing.T, d *harness.Daemon) {
 		}
 	}
 	s := snapshots.NewSnapshotsClient(conn)
-	v, err := s.View(ctx, &snapshots.ViewSnapshotRequest{Snapshotter: snapshotter, Key: "look", Parent: n.chain})
+	v, err := s.View(ctx, &snapshots.ViewSnapshotRequest{Snapshotter: snapshotter, Key: "look", Parent: n.chain, Labels: map[string]string{"containerd.io/gc.root": "test"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,4 +271,74 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// TestMctlPullKilled: when the daemon is killed or stopped, mctl waits for the next one, and has it go on.
+func TestMctlPullKilled(t *testing.T) {
+	registry := regproxy.Start(t, regproxy.Options{})
+	m := newMeter(t, registry.URL(), 10<<20)
+	for i, c := range []struct {
+		name string
+		end  func(*harness.Daemon) error
+	}{{"killed", (*harness.Daemon).Kill}, {"stopped", (*harness.Daemon).Stop}} {
+		t.Run(c.name, func(t *testing.T) {
+			n := makeNoise(t, registry.URL(), c.name, byte(5+i), 12<<20, 1<<20)
+			n.ref = m.addr + "/" + c.name + ":latest"
+			d := harness.Test(t, bin)
+			before := m.of("")
+			pulled := make(chan error, 1)
+			go func() {
+				_, err := harness.Output(d.Mctl("images", "pull", "--plain-http", n.ref))
+				pulled <- err
+			}()
+			m.until(t, "half of it", func() bool { return m.total-before > 6<<20 || len(pulled) > 0 })
+			if err := c.end(d); err != nil {
+				t.Fatal(err)
+			}
+			m.until(t, "the end of all requests", func() bool { return m.active == 0 })
+			if err := d.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-pulled; err != nil {
+				t.Fatal(err)
+			}
+			n.whole(t, d)
+			if came, all := m.of("")-before, n.layers[0].Size+n.layers[1].Size; came > all+(2<<20) {
+				t.Errorf("%d bytes came, of %d", came, all)
+			}
+		})
+	}
+}
+
+// TestPullRegistryKilled: a registry that is killed and started again is gone on with, by this pull or by the next one.
+func TestPullRegistryKilled(t *testing.T) {
+	registry := regproxy.Start(t, regproxy.Options{})
+	m := newMeter(t, registry.URL(), 10<<20)
+	n := makeNoise(t, registry.URL(), "noise", 6, 12<<20, 1<<20)
+	n.ref = m.addr + "/noise:latest"
+	d := harness.Test(t, bin)
+	pulled := make(chan error, 1)
+	mv := newMover(t, d)
+	pull := func() {
+		_, err := mv.move(plain(n.ref), stored(n.ref))
+		pulled <- err
+	}
+	go pull()
+	m.until(t, "half of it", func() bool { return m.total > 6<<20 || len(pulled) > 0 })
+	registry.Stop()
+	m.until(t, "the end of all requests", func() bool { return m.active == 0 })
+	registry.Run(t)
+	if err := <-pulled; err != nil {
+		if code(err) != "Unavailable" {
+			t.Error(err)
+		}
+		pull()
+		if err := <-pulled; err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.whole(t, d)
+	if came, all := m.of(""), n.layers[0].Size+n.layers[1].Size; came > all+(2<<20) {
+		t.Errorf("%d bytes came, of %d", came, all)
+	}
 }

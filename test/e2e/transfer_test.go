@@ -229,6 +229,8 @@ func TestMctlPull(t *testing.T) {
 	has(t, u.mctl("images", "label", n.ref), "k=v")
 	has(t, u.mctl("images", "pull", "-o", "json", "--plain-http", n.ref), `"digest": "`+n.target.Digest.String()+`"`)
 
+	byDigest := registry.Addr + "/a/b@" + n.target.Digest.String()
+	equal(t, "pull by digest", u.mctl("images", "pull", "--plain-http", "--all-platforms", byDigest), byDigest+" "+n.target.Digest.String()+"\n")
 	equal(t, "push", u.mctl("images", "push", "--plain-http", registry.Addr+"/x:1", n.ref), registry.Addr+"/x:1 "+n.target.Digest.String()+"\n")
 	u.ctr("images", "rm", n.ref)
 	has(t, u.ctr("images", "pull", "--plain-http", registry.Addr+"/x:1"), "done")
@@ -275,4 +277,29 @@ func TestMctlPullTerminal(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	has(t, string(out), "\x1b[J", "Completed pull", "4 of 4 done", n.target.Digest.String())
+}
+
+// TestPullBeside: a client that pulls over the content service and one that has the daemon pull, at the same time, fetch
+// what is large once between them.
+func TestPullBeside(t *testing.T) {
+	registry := regproxy.Start(t, regproxy.Options{})
+	m := newMeter(t, registry.URL(), 10<<20)
+	n := makeNoise(t, registry.URL(), "a", 8, 4<<20, 2<<20)
+	n.ref = m.addr + "/a:latest"
+	u := &user{Daemon: harness.Test(t, bin), t: t}
+	var pulls sync.WaitGroup
+	for _, cmd := range []*exec.Cmd{u.Command("images", "pull", "--plain-http", n.ref), u.Mctl("images", "pull", "--plain-http", n.ref)} {
+		pulls.Go(func() {
+			if out, err := harness.Output(cmd); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+	pulls.Wait()
+	n.whole(t, u.Daemon)
+	for _, l := range n.layers {
+		if got := m.of(l.Digest.String()); got > l.Size*3/2 {
+			t.Errorf("%d bytes of a layer of %d came", got, l.Size)
+		}
+	}
 }

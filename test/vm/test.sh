@@ -63,8 +63,9 @@ GUEST
 done <<'PACKAGES'
 cgroups .
 reaper .
+shimapi Vsock
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
-cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
+cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput)|Restore|SandboxSlice
 manager/snapshots/snapshottest Devmapper
 manager/snapshots/erofs .
 shimapi/mount .

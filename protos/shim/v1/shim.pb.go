@@ -83,10 +83,11 @@ func (x *ExecSpec) GetTimeoutNano() int64 {
 }
 
 type ProfileRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // as of net/http/pprof: profile (of the CPU), heap, allocs, goroutine, threadcreate, block, mutex; or trace
-	DurationNano  int64                  `protobuf:"varint,2,opt,name=duration_nano,json=durationNano,proto3" json:"duration_nano,omitempty"` // for profile and trace: how long to record, at most ten minutes
-	Debug         int32                  `protobuf:"varint,3,opt,name=debug,proto3" json:"debug,omitempty"`                                   // 0: binary, 1 or 2: text (not for profile and trace)
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                      // as of net/http/pprof: profile (of the CPU), heap, allocs, goroutine, threadcreate, block, mutex; or trace
+	DurationNano int64                  `protobuf:"varint,2,opt,name=duration_nano,json=durationNano,proto3" json:"duration_nano,omitempty"` // for profile and trace, how long to record; for heap and allocs, how long to note allocations, of which
+	// none are before; at most ten minutes
+	Debug         int32 `protobuf:"varint,3,opt,name=debug,proto3" json:"debug,omitempty"` // 0: binary, 1 or 2: text (not for profile and trace)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -25,7 +25,7 @@ func (k *keepers) pprof() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pprof ID PROFILE", Short: "Get a profile of a shim: heap, allocs, goroutine, threadcreate, block, mutex, or profile (of the CPU)", Args: args(2, 2),
 		Long: `Writes a profile of the shim itself, for "go tool pprof", to standard output or to --file. With --debug it is text, and so is what
-comes to a terminal.`,
+comes to a terminal. heap and allocs tell of what is allocated within --duration: a shim notes nothing before.`,
 		Example: `  mctl shim pprof web heap --file heap.pb.gz
   mctl shim pprof web goroutine --debug 1
   mctl shim pprof web profile --duration 10s > cpu.pb.gz`,
@@ -33,13 +33,14 @@ comes to a terminal.`,
 			if r.Debug < 0 || r.Debug > 2 {
 				return misused(cmd, "--debug %d is none of 0, 1 and 2", r.Debug)
 			}
-			if r.Name = given[1]; r.Name == "profile" {
+			switch r.Name = given[1]; r.Name {
+			case "profile", "heap", "allocs":
 				r.DurationNano = int64(record)
 			}
 			return k.profile(cmd, given[0], file, r)
 		},
 	}
-	cmd.Flags().DurationVar(&record, "duration", 5*time.Second, "of profile: `time` to record")
+	cmd.Flags().DurationVar(&record, "duration", 5*time.Second, "of profile, heap and allocs: `time` to record")
 	cmd.Flags().Int32Var(&r.Debug, "debug", 0, "0: for pprof, 1 or 2: text")
 	cmd.Flags().StringVar(&file, "file", "", "`path` to write to")
 	return cmd
@@ -62,7 +63,7 @@ func (k *keepers) trace() *cobra.Command {
 // profile writes what the shim streams to a file, which is whole or not there, or to our output.
 func (k *keepers) profile(cmd *cobra.Command, id, file string, r *shim.ProfileRequest) error {
 	if out, ok := k.out.(*os.File); file == "" && ok && term.IsTerminal(int(out.Fd())) {
-		if r.DurationNano != 0 {
+		if r.Name == "profile" || r.Name == "trace" {
 			return misused(cmd, "a recording is no text for a terminal; name a --file, or redirect the output")
 		}
 		r.Debug = max(r.Debug, 1)

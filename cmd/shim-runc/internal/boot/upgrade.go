@@ -56,7 +56,7 @@ func (s *server) replace(ctx context.Context, path string) error {
 	defer cancel()
 	frozen := monotonic()
 	if err := s.listener.Freeze(ctx); err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		return fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable) // the deadline is ours, not the client's
 	}
 	defer s.listener.Thaw()
 	failpoint.Hit("shim.upgrade.frozen")
@@ -68,7 +68,7 @@ func (s *server) replace(ctx context.Context, path string) error {
 	case s.forward.sending <- struct{}{}:
 		defer func() { <-s.forward.sending }()
 	case <-ctx.Done():
-		return fmt.Errorf("an event is being forwarded: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+		return fmt.Errorf("an event is being forwarded: %v: %w", ctx.Err(), errdefs.ErrUnavailable)
 	}
 
 	failpoint.Hit("shim.upgrade.quiet")

@@ -31,6 +31,7 @@ type Container struct {
 	init      *reaper.Process
 	sharedPID bool // processes may outlive init: there is no pid namespace that dies with it
 	released  atomic.Bool
+	destroyed atomic.Bool
 	launcher  string           // argv[0] of the process that forked init
 	poststart configs.HookList // libcontainer would run them at create
 
@@ -373,7 +374,10 @@ func awaitStopped(lc *libcontainer.Container) error {
 func (c *Container) Destroy() error {
 	lc, err := c.load()
 	if errors.Is(err, libcontainer.ErrNotExist) {
-		return nil
+		if c.destroyed.Load() || c.c == nil {
+			return nil
+		}
+		lc, err = c.c, nil // its state was lost; its cgroup is known all the same
 	}
 	if err != nil {
 		return err
@@ -386,6 +390,7 @@ func (c *Container) Destroy() error {
 	if err := c.engine.destroy(lc); err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", c.id, err)
 	}
+	c.destroyed.Store(true)
 	return nil
 }
 

@@ -23,6 +23,7 @@ func TestExecAffinity(t *testing.T) {
 		want string
 	}{
 		{"container", nil, "0"}, {"own", &specs.CPUAffinity{Initial: "0", Final: "1"}, "1"}, {"own, both", &specs.CPUAffinity{Final: "0-1"}, "0-1"},
+		{"own, initial alone", &specs.CPUAffinity{Initial: "1"}, "1"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if got := f.execShell(t, c, func(p *specs.Process) { p.ExecCPUAffinity = row.own }, status("Cpus_allowed_list")); got != row.want {

@@ -49,19 +49,37 @@ func (f *File) Stat() (st unix.Stat_t, err error) {
 
 // Write implements io.Writer.
 func (f *File) Write(b []byte) (n int, err error) {
+	f.in.Do(func() { n, err = f.write(b) })
+	return n, f.wrap("write", err)
+}
+
+// WriteAfter is Write for a file that has length bytes, or any number if that is negative. was is how many it had: if that is another
+// number, nothing is written. The thread is asked once.
+func (f *File) WriteAfter(length int64, b []byte) (n int, was int64, err error) {
 	f.in.Do(func() {
-		for n < len(b) && err == nil {
-			err = again(func() error {
-				m, err := unix.Write(f.fd, b[n:])
-				n += max(m, 0)
-				if err == nil && m == 0 {
-					return io.ErrUnexpectedEOF
-				}
-				return err
-			})
+		var st unix.Stat_t
+		if err = again(func() error { return unix.Fstat(f.fd, &st) }); err != nil {
+			return
+		}
+		if was = st.Size; length < 0 || was == length {
+			n, err = f.write(b)
 		}
 	})
-	return n, f.wrap("write", err)
+	return n, was, f.wrap("write", err)
+}
+
+func (f *File) write(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		err = again(func() error {
+			m, err := unix.Write(f.fd, b[n:])
+			n += max(m, 0)
+			if err == nil && m == 0 {
+				return io.ErrUnexpectedEOF
+			}
+			return err
+		})
+	}
+	return n, err
 }
 
 // ReadAt implements io.ReaderAt.

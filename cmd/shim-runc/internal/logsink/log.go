@@ -2,6 +2,7 @@ package logsink
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/shimapi/failpoint"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/fdtable"
 )
@@ -141,6 +144,54 @@ func (l *Log) Reopen() error {
 	return old.Close()
 }
 
+// Rest closes the log's files and keeps them closed until Wake: a process that is replaced or ends waits for the file system of what
+// is open. It returns when they are closed. When ctx ends before, the log goes on by itself as soon as they are; Unavailable.
+func (l *Log) Rest(ctx context.Context) error {
+	if l.cfg.Lazy {
+		return nil
+	}
+	rested := make(chan error, 1)
+	var late atomic.Bool
+	go func() {
+		l.mu.Lock()
+		err := l.restLocked()
+		if err != nil || !late.CompareAndSwap(false, true) {
+			l.mu.Unlock()
+		}
+		rested <- err
+	}()
+	select {
+	case err := <-rested:
+		return err
+	case <-ctx.Done():
+	}
+	if late.CompareAndSwap(false, true) {
+		return fmt.Errorf("the file system of log %s does not answer: %w", l.cfg.Path, errdefs.ErrUnavailable)
+	}
+	return <-rested
+}
+
+// restLocked makes the log one that goes on as that of another process does.
+func (l *Log) restLocked() error {
+	if l.file == nil {
+		return nil
+	}
+	if err := l.table.Empty(); err != nil { // readers, too
+		return fmt.Errorf("cannot close log %s: %w", l.cfg.Path, err)
+	}
+	_ = l.file.Close()
+	l.table.Close()
+	l.table, l.file, l.resumed = nil, nil, true
+	return nil
+}
+
+// Wake ends a Rest that succeeded.
+func (l *Log) Wake() {
+	if !l.cfg.Lazy {
+		l.mu.Unlock()
+	}
+}
+
 // Close closes the files. Readers that follow the log come to its end.
 func (l *Log) Close() {
 	l.mu.Lock()
@@ -251,9 +302,11 @@ func (l *Log) openLocked() (err error) {
 	}
 	l.resumed = false
 	l.rec.file = id
+	failpoint.Hit("logsink.made")
 	if err := l.commitLocked(); err != nil {
 		return err
 	}
+	failpoint.Hit("logsink.opened")
 	if len(l.gens) == 0 || l.gens[len(l.gens)-1] != id {
 		l.gens = append(l.gens, id)
 		if len(l.gens) > keepGens {
@@ -295,16 +348,7 @@ func (l *Log) readyLocked() error {
 			return err
 		}
 	}
-	if err := l.fixLocked(); err != nil {
-		return err
-	}
-	// Others may have cut it, or have written to it.
-	st, err := l.file.Stat()
-	if err != nil {
-		return err
-	}
-	l.rec.length = st.Size
-	return nil
+	return l.fixLocked()
 }
 
 // rotateLocked moves every file on by one, and begins a new one.
@@ -328,6 +372,7 @@ func (l *Log) rotateLocked() error {
 			return err
 		}
 	}
+	failpoint.Hit("logsink.rotated")
 	_ = l.file.Close()
 	l.file = nil
 	return l.openLocked()
@@ -368,7 +413,11 @@ func (l *Log) write(s *Stream, f *frames) (used int, err error) {
 			}
 			upto = max(upto, used+1) // an entry that is longer than a file may be has one of its own
 		}
-		n, werr := l.file.Write(f.out[start:f.list[upto-1].end])
+		n, was, werr := l.file.WriteAfter(l.rec.length, f.out[start:f.list[upto-1].end])
+		if werr == nil && was != l.rec.length { // others have cut it, or have written to it
+			l.rec.length = was
+			continue
+		}
 		whole := used
 		for whole < upto && f.list[whole].end-start <= n {
 			if f.list[whole].note {
@@ -384,7 +433,9 @@ func (l *Log) write(s *Stream, f *frames) (used int, err error) {
 		if werr != nil {
 			l.torn = true
 		}
+		failpoint.Hit("logsink.written")
 		cerr := l.commitLocked()
+		failpoint.Hit("logsink.recorded")
 		used = whole
 		if werr != nil {
 			return used, errors.Join(werr, l.fixLocked())

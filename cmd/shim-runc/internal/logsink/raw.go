@@ -17,10 +17,14 @@ func (l *Log) append(s *Stream, b []byte) error {
 		return err
 	}
 	n, err := l.claimLocked(s, b), error(nil)
-	if n == 0 {
-		n, err = l.file.Write(b)
+	if n > 0 {
+		l.rec.length += int64(n)
+	} else {
+		var was int64
+		if n, was, err = l.file.WriteAfter(-1, b); err == nil || n > 0 {
+			l.rec.length = was + int64(n)
+		}
 	}
-	l.rec.length += int64(n)
 	l.rec.streams[s.index].done += int64(n)
 	if cerr := l.commitLocked(); err == nil {
 		err = cerr

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // spooled is how many bytes of a stream are taken before they must go into the log.
@@ -99,6 +101,7 @@ func (s *Stream) Take(fifo int) (int64, error) {
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err == nil:
+			failpoint.Hit("logsink.taken")
 			s.taken += n
 			return n, nil
 		case errors.Is(err, unix.EAGAIN):

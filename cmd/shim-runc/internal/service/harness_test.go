@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,6 +31,9 @@ var (
 	binary string // shim-runc
 	lower  string // a rootfs of busybox that every container bind-mounts
 )
+
+// makeLower makes lower, for the first test that needs it.
+var makeLower sync.Once
 
 // tempPrefix begins the name of every directory of this very run: another may be under way beside it.
 var tempPrefix = fmt.Sprintf("shim-service-test-%d-", os.Getpid())
@@ -85,9 +89,7 @@ var ctx = context.Background()
 // removes it all, and fails when the shim does not end.
 func serve(t testing.TB, id string, spec any) *fixture {
 	t.Helper()
-	if _, err := os.Stat(lower); err != nil {
-		shimbin.Rootfs(t, lower)
-	}
+	makeLower.Do(func() { shimbin.Rootfs(t, lower) })
 	dir, err := os.MkdirTemp("", tempPrefix)
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/shimapi"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -148,6 +149,7 @@ func (s *Service) parkOneLocked(p *process) error {
 func (s *Service) sendLocked(p *shimstate.Parcel, files []*os.File) error {
 	p.Namespace, p.ContainerId = s.cfg.Namespace, s.cfg.ID
 	err := parking.Send(s.parker.conn, p, files)
+	failpoint.Hit("shim.park.sent")
 	if err != nil {
 		_ = s.parker.conn.Close()
 		s.parker.conn = nil

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/pprof"
 	"runtime/trace"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,7 +33,10 @@ func profile(ctx context.Context, r *shim.ProfileRequest, w io.Writer) error {
 		}
 		return record(ctx, r.Name, duration, w)
 	case "heap", "allocs":
-		runtime.GC() // what is told is of the last collection
+		if duration < 0 || duration > longestProfile {
+			return fmt.Errorf("cannot watch the %s for %v: that is not between 0 and %v: %w", r.Name, duration, longestProfile, errdefs.ErrInvalidArgument)
+		}
+		return allocations(ctx, r, duration, w)
 	}
 	p := pprof.Lookup(r.Name)
 	if p == nil {
@@ -43,6 +47,29 @@ func profile(ctx context.Context, r *shim.ProfileRequest, w io.Writer) error {
 		return fmt.Errorf("there is no profile %q; there are %s: %w", r.Name, names, errdefs.ErrNotFound)
 	}
 	return p.WriteTo(w, int(r.Debug))
+}
+
+// sampling is the mean number of bytes between allocations that are noted while memory is profiled.
+const sampling = 4096
+
+var memory sync.Mutex // held while memory is profiled
+
+// allocations tells of what is allocated during a while, and of how much memory there is. Nothing is noted before: what Go
+// keeps of it never shrinks, and would be more than the rest of the heap of a shim that has run thousands of execs.
+func allocations(ctx context.Context, r *shim.ProfileRequest, duration time.Duration, w io.Writer) error {
+	if !memory.TryLock() {
+		return fmt.Errorf("cannot watch the %s: memory is being profiled already: %w", r.Name, errdefs.ErrFailedPrecondition)
+	}
+	defer memory.Unlock()
+	runtime.MemProfileRate = sampling
+	defer func() { runtime.MemProfileRate = 0 }()
+	select {
+	case <-time.After(duration):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	runtime.GC() // what is told is of the last collection
+	return pprof.Lookup(r.Name).WriteTo(w, int(r.Debug))
 }
 
 // record records for a while, or until the client has gone.

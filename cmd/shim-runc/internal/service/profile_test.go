@@ -44,6 +44,18 @@ func TestProfile(t *testing.T) {
 	if _, err := get(&shim.ProfileRequest{Name: "nothing"}); !errdefs.IsNotFound(err) {
 		t.Errorf("%v", err)
 	}
+	if got, err := get(&shim.ProfileRequest{Name: "heap", DurationNano: -1}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("%.20q, %v", got, err)
+	}
+	// There are samples of what was allocated meanwhile.
+	sampled := make(chan uint32, 1)
+	go func() { sampled <- f.runExec("sampled", nil, "true") }()
+	if got, err := get(&shim.ProfileRequest{Name: "allocs", Debug: 1, DurationNano: int64(time.Second)}); err != nil || !bytes.Contains(got, []byte("/8192")) || !bytes.Contains(got, []byte("service.(*Service)")) {
+		t.Errorf("%.2000s, %v", got, err)
+	}
+	if s := <-sampled; s != 0 {
+		t.Errorf("status %d of an exec", s)
+	}
 	for _, bad := range []time.Duration{0, -1, time.Hour} {
 		if _, err := get(&shim.ProfileRequest{Name: "trace", DurationNano: int64(bad)}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v: %v", bad, err)

@@ -33,9 +33,7 @@ type box struct {
 // serveBox starts a shim for a sandbox of spec (nil: there is none). The test's end takes it all away.
 func serveBox(t *testing.T, id string, spec any) *box {
 	t.Helper()
-	if _, err := os.Stat(lower); err != nil {
-		shimbin.Rootfs(t, lower)
-	}
+	makeLower.Do(func() { shimbin.Rootfs(t, lower) })
 	dir, err := os.MkdirTemp("", tempPrefix)
 	if err != nil {
 		t.Fatal(err)

@@ -58,8 +58,8 @@ func readSandbox(bundle string) (*shimstate.Sandbox, error) {
 	if err == nil {
 		err = r.Unmarshal(data)
 	}
-	if err == nil && r.Schema > tableSchema {
-		err = fmt.Errorf("its record has schema %d, the newest known is %d", r.Schema, tableSchema)
+	if err == nil && r.Schema > tableSchema+1 {
+		err = fmt.Errorf("its record has schema %d, the newest known is %d", r.Schema, tableSchema+1)
 	}
 	return r, err
 }

@@ -262,6 +262,46 @@ func TestHungCreate(t *testing.T) {
 	}
 }
 
+// TestHungUpgrade: a shim whose log's file system does not answer is not replaced, which would wait for that; it goes on, and is
+// replaced when the file system answers. No line is lost.
+func TestHungUpgrade(t *testing.T) {
+	for name, script := range map[string]string{
+		"silent":   "echo line 0; while [ ! -e /dev/go ]; do usleep 50000; done; echo line 1; sleep 1000",
+		"printing": "i=0; while :; do echo line $i; i=$((i+1)); usleep 10000; done",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			id := "hungup" + name
+			f := serve(t, id, shimbin.Spec(id, "sh", "-c", script))
+			fs := hungfs.Mount(t)
+			log := fs.Dir + "/log"
+			f.create(func(r *task.CreateTaskRequest) { r.Stdout = "file://" + log })
+			f.start("")
+			awaitLines(t, log, 1)
+			fs.Hang(t, true)
+			c, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			_, err := f.Shim().Upgrade(c, &shim.UpgradeRequest{Binary: binary})
+			if err = shimapi.FromWire(err); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "the file system of log "+log+" does not answer") {
+				t.Errorf("upgrade: %v", err)
+			}
+			if s := f.runExec("go", nil, "touch", "/dev/go"); s != 0 {
+				t.Errorf("an exec: status %d", s)
+			}
+			fs.Hang(t, false)
+			f.upgrade()
+			awaitLines(t, log, 2)
+			f.upgrade()
+			f.kill("", unix.SIGKILL)
+			f.wait("")
+			f.remove("")
+			if n := counted(t, log); n < 2 {
+				t.Errorf("%d lines", n)
+			}
+		})
+	}
+}
+
 // TestReattach: clients come, read a part and vanish, and another one comes: the streams go on, no line is lost in between,
 // and the container notices nothing.
 func TestReattach(t *testing.T) {

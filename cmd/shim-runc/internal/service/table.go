@@ -18,7 +18,8 @@ import (
 	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
-// tableSchema is the version of the records that this code writes, and the newest that it reads.
+// tableSchema is the version of the records that this code writes. It reads those of one more, too, which a version wrote that
+// was taken back.
 const tableSchema = 1
 
 // keep writes a process's record, so that a successor knows it. It is called after each step that a client is told of,
@@ -143,8 +144,8 @@ func LoadTable(bundle string) (*shimstate.Table, error) {
 			err = r.Unmarshal(data)
 		}
 		switch {
-		case err == nil && r.Schema > tableSchema:
-			err = fmt.Errorf("it has schema %d, the newest known is %d", r.Schema, tableSchema)
+		case err == nil && r.Schema > tableSchema+1:
+			err = fmt.Errorf("it has schema %d, the newest known is %d", r.Schema, tableSchema+1)
 		case err == nil && shimapi.TableName(r.ExecId) != e.Name():
 			err = fmt.Errorf("it is of process %q", r.ExecId)
 		}

@@ -110,7 +110,7 @@ func (s *Service) Upgrade(ctx context.Context, r *shim.UpgradeRequest) (*shim.Up
 // and the error says what was in the way (Unavailable); FailedPrecondition when there is nothing that could go on.
 func (s *Service) Quiet(ctx context.Context) (err error) {
 	busy := func(what string, err error) error {
-		return fmt.Errorf("%s: %w: %w", what, err, errdefs.ErrUnavailable)
+		return fmt.Errorf("%s: %v: %w", what, err, errdefs.ErrUnavailable) // a deadline of ours, not the client's
 	}
 	if err := s.handlers.close(ctx); err != nil {
 		return busy("a request is under way", err)

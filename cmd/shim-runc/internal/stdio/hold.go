@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 )
 
 // holding is a semaphore that a copy has while there is a byte in this process and nowhere else: one that was read and is
@@ -49,8 +51,9 @@ func (h holding) read(f *os.File, buf []byte) (n int, err error) {
 	return n, nil
 }
 
-// Hold waits until each byte of the streams is in the kernel or in a file, and keeps it so until Let: what this process
-// alone has is lost when it is replaced. When ctx ends before, nothing is held, and the error says what is in the way.
+// Hold waits until each byte of the streams is in the kernel or in a file, and no log is open, and keeps it so until Let: what this
+// process alone has is lost when it is replaced, and the file system of a log may not answer then. When ctx ends before, nothing is
+// held, and the error says what is in the way.
 func (s *Streams) Hold(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,6 +68,19 @@ func (s *Streams) Hold(ctx context.Context) error {
 			return fmt.Errorf("output or input that was read cannot be written now: %w", ctx.Err())
 		}
 	}
+	var resting []*logsink.Log
+	for _, l := range s.logs {
+		if err := l.Rest(ctx); err != nil {
+			for _, l := range resting {
+				l.Wake()
+			}
+			for _, h := range all {
+				<-h
+			}
+			return err
+		}
+		resting = append(resting, l)
+	}
 	return nil
 }
 
@@ -72,6 +88,9 @@ func (s *Streams) Hold(ctx context.Context) error {
 func (s *Streams) Let() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, l := range s.logs {
+		l.Wake()
+	}
 	for _, h := range s.holdingsLocked() {
 		<-h
 	}

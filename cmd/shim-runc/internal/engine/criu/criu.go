@@ -226,6 +226,12 @@ func (p Place) run(log string, fn func(work string) error) error {
 	return failure(err, data, path)
 }
 
+// allows are the options of containerd's CheckpointOptions, by what criu says of them in its log when one is missing.
+var allows = map[string]string{
+	"consider using --tcp-established": "open_tcp", "You can try --file-locks": "file_locks",
+	"Consider using --ext-unix-sk": "external_unix_sockets", "Consider using --shell-job": "terminal",
+}
+
 // failure says which criu failed, its last errors, where the rest is, and whether "criu check" finds it unfit for the
 // machine (FailedPrecondition).
 func failure(err error, log []byte, path string) error {
@@ -239,6 +245,11 @@ func failure(err error, log []byte, path string) error {
 	}
 	if path != "" {
 		fmt.Fprintf(&b, " (its log: %s)", path)
+	}
+	for flag, option := range allows {
+		if bytes.Contains(log, []byte(flag)) {
+			return fmt.Errorf("%w: %s; the option %s allows it: %w", err, b.String(), option, errdefs.ErrFailedPrecondition)
+		}
 	}
 	out, cerr := call("check")
 	if cerr == nil {

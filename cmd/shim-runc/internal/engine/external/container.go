@@ -18,6 +18,7 @@ import (
 	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
 	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // patience is how long processes may take to end after SIGKILL, and a terminal to arrive.
@@ -47,6 +48,7 @@ func (c *Container) Start(ctx context.Context) error {
 	if err := c.engine.guarded(func(r *runc.Runc) error { return r.Start(ctx, c.id) }); err != nil {
 		return fmt.Errorf("cannot start container %s: %w", c.id, err)
 	}
+	failpoint.Hit("external.started")
 	c.started.Store(true)
 	c.engine.cfg.OnPhase("start", time.Since(begin))
 	return nil
@@ -72,6 +74,7 @@ func (c *Container) Exec(ctx context.Context, execID string, p *specs.Process, i
 	if err != nil {
 		return fail(err)
 	}
+	failpoint.Hit("external.exec.made")
 	c.engine.cfg.OnPhase("exec", time.Since(begin))
 	return proc, nil
 }

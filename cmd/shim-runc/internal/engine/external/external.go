@@ -26,6 +26,7 @@ import (
 	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cmd/shim-runc/internal/engine"
 	"github.com/managerd/managerd/reaper"
+	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // Engine makes containers with one program.
@@ -140,6 +141,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 	if err := rewrite(bundle, &process); err != nil {
 		return fail(err)
 	}
+	failpoint.Hit("external.create.rewritten")
 	proc, err := e.launch(io, func(r *runc.Runc, s *streams) error {
 		return r.Create(ctx, id, bundle, &runc.CreateOpts{
 			IO: s, PidFile: s.pidFile, ConsoleSocket: s.socket(), NoPivot: e.cfg.NoPivotRoot, NoNewKeyring: e.cfg.NoNewKeyring,
@@ -154,6 +156,7 @@ func (e *Engine) Create(ctx context.Context, id, bundle string, spec *specs.Spec
 		}
 		return fail(err)
 	}
+	failpoint.Hit("external.create.made")
 	c := &Container{id: id, engine: e, init: proc, sharedPID: engine.SharesPID(spec)}
 	c.cgroup, err = cgroups.Load(proc.Pid())
 	if err != nil {
@@ -178,6 +181,7 @@ func (e *Engine) launch(io engine.IO, fn func(r *runc.Runc, s *streams) error) (
 			if err := fn(r, s); err != nil {
 				return err
 			}
+			failpoint.Hit("external.launched")
 			data, err := os.ReadFile(s.pidFile)
 			if err != nil {
 				return fmt.Errorf("it wrote no pid file: %w", err)
@@ -224,5 +228,6 @@ func (e *Engine) Remove(id, _ string) error {
 	if err != nil {
 		return fmt.Errorf("cannot remove container %s: %w", id, err)
 	}
+	failpoint.Hit("external.removed")
 	return nil
 }

@@ -1,0 +1,89 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+
+	mountsapi "github.com/containerd/containerd/api/services/mounts/v1"
+	"github.com/containerd/containerd/api/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	"github.com/managerd/managerd/manager/mounts"
+	"github.com/managerd/managerd/manager/namespaces"
+)
+
+// TestMounts: the service Mounts over the wire.
+func TestMounts(t *testing.T) {
+	dir := t.TempDir()
+	store, err := mounts.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	NewMounts(store).Register(srv)
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "s"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		srv.Stop()
+		<-done
+	})
+	c := mountsapi.NewMountsClient(conn)
+	ctx := namespaces.With(context.Background(), "one")
+	bind := &types.Mount{Type: "bind", Source: dir, Options: []string{"bind", "ro"}}
+	if _, err := c.Activate(ctx, &mountsapi.ActivateRequest{Name: "x", Mounts: []*types.Mount{bind}}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("what a client can mount by itself: %v", err)
+	}
+	r, err := c.Activate(ctx, &mountsapi.ActivateRequest{Name: "x", Labels: map[string]string{"k": "v"}, Mounts: []*types.Mount{
+		bind, {Type: "format/bind", Source: "{{ mount 0 }}", Options: []string{"bind", "ro"}},
+	}})
+	if err != nil || len(r.Info.Active) != 1 || r.Info.Active[0].MountedAt.AsTime().IsZero() || r.Info.System[0].Source != r.Info.Active[0].MountPoint {
+		t.Fatalf("%v, %v", r, err)
+	}
+	u, err := c.Update(ctx, &mountsapi.UpdateRequest{Info: &types.ActivationInfo{Name: "x", Labels: map[string]string{"k": "w"}}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels.k"}}})
+	if err != nil || u.Info.Labels["k"] != "w" {
+		t.Errorf("%v, %v", u, err)
+	}
+	if i, err := c.Info(ctx, &mountsapi.InfoRequest{Name: "x"}); err != nil || i.Info.Labels["k"] != "w" {
+		t.Errorf("%v, %v", i, err)
+	}
+	list, err := c.List(ctx, &mountsapi.ListRequest{Filters: []string{"labels.k==w"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := list.Recv(); err != nil || m.Info.Name != "x" {
+		t.Errorf("%v, %v", m, err)
+	}
+	if _, err := list.Recv(); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	if _, err := c.Deactivate(ctx, &mountsapi.DeactivateRequest{Name: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{
+		"NotFound":        second(c.Info(ctx, &mountsapi.InfoRequest{Name: "x"})),
+		"InvalidArgument": second(c.Update(ctx, &mountsapi.UpdateRequest{})),
+	} {
+		if status.Code(err).String() != name {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
