@@ -22,8 +22,8 @@ func (c *cli) contentCommand() *cobra.Command {
 	ingests := c.contentIngests("ls")
 	ingests.Aliases = []string{"list"}
 	return group("content", "Manage the store of blobs", nil,
-		c.contentLs(), c.contentGet(), c.contentLabel(), c.contentEdit(), c.contentIngest(ingests), c.contentIngests("active"),
-		c.contentRm(), c.contentPrune())
+		c.contentLs(), c.contentGet(), c.contentFetch(), c.contentFetchObject(), c.contentFetchBlob(), c.contentPushObject(),
+		c.contentLabel(), c.contentEdit(), c.contentIngest(ingests), c.contentIngests("active"), c.contentRm(), c.contentPrune())
 }
 
 // ofBlob says what to do about an error about a blob.
