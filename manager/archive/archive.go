@@ -32,7 +32,7 @@ type Content interface {
 
 // Images is where names are kept.
 type Images interface {
-	// Put has name stand for target, whatever it stood for before.
+	// Put has name stand for target, whatever it stood for before, and adds labels.
 	Put(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error
 }
 
