@@ -27,8 +27,9 @@ import (
 
 // mountRow is a mount as ctr shows it.
 type mountRow struct {
-	Type, Source, Target string
-	Options              []string
+	Type, Source string
+	Target       string `json:",omitempty"`
+	Options      []string
 }
 
 // printMounts prints mounts as JSON, or the commands that mount them on target.
