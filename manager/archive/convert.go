@@ -41,7 +41,10 @@ type ConvertOptions struct {
 // is malformed, FailedPrecondition for a layer that is not what its digest says, NotFound when a part of the image, or an
 // image for the platforms, is not there.
 func Convert(ctx context.Context, c Content, target ocispec.Descriptor, o ConvertOptions) (ocispec.Descriptor, error) {
-	v := &converter{c: c, o: o, match: platforms.OnlyStrict(platforms.DefaultSpec()), layers: map[digest.Digest]*packing{}}
+	v := &converter{
+		c: c, o: o, match: platforms.OnlyStrict(platforms.DefaultSpec()),
+		done: map[digest.Digest]ocispec.Descriptor{}, layers: map[digest.Digest]*packing{},
+	}
 	if len(o.Platforms) > 0 {
 		v.match = platforms.Any(o.Platforms...)
 	}
@@ -59,9 +62,10 @@ type converter struct {
 	c     Content
 	o     ConvertOptions
 	match platforms.MatchComparer
+	done  map[digest.Digest]ocispec.Descriptor // what indexes and manifests became: one may stand in many indexes
 
 	mu     sync.Mutex
-	layers map[digest.Digest]*packing // those of several images are packed once
+	layers map[digest.Digest]*packing // those of several images are packed once; guarded by mu
 }
 
 // packing is a layer that is packed anew.
@@ -76,13 +80,24 @@ func (v *converter) convert(ctx context.Context, desc ocispec.Descriptor, depth 
 	if depth > maxDepth {
 		return desc, invalid("indexes stand in each other more than %d deep", maxDepth)
 	}
+	if d, ok := v.done[desc.Digest]; ok {
+		desc.MediaType, desc.Digest, desc.Size, desc.Data = d.MediaType, d.Digest, d.Size, d.Data
+		return desc, nil
+	}
 	if _, err := readNode(ctx, v.c, desc); err != nil {
 		return desc, err
 	}
+	was := desc.Digest
+	var err error
 	if isIndex(desc.MediaType) {
-		return v.index(ctx, desc, depth)
+		desc, err = v.index(ctx, desc, depth)
+	} else {
+		desc, err = v.manifest(ctx, desc)
 	}
-	return v.manifest(ctx, desc)
+	if err == nil {
+		v.done[was] = desc
+	}
+	return desc, err
 }
 
 // referenceDigest on an attestation in an index is the digest of the manifest it is about.

@@ -291,3 +291,49 @@ func TestConvertRefuses(t *testing.T) {
 		t.Errorf("%d writes left", n)
 	}
 }
+
+// TestIndexesInIndexes: an index that stands in others many times costs as much as one, and none may stand too deep.
+func TestIndexesInIndexes(t *testing.T) {
+	e := newEnv(t, false)
+	one := layerOf(t, "file")
+	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{e.put(t, ocispec.MediaTypeImageLayer, one)}}
+	m.SchemaVersion = 2
+	m.Config = e.put(t, ocispec.MediaTypeImageConfig, configOf(t, one))
+	d := e.putJSON(t, m.MediaType, m)
+	d.Platform = &ocispec.Platform{OS: "linux", Architecture: platform()}
+	for range 8 {
+		index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: slices.Repeat([]ocispec.Descriptor{d}, 20)}
+		index.SchemaVersion = 2
+		d = e.putJSON(t, index.MediaType, index)
+	}
+	got, err := archive.Convert(e.ctx, e.content, d, archive.ConvertOptions{Layers: new(diff.Zstd)})
+	if err != nil || got.Digest == d.Digest {
+		t.Errorf("converted to %+v, %v", got, err)
+	}
+	if _, err := archive.Tree(e.ctx, e.content, d); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("a tree of 20^8 leaves: %v", err)
+	}
+	deep := e.putJSON(t, ocispec.MediaTypeImageIndex, ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{d}})
+	if _, err := archive.Convert(e.ctx, e.content, deep, archive.ConvertOptions{Layers: new(diff.Zstd)}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("nine deep: %v", err)
+	}
+	if _, err := archive.Tree(e.ctx, e.content, deep); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("the tree of nine deep: %v", err)
+	}
+}
+
+// TestTree: all parts are shown, also those that are not there.
+func TestTree(t *testing.T) {
+	e := newEnv(t, false)
+	root, err := archive.Tree(e.ctx, e.content, e.dockerList(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(root.Children) != 4 || !root.Present || root.Children[2].Present || len(root.Children[2].Children) != 0 {
+		t.Fatalf("the tree is %+v", root)
+	}
+	image := root.Children[0]
+	if len(image.Children) != 5 || image.Children[0].MediaType != dockerConfig || !image.Children[1].Present || image.Children[4].Present {
+		t.Errorf("the first image is %+v", image)
+	}
+}

@@ -2,8 +2,16 @@ package command_test
 
 import (
 	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/managerd/managerd/test/image"
+	"github.com/managerd/managerd/test/regproxy"
 )
 
 // part is a blob of an image as inspect shows it.
@@ -58,6 +66,33 @@ func TestConvert(t *testing.T) {
 	w.fails(1, []string{"nope", "not found", "images ls"}, "images", "convert", "nope", "x:1")
 	w.fails(2, []string{"--uncompress", "--zstd"}, "images", "convert", "--uncompress", "--zstd", "a", "b")
 	w.fails(2, []string{"--platform", "--all-platforms"}, "images", "convert", "--platform", "linux/amd64", "--all-platforms", "a", "b")
+}
+
+// TestConvertForOthers: skopeo takes, from a registry, what gzip layers were converted to, and finds every digest right.
+func TestConvertForOthers(t *testing.T) {
+	w := newWorld(t)
+	file := filepath.Join(t.TempDir(), "gzip.tar")
+	if err := image.Write(file, image.Options{Name: "local/gzip:1", Compression: image.Gzip, Layers: [][]image.File{{{Name: "f", Body: "1", Mode: 0o644}}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.ok("images", "import", "--no-unpack", file)
+	server := regproxy.Start(t, regproxy.Options{})
+	for _, flag := range []string{"--zstd", "--uncompress"} {
+		name := server.Addr + "/a:" + flag[2:]
+		d := strings.TrimSpace(w.ok("images", "convert", flag, "local/gzip:1", name))
+		if d == w.inspect("local/gzip:1").Digest {
+			t.Errorf("%s did nothing", flag)
+		}
+		w.loud("images", "push", "--plain-http", name)
+		to := t.TempDir()
+		out, err := exec.Command("skopeo", "copy", "--src-tls-verify=false", "docker://"+name, "dir:"+to).CombinedOutput()
+		if err != nil {
+			t.Fatalf("skopeo copy of %s: %v: %s", name, err, out)
+		}
+		if data, err := os.ReadFile(filepath.Join(to, "manifest.json")); err != nil || digest.FromBytes(data).String() != d {
+			t.Errorf("skopeo has another manifest than %s: %s, %v", d, data, err)
+		}
+	}
 }
 
 // TestInspect: an image is shown with all its parts, also with those that are not there.
