@@ -66,7 +66,7 @@ reaper .
 shimapi Vsock
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput)|Restore|SandboxSlice
-manager/snapshots/snapshottest Devmapper
+manager/snapshots/snapshottest Devmapper(Full|Reboot)?)$/^(Layers|View|Kinds|Names|Labels|Usage|Children|Namespaces|Leases|Filters
 PACKAGES
 if [ -n "${TESTS:-}" ]; then once 800; fi
 cat >"$tree/boot2" <<'GUEST'
