@@ -1,6 +1,7 @@
 // Package archive moves images between files and a daemon: Import reads the tars that docker save, skopeo and ctr write,
-// Export writes one that they read, Unpack makes snapshots of an image's layers. All work over small interfaces, so that
-// the same code serves a client (archive/remote) and the daemon (archive/local). It must not know either.
+// Export writes one that they read, Unpack makes snapshots of an image's layers, Convert makes another image of one. All
+// work over small interfaces, so that the same code serves a client (archive/remote) and the daemon (archive/local). It
+// must not know either.
 package archive
 
 import (
@@ -31,7 +32,7 @@ type Content interface {
 
 // Images is where names are kept.
 type Images interface {
-	// Put has name stand for target, whatever it stood for before.
+	// Put has name stand for target, whatever it stood for before, and adds labels.
 	Put(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error
 }
 

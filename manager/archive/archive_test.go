@@ -480,4 +480,17 @@ func TestPlatforms(t *testing.T) {
 	if err := archive.Export(e.ctx, e.content, io.Discard, list, archive.ExportOptions{AllPlatforms: true}); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("export of a platform that is not there: %v", err)
 	}
+	named := archive.ExportOptions{Platforms: []ocispec.Platform{{OS: "linux", Architecture: "s390x"}}}
+	if err := archive.Export(e.ctx, e.content, io.Discard, list, named); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("export of a platform that is named, and not there: %v", err)
+	}
+	// A name that is taken gets the labels, and keeps its own.
+	for _, label := range []string{"a", "b"} {
+		if err := e.images.Put(e.ctx, "multi:1", list[0].Target, map[string]string{label: "1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if i, err := e.names.Get(e.ctx, "multi:1"); err != nil || i.Labels["a"] != "1" || i.Labels["b"] != "1" {
+		t.Errorf("labels are %v, %v", i.Labels, err)
+	}
 }

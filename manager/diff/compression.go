@@ -19,11 +19,14 @@ import (
 // Compression is how a stream is packed: "", "gzip" or "zstd".
 type Compression string
 
+// The compressions.
 const (
-	none    Compression = ""
-	gzipped Compression = "gzip"
-	zstded  Compression = "zstd"
+	None Compression = ""
+	Gzip Compression = "gzip"
+	Zstd Compression = "zstd"
 )
+
+const none, gzipped, zstded = None, Gzip, Zstd
 
 // The media types of layers, and how to pack them. On the way in only the stream itself counts: images with media
 // types that lie are in the wild.
@@ -103,7 +106,8 @@ func damaged(c Compression, err error) error {
 	return fmt.Errorf("the %s stream is damaged: %w: %w", c, err, errdefs.ErrInvalidArgument)
 }
 
-func compress(c Compression, w io.Writer) (io.WriteCloser, error) {
+// Compress packs what is written to the result into w. Closing the result ends the stream, and does not close w.
+func Compress(c Compression, w io.Writer) (io.WriteCloser, error) {
 	switch c {
 	case gzipped:
 		return gzip.NewWriter(w), nil

@@ -188,7 +188,7 @@ func diff(ctx context.Context, c Content, lower, upper []*types.Mount, o Options
 	defer func() { err = errors.Join(err, w.Close()) }()
 	counted := &counter{w: w}
 	plain := digest.SHA256.Digester()
-	packed, err := compress(compression, counted)
+	packed, err := Compress(compression, counted)
 	if err != nil {
 		return desc, err
 	}

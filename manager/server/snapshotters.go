@@ -104,7 +104,7 @@ func (s *Server) snapshotter(ctx context.Context, p *parts, name string, platfor
 					backend.Store(&b)
 				}
 				return b, err
-			})
+			}, s.changed)
 			if err != nil {
 				return err
 			}

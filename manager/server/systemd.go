@@ -27,6 +27,9 @@ func (s *Server) Ready() {
 	notify(s.log, daemon.SdNotifyReady+"\nSTATUS="+s.status())
 }
 
+// changed tells it when that is different from what it was when Ready was called.
+func (s *Server) changed() { notify(s.log, "STATUS="+s.status()) }
+
 // Reloading tells the service manager that the configuration is being read again; Ready is to follow.
 func (s *Server) Reloading() {
 	var now unix.Timespec

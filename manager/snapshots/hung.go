@@ -22,7 +22,8 @@ const arriving = 5 * time.Second
 
 // Open is Add of the backend that open gives. One that takes longer than patience, such as on a file system that does not
 // answer, is no error: it is there when it is there, and whoever asks for it before waits for a moment, and gets Unavailable.
-func (s *Store) Open(ctx context.Context, name string, patience time.Duration, open func() (Backend, error)) error {
+// late is called then, when it has turned out whether it is there.
+func (s *Store) Open(ctx context.Context, name string, patience time.Duration, open func() (Backend, error), late func()) error {
 	o := &opening{since: time.Now(), done: make(chan struct{})}
 	s.mu.Lock()
 	s.opening[name] = o
@@ -54,6 +55,7 @@ func (s *Store) Open(ctx context.Context, name string, patience time.Duration, o
 	go func() {
 		err := settle(true)
 		slog.Warn("a snapshotter has answered that did not", "snapshotter", name, "after", time.Since(o.since), "error", err)
+		late()
 	}()
 	return nil
 }

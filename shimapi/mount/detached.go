@@ -138,6 +138,9 @@ func overlay(m *types.Mount, o *options) (int, error) {
 			}
 		case valued:
 			if err := unix.FsconfigSetString(fs, k, v); err != nil {
+				if errors.Is(err, unix.EINVAL) && takesAll() {
+					return -1, errClassic // such a kernel takes no commas here
+				}
 				return -1, explain(fs, opt, err)
 			}
 		default:

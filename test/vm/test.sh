@@ -40,14 +40,14 @@ test_binary test/vm/guest
 cat >"$tree/boot1" <<GUEST
 mount -t tmpfs tmpfs /tmp
 cd /tmp
-/vmtest/tests/guest.test -test.run '^TestFirstBoot$/^(${PARTS:-.*})$' -test.timeout 300s || exit
+/vmtest/tests/guest.test -test.run '^TestFirstBoot$/^(${PARTS:-.*})$' -test.timeout 600s || exit
 GUEST
 once() { # SECONDS
 	test/vm/run.sh -i "$work/tree" -o "$out/parts" -t "$1" "bash /vmtest/boot1"
 	status=0
 	exit
 }
-if [ -n "${PARTS:-}" ]; then once 400; fi
+if [ -n "${PARTS:-}" ]; then once 700; fi
 if [ -n "${TESTS:-}" ]; then printf '%s\n' 'mount -t tmpfs tmpfs /tmp' 'cd /tmp' >"$tree/boot1"; fi
 # What is different under cgroup v2, or on a kernel that does not tell how a process ended that is not one's child.
 echo "export MANAGERD_BIN_DIR=/vmtest/work/this/bin" >>"$tree/boot1"
@@ -66,15 +66,15 @@ reaper .
 shimapi Vsock
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput)|Restore|SandboxSlice
-manager/snapshots/snapshottest Devmapper
+manager/snapshots/snapshottest Devmapper(Full|Reboot)?)$/^(Layers|View|Kinds|Names|Labels|Usage|Children|Namespaces|Leases|Filters
 PACKAGES
 if [ -n "${TESTS:-}" ]; then once 800; fi
 cat >"$tree/boot2" <<'GUEST'
 mount -t tmpfs tmpfs /tmp
 cd /tmp
-/vmtest/tests/guest.test -test.run '^TestSecondBoot$' -test.timeout 100s
+/vmtest/tests/guest.test -test.run '^TestSecondBoot$' -test.timeout 200s
 GUEST
 for boot in 1 2; do
-	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 820 : 140)) "bash /vmtest/boot$boot"
+	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 1200 : 240)) "bash /vmtest/boot$boot"
 done
 status=0

@@ -106,12 +106,16 @@ type Images struct{ store *images.Store }
 // NewImages uses store.
 func NewImages(store *images.Store) Images { return Images{store} }
 
-// Put creates or updates an image.
+// Put creates an image, or updates its target and these labels.
 func (i Images) Put(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error {
 	img := images.Image{Name: name, Target: target, Labels: labels}
 	_, err := i.store.Create(ctx, img)
 	if errdefs.IsAlreadyExists(err) {
-		_, err = i.store.Update(ctx, img, "target")
+		paths := []string{"target"}
+		for k := range labels {
+			paths = append(paths, "labels."+k)
+		}
+		_, err = i.store.Update(ctx, img, paths...)
 	}
 	return err
 }

@@ -220,12 +220,16 @@ type Images struct{ api imagesapi.ImagesClient }
 // NewImages uses conn, which stays the caller's.
 func NewImages(conn grpc.ClientConnInterface) Images { return Images{imagesapi.NewImagesClient(conn)} }
 
-// Put creates or updates an image.
+// Put creates an image, or updates its target and these labels.
 func (i Images) Put(ctx context.Context, name string, target ocispec.Descriptor, labels map[string]string) error {
 	img := &imagesapi.Image{Name: name, Target: descriptor(target), Labels: labels}
 	_, err := i.api.Create(ctx, &imagesapi.CreateImageRequest{Image: img})
 	if err = errgrpc.ToNative(err); errdefs.IsAlreadyExists(err) {
-		_, err = i.api.Update(ctx, &imagesapi.UpdateImageRequest{Image: img, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"target"}}})
+		mask := &fieldmaskpb.FieldMask{Paths: []string{"target"}}
+		for k := range labels {
+			mask.Paths = append(mask.Paths, "labels."+k)
+		}
+		_, err = i.api.Update(ctx, &imagesapi.UpdateImageRequest{Image: img, UpdateMask: mask})
 		err = errgrpc.ToNative(err)
 	}
 	return err

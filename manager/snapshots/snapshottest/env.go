@@ -99,6 +99,8 @@ type Column struct {
 	Setup func(t *testing.T) string
 	// Where is "" for everywhere, else what must be there.
 	Where string
+	// Only are the cases that are run there; nil: all.
+	Only []string
 	// Blocks says that usage counts the blocks of a file system, with what that needs for itself.
 	Blocks bool
 	// Repacks says that a commit packs what is stored anew.

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,15 +26,29 @@ func table() string {
 	for _, r := range snapshottest.Cases() {
 		fmt.Fprintf(&b, "| %s | %s |", r.Name, r.Doc)
 		for _, c := range columns {
-			if c.Where == "" {
+			switch {
+			case c.Only != nil && !slices.Contains(c.Only, r.Name):
+				b.WriteString(" not run |")
+			case c.Where == "":
 				b.WriteString(" yes |")
-			} else {
+			default:
 				fmt.Fprintf(&b, " %s |", c.Where)
 			}
 		}
 		b.WriteByte('\n')
 	}
 	return b.String()
+}
+
+// TestVM: what the table says of the VM is what is run there.
+func TestVM(t *testing.T) {
+	script, err := os.ReadFile("../../../test/vm/test.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line := "snapshottest Devmapper(Full|Reboot)?)$/^(" + strings.Join(thin.Only, "|") + "\n"; !strings.Contains(string(script), line) {
+		t.Errorf("test/vm/test.sh has no line with %q", line)
+	}
 }
 
 func TestTable(t *testing.T) {

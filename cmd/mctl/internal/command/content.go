@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/docker/go-units"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
@@ -22,10 +21,9 @@ import (
 func (c *cli) contentCommand() *cobra.Command {
 	ingests := c.contentIngests("ls")
 	ingests.Aliases = []string{"list"}
-	active := c.contentIngests("active") // ctr's name for it
-	active.Hidden = true
-	return group("content", "Look into the store of blobs", nil,
-		c.contentLs(), c.contentGet(), c.contentPrune(), active, group("ingest", "Look at writes under way", nil, ingests))
+	return group("content", "Manage the store of blobs", nil,
+		c.contentLs(), c.contentGet(), c.contentFetch(), c.contentFetchObject(), c.contentFetchBlob(), c.contentPushObject(),
+		c.contentLabel(), c.contentEdit(), c.contentIngest(ingests), c.contentIngests("active"), c.contentRm(), c.contentPrune())
 }
 
 // ofBlob says what to do about an error about a blob.
@@ -86,9 +84,9 @@ func (c *cli) contentGet() *cobra.Command {
 	return &cobra.Command{
 		Use: "get DIGEST", Short: "Write a blob to standard output", Args: args(1, 1),
 		RunE: func(cmd *cobra.Command, given []string) error {
-			d, err := digest.Parse(given[0])
+			d, err := parseDigest(cmd, given[0])
 			if err != nil {
-				return misused(cmd, "%q is no digest: %w", given[0], err)
+				return err
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
 				info, err := cl.Content.Info(ctx, &api.InfoRequest{Digest: d.String()})

@@ -19,7 +19,8 @@ import (
 func (c *cli) imagesCommand() *cobra.Command {
 	return group("images", "Manage images", []string{"image", "i"},
 		c.imagesPull(), c.imagesPush(), c.imagesMount(), c.imagesUnmount(),
-		c.imagesImport(), c.imagesExport(), c.imagesLs(), c.imagesRm(), c.imagesTag(), c.imagesLabel(), c.imagesCheck(), c.imagesUsage(), c.imagesPrune())
+		c.imagesImport(), c.imagesExport(), c.imagesConvert(), c.imagesLs(), c.imagesInspect(), c.imagesRm(), c.imagesTag(), c.imagesLabel(),
+		c.imagesCheck(), c.imagesUsage(), c.imagesPrune())
 }
 
 // ofImage says what to do about an error about an image.

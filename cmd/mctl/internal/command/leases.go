@@ -65,6 +65,9 @@ func (c *cli) leasesCreate() *cobra.Command {
 			if err != nil {
 				return misused(cmd, "%w", err)
 			}
+			if expires < 0 {
+				return misused(cmd, "--expires %v has passed; 0 is never", expires)
+			}
 			if expires > 0 {
 				labels[expireLabel] = time.Now().Add(expires).UTC().Format(time.RFC3339)
 			}

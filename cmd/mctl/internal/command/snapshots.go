@@ -20,7 +20,8 @@ import (
 func (c *cli) snapshotsCommand() *cobra.Command {
 	var name string
 	g := group("snapshots", "Manage the file systems of containers", []string{"snapshot"},
-		c.snapshotsLs(&name), c.snapshotsTree(&name), c.snapshotsInfo(&name), c.snapshotsUsage(&name), c.snapshotsRm(&name))
+		c.snapshotsLs(&name), c.snapshotsTree(&name), c.snapshotsInfo(&name), c.snapshotsUsage(&name), c.snapshotsPrepare(&name), c.snapshotsView(&name),
+		c.snapshotsCommit(&name), c.snapshotsMounts(&name), c.snapshotsDiff(&name), c.snapshotsUnpack(&name), c.snapshotsLabel(&name), c.snapshotsRm(&name))
 	g.PersistentFlags().StringVar(&name, "snapshotter", "", "`name` of the snapshotter (default: the namespace's, or overlayfs)")
 	return g
 }

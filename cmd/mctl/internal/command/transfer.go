@@ -26,12 +26,16 @@ func (c *cli) imagesImport() *cobra.Command {
 	var o archive.ImportOptions
 	var noUnpack bool
 	var snapshotter string
+	var labels []string
 	cmd := &cobra.Command{
 		Use: "import [flags] FILE", Short: "Import the images of an archive", Args: args(1, 1),
 		Long: `Imports the images of FILE (- is standard input): the tar, plain, gzip or zstd, of an OCI layout or of "docker save". Every blob
 is verified by its digest.`,
 		Example: "  docker save busybox | mctl images import -",
-		RunE: func(cmd *cobra.Command, given []string) error {
+		RunE: func(cmd *cobra.Command, given []string) (err error) {
+			if o.Labels, _, err = labelArgs(labels); err != nil {
+				return misused(cmd, "%w", err)
+			}
 			in := c.in
 			if given[0] != "-" {
 				f, err := os.Open(given[0])
@@ -70,6 +74,7 @@ is verified by its digest.`,
 	}
 	cmd.Flags().StringVar(&o.Base, "base-name", "", "`name` for images that have only a tag, or none (default: import-DATE)")
 	cmd.Flags().StringVar(&o.Index, "index-name", "", "a further `name`, for the archive as a whole")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE` for the images; may be repeated")
 	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter to unpack into")
 	return cmd
@@ -93,11 +98,18 @@ func (c *cli) printImported(images []imported) error {
 
 func (c *cli) imagesExport() *cobra.Command {
 	var o archive.ExportOptions
+	var platforms []string
 	cmd := &cobra.Command{
 		Use: "export [flags] FILE NAME...", Short: "Export images to an archive", Args: args(2, -1),
 		Long:    `Writes images to FILE (- is standard output) as an OCI layout that "docker load" takes, too. FILE appears when it is complete.`,
 		Example: "  mctl images export busybox.tar docker.io/library/busybox:latest",
-		RunE: func(cmd *cobra.Command, given []string) error {
+		RunE: func(cmd *cobra.Command, given []string) (err error) {
+			if o.Platforms, err = parsePlatforms(cmd, platforms); err != nil {
+				return err
+			}
+			if o.AllPlatforms && len(platforms) > 0 {
+				return misused(cmd, "--platform and --all-platforms cannot both be given")
+			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
 				var images []archive.Image
 				for _, name := range given[1:] {
@@ -115,7 +127,9 @@ func (c *cli) imagesExport() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().StringArrayVar(&platforms, "platform", nil, "take the image for `OS/ARCH` instead of this machine's; may be repeated")
 	cmd.Flags().BoolVar(&o.AllPlatforms, "all-platforms", false, "take the images for all platforms")
+	cmd.Flags().BoolVar(&o.NoForeign, "skip-non-distributable", false, "leave out layers that are not to be distributed")
 	cmd.Flags().BoolVar(&o.NoDocker, "skip-manifest-json", false, "leave out manifest.json, by which `docker load` of old finds images")
 	return cmd
 }

@@ -105,15 +105,6 @@ func (t *Table) Do(f func()) {
 	<-done
 }
 
-// Empty closes all files of the table at once; what is done with them later fails.
-func (t *Table) Empty() (err error) {
-	if t == nil {
-		return nil
-	}
-	t.Do(func() { err = empty() })
-	return err
-}
-
 // path names a descriptor of the table to whoever opens it again.
 func (t *Table) path(fd int) string {
 	if t == nil {

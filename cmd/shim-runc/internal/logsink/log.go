@@ -144,45 +144,43 @@ func (l *Log) Reopen() error {
 	return old.Close()
 }
 
-// Rest closes the log's files and keeps them closed until Wake: a process that is replaced or ends waits for the file system of what
-// is open. It returns when they are closed. When ctx ends before, the log goes on by itself as soon as they are; Unavailable.
+// Rest closes the log's file and keeps it closed until Wake: a process that is replaced or ends waits for the file system of what is
+// open. It returns when it is closed, which shows that the file system answers: readers, too, are let go of soon. When ctx ends
+// before, the log goes on by itself as soon as it is closed; Unavailable.
 func (l *Log) Rest(ctx context.Context) error {
 	if l.cfg.Lazy {
 		return nil
 	}
-	rested := make(chan error, 1)
+	rested := make(chan struct{})
 	var late atomic.Bool
 	go func() {
 		l.mu.Lock()
-		err := l.restLocked()
-		if err != nil || !late.CompareAndSwap(false, true) {
+		l.restLocked()
+		if !late.CompareAndSwap(false, true) {
 			l.mu.Unlock()
 		}
-		rested <- err
+		close(rested)
 	}()
 	select {
-	case err := <-rested:
-		return err
+	case <-rested:
+		return nil
 	case <-ctx.Done():
 	}
 	if late.CompareAndSwap(false, true) {
 		return fmt.Errorf("the file system of log %s does not answer: %w", l.cfg.Path, errdefs.ErrUnavailable)
 	}
-	return <-rested
+	<-rested
+	return nil
 }
 
 // restLocked makes the log one that goes on as that of another process does.
-func (l *Log) restLocked() error {
+func (l *Log) restLocked() {
 	if l.file == nil {
-		return nil
-	}
-	if err := l.table.Empty(); err != nil { // readers, too
-		return fmt.Errorf("cannot close log %s: %w", l.cfg.Path, err)
+		return
 	}
 	_ = l.file.Close()
 	l.table.Close()
 	l.table, l.file, l.resumed = nil, nil, true
-	return nil
 }
 
 // Wake ends a Rest that succeeded.
