@@ -72,7 +72,7 @@ func layerServer(t *testing.T) (context.Context, *grpc.ClientConn) {
 	must(err)
 	srv := grpc.NewServer()
 	api.NewSnapshots(store).Register(srv)
-	api.NewDiff(api.NewWalking(local.NewContent(blobs), diff.ApplyOptions{})).Register(srv)
+	api.NewDiff(api.NewWalking(local.NewContent(blobs), diff.ApplyOptions{Processors: decoders})).Register(srv)
 	api.NewContent(blobs).Register(srv)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	must(err)
@@ -207,23 +207,27 @@ func putBlob(t *testing.T, ctx context.Context, conn *grpc.ClientConn, data []by
 	return &types.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d.String(), Size: int64(len(data))}
 }
 
+// layerTar is a layer with one file.
+func layerTar(t *testing.T, name string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: 4}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, "body"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 func TestDiffService(t *testing.T) {
 	ctx, conn := layerServer(t)
 	s, d := snapshotsapi.NewSnapshotsClient(conn), diffapi.NewDiffClient(conn)
-	layer := func(name string) []byte {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: 4}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, "body"); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return b.Bytes()
-	}
+	layer := func(name string) []byte { return layerTar(t, name) }
 	for _, sn := range []string{overlayfs.Name, native.Name} {
 		a, err := s.Prepare(ctx, &snapshotsapi.PrepareSnapshotRequest{Snapshotter: sn, Key: "a"})
 		if err != nil {
