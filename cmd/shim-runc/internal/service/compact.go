@@ -63,6 +63,26 @@ func (s *Service) compact() {
 	s.compactAt = max(s.ledger.Size()+compactStep, 2*s.ledger.Size())
 }
 
+// compactQuiet compacts a ledger that is larger than it would be if the daemon had kept up. It says whether there will be more
+// to drop when the daemon has taken the rest.
+func (s *Service) compactQuiet() (more bool) {
+	select {
+	case <-s.ending:
+		return false
+	default:
+	}
+	s.handlers.enter()
+	defer s.handlers.leave()
+	if s.ledger.Size() <= compactStep {
+		return false
+	}
+	s.compacting.Lock()
+	s.compactAt = 0
+	s.compacting.Unlock()
+	s.compact()
+	return s.ledger.Size() > compactStep && s.confirmed() < s.ledger.Last()
+}
+
 // needed says whether a successor of this shim, or a daemon that has lost its memory, could want a record: live are the
 // processes that there are, told is how many OOM kills were told of, paused is how the container is.
 func needed(r *ledgerpb.Record, live map[string]bool, told uint64, paused bool) bool {

@@ -111,6 +111,7 @@ func New(cfg Config) (*Service, error) {
 		cfg: cfg, incarnation: hex.EncodeToString(b[:]), started: time.Now(),
 		compactAt: compactStep, execs: map[string]*process{}, stopOOM: func() {}, ending: make(chan struct{}), quiet: make(chan struct{}),
 	}
+	s.trimmer.compact = s.compactQuiet
 	if cfg.Incarnation != "" {
 		s.incarnation, s.started = cfg.Incarnation, cfg.Started
 		s.phases.last = cfg.Timings

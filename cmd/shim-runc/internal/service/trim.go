@@ -15,13 +15,18 @@ const (
 	trimQuiet = 500 * time.Millisecond
 	// trimThreads is how many threads stay then. Go ends none by itself, and each has about 40 KiB of memory.
 	trimThreads = 12
+	// trimLatest is the longest time between two looks whether the daemon has taken the rest of the events.
+	trimLatest = 5 * time.Minute
 )
 
-// trimmer gives back the memory that many execs needed for a while, and that Go's heap would keep.
+// trimmer gives back the memory that many execs needed for a while, and that Go's heap would keep, and their records.
 type trimmer struct {
+	compact func() (more bool) // drops records; more: the daemon has not taken all of them yet
+
 	mu    sync.Mutex
-	execs int         // deleted since it was last done
-	timer *time.Timer // nil before the first time
+	execs int           // deleted since it was last done
+	timer *time.Timer   // nil before the first time
+	again time.Duration // until records are dropped next
 }
 
 // deleted counts an exec.
@@ -39,10 +44,23 @@ func (t *trimmer) deleted() {
 
 func (t *trimmer) trim() {
 	t.mu.Lock()
+	busy := t.execs > 0 // or it is only for the records that it is done again
 	t.execs = 0
 	t.mu.Unlock()
-	retire(trimThreads)
-	debug.FreeOSMemory()
+	more := t.compact()
+	if busy {
+		retire(trimThreads)
+		debug.FreeOSMemory()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !more || busy {
+		t.again = trimQuiet
+	}
+	if more && t.execs < trimAfter { // else an exec has set the timer
+		t.again = min(2*t.again, trimLatest)
+		t.timer.Reset(t.again)
+	}
 }
 
 // retire ends idle threads, so that about keep are left.
