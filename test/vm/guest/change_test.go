@@ -53,16 +53,20 @@ func testReload(t *testing.T) {
 	equal(t, "the pid after three reloads", number(t, "MainPID"), pid)
 }
 
-// testUpgrade replaces the programs by another build and restarts managerd, and goes back again, under load.
+// testUpgrade replaces the programs by another build and restarts managerd while clients call it, and goes back again.
 func testUpgrade(t *testing.T) {
 	c := newClient(t)
 	container := pidOf(c, "steady")
 	ran := func() string { return call(c, c.version.Version, &emptypb.Empty{}).Version }
 	this := ran()
-	ended := hammer(t)
 	for _, build := range []string{"next", "this"} {
 		install(t, build)
+		ended := hammer(t)
 		command(t, "systemctl", "restart", "managerd")
+		_, failed := ended()
+		for _, err := range failed {
+			t.Error(err)
+		}
 		want := this
 		if build == "next" {
 			want = "vm-next"
@@ -72,10 +76,6 @@ func testUpgrade(t *testing.T) {
 		equal(t, "an exec in it", c.exec("steady", "exit 33"), 33)
 		// A shim of this build, which the build before, or after, is to find.
 		c.run("of-"+build, trap(50), false)
-	}
-	_, failed := ended()
-	for _, err := range failed {
-		t.Error(err)
 	}
 	for _, id := range []string{"of-next", "of-this"} {
 		equal(t, "an exec in a container "+id, c.exec(id, "exit 34"), 34)
