@@ -79,6 +79,9 @@ func (r *run) all() error {
 	if strings.HasPrefix(r.name, "gc.") {
 		steps = []func() error{r.garbage}
 	}
+	if strings.HasPrefix(r.name, "content.partial.") {
+		steps = []func() error{r.pull}
+	}
 	if strings.HasPrefix(r.name, "eventlog.segment.") {
 		steps = []func() error{r.roll, func() error { since, err = r.newest(); return err }, r.container}
 	}
@@ -394,16 +397,22 @@ func (r *run) dead() error {
 	return r.remove(r.id, unknownStatus)
 }
 
-// stored says whether there is storage that no record names.
+// stored says whether there is storage that no record names. A snapshot's goes behind the answer to its removal.
 func (r *run) stored() error {
 	var errs []error
 	known := 0
 	if err := r.eachSnapshot(func(*snapshotsapi.Info) { known++ }); err != nil {
 		return err
 	}
-	dirs, err := os.ReadDir(filepath.Join(r.d.Root(), "io.containerd.snapshotter.v1.overlayfs", "snapshots"))
-	if err != nil || len(dirs) != known {
-		errs = append(errs, fmt.Errorf("%d snapshots have %d directories: %v", known, len(dirs), err))
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		dirs, err := os.ReadDir(filepath.Join(r.d.Root(), "io.containerd.snapshotter.v1.overlayfs", "snapshots"))
+		if err == nil && len(dirs) == known {
+			break
+		}
+		if err != nil || time.Now().After(deadline) {
+			errs = append(errs, fmt.Errorf("%d snapshots have %d directories: %v", known, len(dirs), err))
+			break
+		}
 	}
 	d := digest.FromBytes([]byte("of " + r.id))
 	if _, err := os.Stat(filepath.Join(r.d.Root(), "io.containerd.content.v1.content", "blobs", d.Algorithm().String(), d.Encoded())); !os.IsNotExist(err) {
