@@ -35,7 +35,7 @@ type Options struct {
 
 // Backend implements snapshots.Backend.
 type Backend struct {
-	dirs    *dirs.Dirs
+	dirs.Keeper
 	cfg     Options
 	scratch string
 }
@@ -53,7 +53,7 @@ func New(root string, o Options) (*Backend, error) {
 	if missing && o.Scratch == "" {
 		return nil, fmt.Errorf("blockfile needs scratch_file, a file with an empty %s (truncate -s 10G FILE; mkfs.%s FILE): %w", o.FSType, o.FSType, errdefs.ErrNotImplemented)
 	}
-	if b.dirs, err = dirs.Open(root); err != nil {
+	if b.Dirs, err = dirs.Open(root); err != nil {
 		return nil, err
 	}
 	if missing || o.Recreate && o.Scratch != "" {
@@ -79,7 +79,7 @@ func (b *Backend) takeScratch() error {
 
 // Create copies the parent's file, or the scratch; a view of a parent needs none, it shows the parent's.
 func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
-	path, err := b.dirs.Place(s.ID)
+	path, err := b.Dirs.Place(s.ID)
 	if err != nil {
 		return err
 	}
@@ -89,11 +89,11 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 	case s.Kind == snapshots.View:
 		err = os.WriteFile(path, nil, 0o600)
 	default:
-		err = copyFile(path, b.dirs.Path(s.Parents[0].ID))
+		err = copyFile(path, b.Dirs.Path(s.Parents[0].ID))
 	}
 	failpoint.Hit("blockfile.create.copied")
 	if err != nil {
-		return errors.Join(err, b.dirs.Remove(s.ID))
+		return errors.Join(err, b.Dirs.Remove(s.ID))
 	}
 	return nil
 }
@@ -108,13 +108,13 @@ func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Moun
 		}
 	}
 	options := append([]string{mode, "loop"}, b.cfg.Mount...)
-	return []*types.Mount{{Type: b.cfg.FSType, Source: b.dirs.Path(id), Options: options}}, nil
+	return []*types.Mount{{Type: b.cfg.FSType, Source: b.Dirs.Path(id), Options: options}}, nil
 }
 
 // Usage is what the file takes on disk.
 func (b *Backend) Usage(_ context.Context, s snapshots.Snapshot) (snapshots.Usage, error) {
 	var st unix.Stat_t
-	path := b.dirs.Path(s.ID)
+	path := b.Dirs.Path(s.ID)
 	if err := unix.Stat(path, &st); err != nil {
 		return snapshots.Usage{}, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
@@ -123,7 +123,7 @@ func (b *Backend) Usage(_ context.Context, s snapshots.Snapshot) (snapshots.Usag
 
 // Commit leaves the file where it is.
 func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.Ref) (snapshots.Usage, error) {
-	f, err := os.Open(b.dirs.Path(s.ID))
+	f, err := os.Open(b.Dirs.Path(s.ID))
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
@@ -133,20 +133,3 @@ func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.
 	}
 	return b.Usage(ctx, s)
 }
-
-// Remove deletes the file.
-func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return b.dirs.Remove(s.ID) }
-
-// Sweep deletes the files that nobody keeps.
-func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
-	return b.dirs.Sweep(ctx, keep)
-}
-
-// Note keeps a note beside the file, see snapshots.Noter.
-func (b *Backend) Note(id uint64, note []byte) error { return b.dirs.Note(id, note) }
-
-// Notes gives the files that there are, and what was noted of them.
-func (b *Backend) Notes(fn func(id uint64, note []byte) error) error { return b.dirs.Notes(fn) }
-
-// Close has nothing to do.
-func (b *Backend) Close() error { return nil }

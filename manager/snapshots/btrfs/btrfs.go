@@ -25,7 +25,7 @@ const Name = "btrfs"
 
 // Backend implements snapshots.Backend.
 type Backend struct {
-	dirs   *dirs.Dirs
+	dirs.Keeper
 	device string // that the file system is mounted from
 }
 
@@ -50,7 +50,7 @@ func New(root string) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{dirs: d}
+	b := &Backend{Keeper: dirs.Keeper{Dirs: d}}
 	if b.device, err = device(root); err != nil {
 		return nil, fmt.Errorf("cannot use btrfs: %w", err)
 	}
@@ -89,27 +89,27 @@ func device(path string) (string, error) {
 
 // Create makes a subvolume; that of a view cannot be written.
 func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
-	path, err := b.dirs.Place(s.ID)
+	path, err := b.Dirs.Place(s.ID)
 	if err != nil {
 		return err
 	}
 	view := s.Kind == snapshots.View
 	if len(s.Parents) > 0 {
-		err = snapshot(path, b.dirs.Path(s.Parents[0].ID), view)
+		err = snapshot(path, b.Dirs.Path(s.Parents[0].ID), view)
 	} else if err = create(path); err == nil {
 		if err = os.Chmod(path, 0o755); err == nil && view {
 			err = setReadOnly(path, true)
 		}
 	}
 	if err != nil {
-		return errors.Join(err, b.dirs.Remove(s.ID))
+		return errors.Join(err, b.Dirs.Remove(s.ID))
 	}
 	return nil
 }
 
 // Mounts gives a mount of the subvolume by its number.
 func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Mount, error) {
-	path := b.dirs.Path(s.ID)
+	path := b.Dirs.Path(s.ID)
 	if s.Kind == snapshots.Active { // a commit that was not recorded has frozen it
 		if err := setReadOnly(path, false); err != nil {
 			return nil, err
@@ -131,9 +131,9 @@ func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Us
 	var u continuity.Usage
 	var err error
 	if len(s.Parents) > 0 {
-		u, err = continuity.DiffUsage(ctx, b.dirs.Path(s.Parents[0].ID), b.dirs.Path(s.ID))
+		u, err = continuity.DiffUsage(ctx, b.Dirs.Path(s.Parents[0].ID), b.Dirs.Path(s.ID))
 	} else {
-		u, err = continuity.DiskUsage(ctx, b.dirs.Path(s.ID))
+		u, err = continuity.DiskUsage(ctx, b.Dirs.Path(s.ID))
 	}
 	return snapshots.Usage{Inodes: u.Inodes, Size: u.Size}, err
 }
@@ -144,24 +144,7 @@ func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.
 	if err != nil {
 		return u, err
 	}
-	err = setReadOnly(b.dirs.Path(s.ID), true)
+	err = setReadOnly(b.Dirs.Path(s.ID), true)
 	failpoint.Hit("btrfs.commit.frozen")
 	return u, err
 }
-
-// Remove deletes the subvolume.
-func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return b.dirs.Remove(s.ID) }
-
-// Sweep deletes the subvolumes that nobody keeps.
-func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
-	return b.dirs.Sweep(ctx, keep)
-}
-
-// Note keeps a note beside the subvolume, see snapshots.Noter.
-func (b *Backend) Note(id uint64, note []byte) error { return b.dirs.Note(id, note) }
-
-// Notes gives the subvolumes that there are, and what was noted of them.
-func (b *Backend) Notes(fn func(id uint64, note []byte) error) error { return b.dirs.Notes(fn) }
-
-// Close has nothing to do.
-func (b *Backend) Close() error { return nil }

@@ -44,7 +44,7 @@ type Options struct {
 
 // Backend implements snapshots.Backend.
 type Backend struct {
-	dirs    *dirs.Dirs
+	dirs.Keeper
 	mkfs    string
 	options []string
 
@@ -69,7 +69,7 @@ func New(root string, o Options) (*Backend, error) {
 	if b.mkfs, err = exec.LookPath("mkfs.erofs"); err != nil {
 		return nil, fmt.Errorf("cannot use erofs: mkfs.erofs (erofs-utils) is not installed: %w", errdefs.ErrNotImplemented)
 	}
-	if b.dirs, err = dirs.OpenWith(root, remove); err != nil {
+	if b.Dirs, err = dirs.OpenWith(root, remove); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -83,7 +83,7 @@ func remove(path string) error {
 	return os.RemoveAll(path)
 }
 
-func (b *Backend) path(id uint64, name string) string { return filepath.Join(b.dirs.Path(id), name) }
+func (b *Backend) path(id uint64, name string) string { return filepath.Join(b.Dirs.Path(id), name) }
 
 // Create makes the upper layer, whose attributes are those of the root directory that will be seen.
 func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
@@ -99,7 +99,7 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 		}
 		mode, uid, gid = st.Mode&0o7777, int(st.Uid), int(st.Gid)
 	}
-	dir, err := b.dirs.Make(s.ID)
+	dir, err := b.Dirs.Make(s.ID)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 		err = errors.Join(os.Lchown(path, uid, gid), unix.Chmod(path, mode))
 	}
 	if err != nil {
-		return errors.Join(err, b.dirs.Remove(s.ID))
+		return errors.Join(err, b.Dirs.Remove(s.ID))
 	}
 	return nil
 }
@@ -221,20 +221,6 @@ func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.
 	u.Size = st.Blocks * 512
 	return u, nil
 }
-
-// Remove deletes the snapshot.
-func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return b.dirs.Remove(s.ID) }
-
-// Sweep deletes the snapshots that nobody keeps.
-func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
-	return b.dirs.Sweep(ctx, keep)
-}
-
-// Note keeps a note beside the snapshot, see snapshots.Noter.
-func (b *Backend) Note(id uint64, note []byte) error { return b.dirs.Note(id, note) }
-
-// Notes gives the snapshots that there are, and what was noted of them.
-func (b *Backend) Notes(fn func(id uint64, note []byte) error) error { return b.dirs.Notes(fn) }
 
 // Close leaves the images mounted: containers may stand on them.
 func (b *Backend) Close() error { return nil }

@@ -21,7 +21,7 @@ const Name = "native"
 
 // Backend implements snapshots.Backend.
 type Backend struct {
-	dirs *dirs.Dirs
+	dirs.Keeper
 }
 
 // New stores snapshots below root.
@@ -34,21 +34,21 @@ func New(root string) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{dirs: d}, nil
+	return &Backend{Keeper: dirs.Keeper{Dirs: d}}, nil
 }
 
 // Create copies the parent; a view needs no copy, it shows the parent itself.
 func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
-	path, err := b.dirs.Make(s.ID)
+	path, err := b.Dirs.Make(s.ID)
 	if err != nil {
 		return err
 	}
 	err = os.Chmod(path, 0o755)
 	if err == nil && s.Kind == snapshots.Active && len(s.Parents) > 0 {
-		err = continuity.CopyDir(path, b.dirs.Path(s.Parents[0].ID))
+		err = continuity.CopyDir(path, b.Dirs.Path(s.Parents[0].ID))
 	}
 	if err != nil {
-		return errors.Join(err, b.dirs.Remove(s.ID))
+		return errors.Join(err, b.Dirs.Remove(s.ID))
 	}
 	return nil
 }
@@ -62,12 +62,12 @@ func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Moun
 			id = s.Parents[0].ID
 		}
 	}
-	return []*types.Mount{{Type: "bind", Source: b.dirs.Path(id), Options: []string{"rbind", mode}}}, nil
+	return []*types.Mount{{Type: "bind", Source: b.Dirs.Path(id), Options: []string{"rbind", mode}}}, nil
 }
 
 // Usage walks the copy: all of it is this snapshot's own.
 func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Usage, error) {
-	u, err := continuity.DiskUsage(ctx, b.dirs.Path(s.ID))
+	u, err := continuity.DiskUsage(ctx, b.Dirs.Path(s.ID))
 	return snapshots.Usage{Inodes: u.Inodes, Size: u.Size}, err
 }
 
@@ -75,20 +75,3 @@ func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Us
 func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.Ref) (snapshots.Usage, error) {
 	return b.Usage(ctx, s)
 }
-
-// Remove deletes the directory.
-func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return b.dirs.Remove(s.ID) }
-
-// Sweep deletes the directories that nobody keeps.
-func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
-	return b.dirs.Sweep(ctx, keep)
-}
-
-// Note keeps a note beside the directory, see snapshots.Noter.
-func (b *Backend) Note(id uint64, note []byte) error { return b.dirs.Note(id, note) }
-
-// Notes gives the directories that there are, and what was noted of them.
-func (b *Backend) Notes(fn func(id uint64, note []byte) error) error { return b.dirs.Notes(fn) }
-
-// Close has nothing to do.
-func (b *Backend) Close() error { return nil }

@@ -30,7 +30,7 @@ const upper, work = "fs", "work"
 
 // Backend implements snapshots.Backend.
 type Backend struct {
-	dirs     *dirs.Dirs
+	dirs.Keeper
 	cfg      Options
 	options  []string // that every overlay mount gets
 	volatile bool     // active ones that is added to
@@ -55,7 +55,7 @@ func New(root string, o Options) (*Backend, error) {
 	if err := b.probe(root, overlay.Needed()); err != nil {
 		return nil, err
 	}
-	if b.dirs, err = dirs.Open(root); err != nil {
+	if b.Dirs, err = dirs.Open(root); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -100,7 +100,7 @@ func (b *Backend) probe(root string, needed []string) error {
 	return nil
 }
 
-func (b *Backend) fs(id uint64) string { return filepath.Join(b.dirs.Path(id), upper) }
+func (b *Backend) fs(id uint64) string { return filepath.Join(b.Dirs.Path(id), upper) }
 
 // Create makes fs, whose attributes are those of the root directory that will be seen, and work.
 func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
@@ -118,7 +118,7 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 			return err
 		}
 	}
-	dir, err := b.dirs.Make(s.ID)
+	dir, err := b.Dirs.Make(s.ID)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 		err = os.Mkdir(filepath.Join(dir, work), 0o711)
 	}
 	if err != nil {
-		return errors.Join(err, b.dirs.Remove(s.ID))
+		return errors.Join(err, b.Dirs.Remove(s.ID))
 	}
 	return nil
 }
@@ -168,7 +168,7 @@ func (b *Backend) Mounts(_ context.Context, s snapshots.Snapshot) ([]*types.Moun
 	if b.volatile {
 		options = append(options, volatile)
 	}
-	return []*types.Mount{overlay.Mount(options, filepath.Join(b.dirs.Path(s.ID), work), b.fs(s.ID), joined)}, nil
+	return []*types.Mount{overlay.Mount(options, filepath.Join(b.Dirs.Path(s.ID), work), b.fs(s.ID), joined)}, nil
 }
 
 // Labels tells where the snapshot's own files are, if that is asked for.
@@ -192,20 +192,3 @@ func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Us
 func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.Ref) (snapshots.Usage, error) {
 	return b.Usage(ctx, s)
 }
-
-// Remove deletes the directory.
-func (b *Backend) Remove(_ context.Context, s snapshots.Snapshot) error { return b.dirs.Remove(s.ID) }
-
-// Sweep deletes the directories that nobody keeps.
-func (b *Backend) Sweep(ctx context.Context, keep func(id uint64) bool) error {
-	return b.dirs.Sweep(ctx, keep)
-}
-
-// Note keeps a note beside the directory, see snapshots.Noter.
-func (b *Backend) Note(id uint64, note []byte) error { return b.dirs.Note(id, note) }
-
-// Notes gives the directories that there are, and what was noted of them.
-func (b *Backend) Notes(fn func(id uint64, note []byte) error) error { return b.dirs.Notes(fn) }
-
-// Close has nothing to do.
-func (b *Backend) Close() error { return nil }

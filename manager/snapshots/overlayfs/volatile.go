@@ -21,8 +21,8 @@ const (
 // it from then on, because after a crash nobody knows what of it is on disk. In the boot in which it was written nothing
 // can have been lost. FailedPrecondition: it was written in another boot.
 func (b *Backend) fresh(id uint64) error {
-	mark := filepath.Join(b.dirs.Path(id), work, "work", "incompat", volatile)
-	note := filepath.Join(b.dirs.Path(id), bootFile)
+	mark := filepath.Join(b.Dirs.Path(id), work, "work", "incompat", volatile)
+	note := filepath.Join(b.Dirs.Path(id), bootFile)
 	_, err := os.Lstat(mark)
 	unmarked := errors.Is(err, fs.ErrNotExist)
 	if unmarked && !b.volatile {
