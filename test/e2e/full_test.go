@@ -117,7 +117,7 @@ func noisy(t *testing.T, name string, size int) []byte {
 func TestFullDisk(t *testing.T) {
 	const size = 8 << 20
 	registry := regproxy.Start(t, regproxy.Options{})
-	pulled := makeNoise(t, registry.Addr, "full", 9, 10_000, size, 10_000)
+	pulled := makeNoise(t, registry.URL(), "full", 9, 10_000, size, 10_000)
 	pulled.ref = registry.Addr + "/full:latest"
 	file := filepath.Join(t.TempDir(), "noisy.tar")
 	if err := os.WriteFile(file, noisy(t, "example.org/noisy:1", size), 0o600); err != nil {

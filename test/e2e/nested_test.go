@@ -82,10 +82,14 @@ func TestNestedIndexes(t *testing.T) {
 	has(t, u.mctl("images", "ls"), name)
 	check := row(t, u.mctl("images", "check"), name)
 	has(t, strings.Join(check, " "), "complete")
-	u.mctl("images", "usage", name)
+	u.mctl("images", "usage", "name=="+name)
 	u.mctl("images", "export", filepath.Join(t.TempDir(), "out.tar"), name)
 	u.mctl("images", "convert", "--zstd", name, "example.org/converted:1")
 	u.mctl("images", "rm", "--sync", name, "example.org/converted:1")
 	u.mctl("content", "prune")
-	equal(t, "content", u.mctl("content", "ls", "-q"), before)
+	for _, d := range strings.Fields(u.mctl("content", "ls", "-q")) {
+		if !strings.Contains(before, d) {
+			t.Errorf("content %s was left", d)
+		}
+	}
 }
