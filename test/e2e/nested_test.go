@@ -71,7 +71,7 @@ func TestNestedIndexes(t *testing.T) {
 	const name = "example.org/nested:1"
 	u := newUser(t)
 	before := u.mctl("content", "ls", "-q")
-	for _, path := range []string{nested(t, 40, 2), nested(t, 1000, 1)} {
+	for _, path := range []string{nested(t, 40, 2), nested(t, 100, 1)} {
 		_, err := harness.Output(u.Mctl("images", "import", path))
 		if err == nil {
 			t.Fatal("it is imported")
