@@ -84,7 +84,7 @@ func (p *Partial) open(w *Writer, total, partSize int64) error {
 	}
 	if err := reserve(w.file, total); err != nil {
 		// It would not fit later either: nothing of it is kept.
-		return errors.Join(fmt.Errorf("there is no room for its %d bytes: %w", total, err), os.RemoveAll(w.dir))
+		return errors.Join(fmt.Errorf("there is no room for its %d bytes in %s: %w", total, filepath.Dir(w.dir), err), os.RemoveAll(w.dir))
 	}
 	known, err := readParts(w.dir)
 	switch {
