@@ -96,7 +96,6 @@ func TestContentProxyHung(t *testing.T) {
 	lists := func() {
 		u.ctr("c", "ls")
 		u.ctr("content", "ls")
-		u.ctr("images", "ls")
 		equal(t, "output", u.ctr("t", "exec", "--exec-id", "e", "stays", "echo", "y"), "y\n")
 	}
 	conn := must(u.Conn())

@@ -32,7 +32,8 @@ type Options struct {
 	Address string        // path of its socket
 	Owner   string        // who we are, among those who use it
 	Quick   time.Duration // for what only looks something up, or forgets it; 0: 10 s
-	Slow    time.Duration // for what is read, written, committed or counted; 0: 10 min
+	Step    time.Duration // for each message of a read or a write; 0: 30 s
+	Slow    time.Duration // for what is committed or counted; 0: 10 min
 	Back    time.Duration // how long reads and writes wait for a program that does not run; 0: 10 s
 }
 
@@ -47,6 +48,9 @@ type Backend struct {
 func New(o Options) (*Backend, error) {
 	if o.Quick == 0 {
 		o.Quick = 10 * time.Second
+	}
+	if o.Step == 0 {
+		o.Step = 30 * time.Second
 	}
 	if o.Back == 0 {
 		o.Back = 10 * time.Second

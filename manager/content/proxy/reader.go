@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/namespaces"
 )
 
 // ahead is how many bytes are asked for at the least, for those who read a little at a time.
@@ -69,9 +70,7 @@ func (r *reader) fill(off, size int64) error {
 		r.buf = make([]byte, 0, size)
 	}
 	r.at = off
-	err := r.b.again(r.ctx, func() error {
-		return r.b.call(r.ctx, r.b.cfg.Slow, func(ctx context.Context) error { return r.read(ctx, off, size) })
-	})
+	err := r.b.again(r.ctx, func() error { return r.read(off, size) })
 	if err != nil {
 		r.buf = r.buf[:0]
 		return err
@@ -84,23 +83,34 @@ func (r *reader) fill(off, size int64) error {
 	return nil
 }
 
-func (r *reader) read(ctx context.Context, off, size int64) error {
+func (r *reader) read(off, size int64) error {
 	r.buf = r.buf[:0]
-	stream, err := r.b.client.Read(ctx, &api.ReadContentRequest{Digest: r.d.String(), Offset: off, Size: size})
+	s, err := r.b.peer.Session(r.ctx)
 	if err != nil {
 		return err
 	}
-	for {
-		m, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
+	defer s.Close()
+	var stream api.Content_ReadClient
+	err = s.Step(r.ctx, r.b.cfg.Step, func() (err error) {
+		stream, err = r.b.client.Read(namespaces.With(s.Context(), space), &api.ReadContentRequest{Digest: r.d.String(), Offset: off, Size: size})
+		return err
+	})
+	for err == nil {
+		var m *api.ReadContentResponse
+		err = s.Step(r.ctx, r.b.cfg.Step, func() (err error) {
+			if m, err = stream.Recv(); errors.Is(err, io.EOF) {
+				m, err = nil, nil
+			}
 			return err
+		})
+		if err != nil || m == nil {
+			break
 		}
-		if m.Offset != off+int64(len(r.buf)) {
-			return fmt.Errorf("content %s: bytes at %d were answered, those at %d asked for: %w", r.d, m.Offset, off+int64(len(r.buf)), errdefs.ErrDataLoss)
+		at := off + int64(len(r.buf))
+		if m.Offset != at {
+			return fmt.Errorf("content %s: bytes at %d were answered, those at %d asked for: %w", r.d, m.Offset, at, errdefs.ErrDataLoss)
 		}
 		r.buf = append(r.buf, m.Data[:min(int64(len(m.Data)), size-int64(len(r.buf)))]...)
 	}
+	return err
 }

@@ -140,7 +140,7 @@ func (s *session) write(p []byte) (int, error) {
 		if done == len(p) {
 			return nil
 		}
-		_, err := s.ask(s.ctx, s.b.cfg.Slow, &api.WriteContentRequest{Action: api.WriteAction_WRITE, Offset: begin + int64(done), Data: p[done:]})
+		_, err := s.ask(s.ctx, s.b.cfg.Step, &api.WriteContentRequest{Action: api.WriteAction_WRITE, Offset: begin + int64(done), Data: p[done:]})
 		if err != nil {
 			return err
 		}
