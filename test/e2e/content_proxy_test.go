@@ -11,6 +11,7 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	wire "github.com/containerd/containerd/api/types/transfer"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/managerd/managerd/test/harness"
 	"github.com/managerd/managerd/test/regproxy"
@@ -124,7 +125,7 @@ func TestContentProxyHung(t *testing.T) {
 	wake()
 	await(t, "content", func() bool {
 		out, err := harness.Output(u.Command("content", "get", digest))
-		return err == nil && strings.Contains(out, "manifests")
+		return err == nil && strings.Contains(out, "layers")
 	})
 	u.ctr("t", "kill", "-s", "KILL", "stays")
 	until(t, "stop", func() bool { return row(t, u.ctr("t", "ls"), "stays")[2] == "STOPPED" })
@@ -320,7 +321,7 @@ func TestDiffProxy(t *testing.T) {
 			}
 			// The diff service, and an import with a layer that the other program does not know.
 			made := u.mctl("snapshots", "diff", "--keep", n.chain)
-			has(t, strings.Join(p.applied(), " "), "diff="+strings.TrimSpace(made))
+			has(t, strings.Join(p.applied(), " "), "diff="+digest.FromString(made).String())
 			p.kill()
 			u.ctr("images", "rm", "--sync", n.ref)
 			if _, err := mv.move(plain(n.ref), stored(n.ref)); code(err) != "Unavailable" || !strings.Contains(err.Error(), "outside at "+p.socket()) {
@@ -334,7 +335,7 @@ func TestDiffProxy(t *testing.T) {
 				t.Error(err)
 			}
 			plainArchive := filepath.Join(t.TempDir(), "plain.tar")
-			u.mctl("images", "convert", "--uncompress", n.ref, "plain:1")
+			u.mctl("images", "convert", "--uncompress", n.ref, "docker.io/library/plain:1")
 			u.mctl("images", "export", plainArchive, "docker.io/library/plain:1")
 			u.mctl("images", "rm", "--sync", n.ref, "docker.io/library/plain:1")
 			before := len(p.applied())

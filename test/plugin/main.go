@@ -71,8 +71,8 @@ func serve(dir, socket, snapshotter, daemon string) error {
 	}
 	s := grpc.NewServer(grpc.MaxRecvMsgSize(16<<20),
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, r any, i *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			if strings.Contains(i.FullMethod, ".diff.") {
-				return next(ctx, r)
+			if ns, ok := namespaces.From(ctx); ok && strings.Contains(i.FullMethod, ".diff.") {
+				return next(namespaces.With(ctx, ns), r) // for the daemon, too
 			}
 			return next(namespaces.With(ctx, flat), r)
 		}),
