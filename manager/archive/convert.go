@@ -281,7 +281,7 @@ func (v *converter) layer(ctx context.Context, l ocispec.Descriptor, id digest.D
 		v.layers[l.Digest] = p
 	}
 	v.mu.Unlock()
-	p.once.Do(func() { p.desc, p.id, p.err = v.pack(ctx, l, *v.o.Layers) })
+	p.once.Do(func() { p.desc, p.id, p.err = pack(ctx, v.c, l, *v.o.Layers) })
 	if p.err != nil {
 		return l, fmt.Errorf("layer %s: %w", l.Digest, p.err)
 	}
@@ -333,8 +333,8 @@ func (v *converter) packedType(was string, packed diff.Compression) string {
 }
 
 // pack packs a layer, unless it is packed so already, and tells what is inside.
-func (v *converter) pack(ctx context.Context, l ocispec.Descriptor, as diff.Compression) (out ocispec.Descriptor, id digest.Digest, err error) {
-	r, err := v.c.Open(ctx, l)
+func pack(ctx context.Context, c Content, l ocispec.Descriptor, as diff.Compression) (out ocispec.Descriptor, id digest.Digest, err error) {
+	r, err := c.Open(ctx, l)
 	if err != nil {
 		return out, "", err
 	}
@@ -363,7 +363,7 @@ func (v *converter) pack(ctx context.Context, l ocispec.Descriptor, as diff.Comp
 		}
 		return l, inside.Digest(), verified()
 	}
-	w, err := v.c.Create(ctx, "convert-"+unique()+"-"+l.Digest.String())
+	w, err := c.Create(ctx, "convert-"+unique()+"-"+l.Digest.String())
 	if err != nil {
 		return out, "", err
 	}

@@ -33,6 +33,8 @@ type ImportOptions struct {
 	// Names, if not nil, names images instead of Base. named is the name that the archive has for one, in full, or else tag
 	// its tag; both may be empty.
 	Names func(named, tag string, target ocispec.Descriptor) []string
+	// Compress packs the plain layers of docker save with gzip. Those of an OCI layout stay what its manifests name.
+	Compress bool
 }
 
 func (o *ImportOptions) names(d ocispec.Descriptor) ([]string, error) {
@@ -71,7 +73,7 @@ func importAll(ctx context.Context, c Content, images Images, r io.Reader, o Imp
 	plain := &inflated{counting: counting{r: stream}, packed: packed}
 	im := &importer{
 		ctx: ctx, content: c, prefix: "import-" + unique() + "-",
-		json: map[string][]byte{}, blobs: map[string]blob{}, links: map[string]string{},
+		json: map[string][]byte{}, blobs: map[string]blob{}, links: map[string]string{}, compress: o.Compress, packed: map[digest.Digest]blob{},
 	}
 	if err := im.read(plain); err != nil {
 		return nil, err
@@ -181,6 +183,9 @@ type importer struct {
 	json  map[string][]byte // the files that describe the archive
 	blobs map[string]blob   // by path
 	links map[string]string // symbolic and hard ones, as old docker save has them for layers it has twice
+
+	compress bool                   // see ImportOptions
+	packed   map[digest.Digest]blob // what was made of plain layers
 }
 
 type blob struct {

@@ -55,7 +55,7 @@ type ApplyOptions struct {
 	Sync bool
 	// Processors make layers of what is none.
 	Processors Processors
-	// Payloads are for processors, by their IDs.
+	// Payloads are for processors, by their IDs; ocicrypt's decoders have one without.
 	Payloads map[string]*anypb.Any
 	Limits   Limits
 }
@@ -86,14 +86,26 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var read atomic.Int64
-	packed, err := chain.start(ctx, desc.MediaType, countRead{blob, &read}, o.Payloads)
+	payloads, err := chain.withDecoders(desc, o.Payloads)
+	if err != nil {
+		return fail(err)
+	}
+	packed, err := chain.start(ctx, desc.MediaType, countRead{blob, &read}, payloads)
 	if err != nil {
 		return fail(err)
 	}
 	defer func() { _ = packed.Close() }()
+	bad := func(err error) (ocispec.Descriptor, error) {
+		var failed *ProcessorError
+		var input inputError
+		if n := len(chain); n > 0 && !errors.As(err, &failed) && !errors.As(err, &input) && ctx.Err() == nil {
+			err = fmt.Errorf("as stream processor %s writes it: %w", chain[n-1].ID, err)
+		}
+		return fail(err)
+	}
 	plain, _, err := Decompress(packed)
 	if err != nil {
-		return fail(err)
+		return bad(err)
 	}
 	defer func() { _ = plain.Close() }()
 
@@ -122,7 +134,7 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 		err = fmt.Errorf("%s is full: %w", written(mounts[len(mounts)-1]), err)
 	}
 	if err != nil {
-		return fail(err)
+		return bad(err)
 	}
 	return out, nil
 }

@@ -24,7 +24,7 @@ type flights struct {
 // keeps what is written.
 type flight struct {
 	ready chan struct{} // closed when there is something to read
-	part  *content.Partial
+	part  content.Partial
 
 	done  chan struct{} // closed at the end
 	err   error
@@ -172,7 +172,7 @@ const busy = 50 * time.Millisecond
 func (s *Service) fly(ctx context.Context, remote Remote, b *blob, fl *flight) error {
 	ref := archive.RefKey(b.desc)
 	part, err := s.cfg.Content.Partial(ctx, ref, b.desc.Digest, b.desc.Size, s.cfg.PartSize)
-	for errdefs.IsUnavailable(err) {
+	for errors.Is(err, content.ErrBusy) {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
