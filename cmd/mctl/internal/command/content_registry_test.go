@@ -93,7 +93,6 @@ func TestContentRegistry(t *testing.T) {
 // --hosts-dir says.
 func TestContentRegistryAuth(t *testing.T) {
 	w := newWorld(t)
-	const htpasswd = "joe:$2y$05$sTHYYmy/AO26EQmrVpkvZ.9jiFpn9j.JGCQdhoiCSWGNi4bmJcKXK\n" // secret
 	authority := regproxy.NewAuthority(t)
 	server := regproxy.Start(t, regproxy.Options{TLS: authority, Htpasswd: htpasswd})
 	hosts := func(a *regproxy.Authority) string {

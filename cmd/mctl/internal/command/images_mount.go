@@ -11,6 +11,7 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/metadata"
 
@@ -24,7 +25,7 @@ const mountFor = 24 * time.Hour
 
 func (c *cli) imagesMount() *cobra.Command {
 	var rw bool
-	var snapshotter string
+	var snapshotter, platform string
 	cmd := &cobra.Command{
 		Use: "mount [flags] NAME TARGET", Short: "Mount the files of an image", Args: args(2, 2),
 		Long: `Mounts an image's files on TARGET, a directory, to be looked at or, with --rw, written to: in a snapshot that is called
@@ -33,6 +34,14 @@ TARGET, and that a lease of the same name keeps for a day. "mctl images unmount 
 			target, err := filepath.Abs(given[1])
 			if err != nil {
 				return err
+			}
+			match := platforms.Default()
+			if platform != "" {
+				list, err := parsePlatforms(cmd, []string{platform})
+				if err != nil {
+					return err
+				}
+				match = platforms.Only(list[0])
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
 				name, err := cl.DefaultSnapshotter(ctx, c.namespace, snapshotter)
@@ -43,7 +52,7 @@ TARGET, and that a lease of the same name keeps for a day. "mctl images unmount 
 				if err != nil {
 					return err
 				}
-				if err := mountImage(ctx, cl, name, i, target, rw); err != nil {
+				if err := mountImage(ctx, cl, name, i, match, target, rw); err != nil {
 					return fmt.Errorf("cannot mount %s: %w", i.Name, err)
 				}
 				_, err = fmt.Fprintln(c.out, target)
@@ -52,11 +61,12 @@ TARGET, and that a lease of the same name keeps for a day. "mctl images unmount 
 		},
 	}
 	cmd.Flags().BoolVar(&rw, "rw", false, "let it be written to")
+	cmd.Flags().StringVar(&platform, "platform", "", "`OS/ARCH` whose image is mounted (default: this machine's)")
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter")
 	return cmd
 }
 
-func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i archive.Image, target string, rw bool) (err error) {
+func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i archive.Image, match platforms.MatchComparer, target string, rw bool) (err error) {
 	expire := time.Now().Add(mountFor).UTC().Format(time.RFC3339)
 	_, err = cl.Leases.Create(ctx, &leasesapi.CreateRequest{ID: target, Labels: map[string]string{
 		"containerd.io/gc.expire": expire, "containerd.io/gc.ref.snapshot." + snapshotter: target,
@@ -82,7 +92,7 @@ func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i ar
 			err = errors.Join(err, lerr)
 		}
 	}()
-	chain, err := archive.Unpack(leased, cl.Blobs(), cl.Snapshotter(snapshotter), i.Target)
+	chain, err := archive.UnpackPlatform(leased, cl.Blobs(), cl.Snapshotter(snapshotter), i.Target, match)
 	if err != nil {
 		return err
 	}
