@@ -419,6 +419,9 @@ func (h *host) refused(resp *http.Response) error {
 	} else {
 		e.Message = firstLine(body)
 	}
+	if e.Message == "" && e.Status == http.StatusBadRequest && resp.Request.URL.Scheme == "http" {
+		e.Message = "it was asked with plain HTTP; does it speak HTTPS?"
+	}
 	return e
 }
 
