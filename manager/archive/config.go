@@ -12,8 +12,13 @@ import (
 // Config gives an image's config for this machine's platform, and the chain ID of its layers: the name that their
 // snapshot has once it is unpacked, empty for an image without layers. NotFound when a part of the image is not there.
 func Config(ctx context.Context, c Content, target ocispec.Descriptor) (ocispec.Image, string, error) {
+	return ConfigPlatform(ctx, c, target, platforms.Default())
+}
+
+// ConfigPlatform is Config for the platform that match likes best.
+func ConfigPlatform(ctx context.Context, c Content, target ocispec.Descriptor, match platforms.MatchComparer) (ocispec.Image, string, error) {
 	var config ocispec.Image
-	n, err := resolve(ctx, c, target, platforms.Default(), 0)
+	n, err := resolve(ctx, c, target, match, 0)
 	if err == nil {
 		err = readJSON(ctx, c, n.config, &config)
 	}

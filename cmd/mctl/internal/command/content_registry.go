@@ -28,7 +28,7 @@ func (c *cli) contentFetch() *cobra.Command {
 	cmd.Use, cmd.Short = "fetch [flags] REF...", "Pull images from a registry, and do not unpack them"
 	cmd.Long = "With --metadata-only, " + ofRegistry
 	cmd.Example = "  mctl content fetch --all-platforms docker.io/library/busybox:latest"
-	for name, value := range map[string]string{"no-unpack": "true", "snapshotter": ""} {
+	for name, value := range map[string]string{"no-unpack": "true", "snapshotter": "", "print-chainid": "false"} {
 		f := cmd.Flags().Lookup(name)
 		f.Hidden = true
 		_ = f.Value.Set(value) // a bool and a string take these

@@ -75,6 +75,12 @@ func TestContentRegistry(t *testing.T) {
 	if out := w.ok("snapshots", "ls", "-q"); out != "" {
 		t.Errorf("unpacked: %s", out)
 	}
+	defer func() {
+		out := w.loud("images", "pull", "--plain-http", "--print-chainid", "--skip-metadata", copied)
+		if key := strings.TrimSpace(w.ok("snapshots", "ls", "-q")); key == "" || out != copied+" "+target.Digest.String()+"\nimage chain ID: "+key+"\n" {
+			t.Errorf("pull --print-chainid prints %q, the snapshot is %s", out, key)
+		}
+	}()
 	if out := w.ok("images", "check"); !strings.Contains(out, "complete") || !strings.Contains(out, "false") {
 		t.Errorf("check says %s", out)
 	}

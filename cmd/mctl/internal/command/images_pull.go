@@ -18,6 +18,7 @@ import (
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/progress"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
+	"github.com/managerd/managerd/manager/archive"
 )
 
 // move runs a transfer, and shows how it goes on standard error.
@@ -35,6 +36,7 @@ func (c *cli) move(ctx context.Context, cl *client.Client, from, to proto.Messag
 type moved struct {
 	Name   string `json:"name"`
 	Digest string `json:"digest"`
+	Chain  string `json:"chain_id,omitempty"` // if it was asked for
 }
 
 func (c *cli) printMoved(rows []moved) error {
@@ -44,6 +46,11 @@ func (c *cli) printMoved(rows []moved) error {
 	for _, r := range rows {
 		if _, err := fmt.Fprintf(c.out, "%s %s\n", r.Name, r.Digest); err != nil {
 			return err
+		}
+		if r.Chain != "" {
+			if _, err := fmt.Fprintf(c.out, "image chain ID: %s\n", r.Chain); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -73,7 +80,7 @@ func parseReference(cmd *cobra.Command, name string) (reference.Named, error) {
 func (c *cli) imagesPull() *cobra.Command {
 	var f registryFlags
 	var given, labels []string
-	var all, allMetadata, metadataOnly, noUnpack bool
+	var all, allMetadata, metadataOnly, noUnpack, printChain bool
 	var snapshotter string
 	cmd := &cobra.Command{
 		Use: "pull [flags] REF...", Short: "Pull images from a registry, and unpack them", Args: args(1, -1),
@@ -110,7 +117,7 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 					}
 					if metadataOnly {
 						target, err := c.fetchMetadata(ctx, cmd, cl, &f, ref, set)
-						rows = append(rows, moved{ref.String(), target.Digest.String()})
+						rows = append(rows, moved{Name: ref.String(), Digest: target.Digest.String()})
 						return err
 					}
 					store := &wire.ImageStore{Name: ref.String(), Labels: set, AllMetadata: allMetadata}
@@ -130,7 +137,11 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 						return err
 					}
 					i, err := cl.Image(ctx, ref.String())
-					rows = append(rows, moved{i.Name, i.Target.Digest.String()})
+					done := moved{Name: i.Name, Digest: i.Target.Digest.String()}
+					if err == nil && printChain {
+						_, done.Chain, err = archive.ConfigPlatform(ctx, cl.Blobs(), i.Target, platforms.Only(unpack[0]))
+					}
+					rows = append(rows, done)
 					return err
 				})
 			})
@@ -144,6 +155,9 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", env("", "CONTAINERD_SNAPSHOTTER"), "`name` of the snapshotter to unpack into")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE` for the image; may be repeated")
 	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
+	cmd.Flags().BoolVar(&printChain, "print-chainid", false, "print the key of the topmost snapshot, too")
+	cmd.Flags().Bool("skip-metadata", true, "do not pull the metadata of other platforms")
+	cmd.Flags().Lookup("skip-metadata").Hidden = true // it is not pulled anyway; for scripts made for ctr
 	cmd.Flags().BoolVar(&metadataOnly, "metadata-only", false, "fetch the manifests and configs for all platforms, and no layers")
 	cmd.Flags().Lookup("metadata-only").Hidden = true // of content fetch
 	return cmd
@@ -183,7 +197,7 @@ index that is here in part, --platform says which image is pushed.`,
 				if err := c.move(ctx, cl, store, &wire.OCIRegistry{Reference: ref.String(), Resolver: r}, r, asked); err != nil {
 					return err
 				}
-				return c.printMoved([]moved{{ref.String(), i.Target.Digest.String()}})
+				return c.printMoved([]moved{{Name: ref.String(), Digest: i.Target.Digest.String()}})
 			})
 		},
 	}
