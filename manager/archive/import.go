@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,8 @@ type ImportOptions struct {
 	Base string
 	// Index, if not empty, is a further name, for the archive as a whole.
 	Index string
+	// Digests names every image Base@DIGEST, too, or with SkipNamed only those without a full name in the archive.
+	Digests, SkipNamed bool
 	// Labels for the images.
 	Labels map[string]string
 	// Names, if not nil, names images instead of Base. named is the name that the archive has for one, in full, or else tag
@@ -39,7 +42,11 @@ type ImportOptions struct {
 
 func (o *ImportOptions) names(d ocispec.Descriptor) ([]string, error) {
 	if o.Names == nil {
-		return imageNames(d, o.Base)
+		names, full, err := imageNames(d, o.Base)
+		if byDigest := o.Base + "@" + d.Digest.String(); o.Digests && !(full && o.SkipNamed) && !slices.Contains(names, byDigest) {
+			names = append(names, byDigest)
+		}
+		return names, err
 	}
 	name, tag, err := named(d)
 	if err != nil {
