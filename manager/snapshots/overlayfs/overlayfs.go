@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/api/types"
 	continuity "github.com/containerd/continuity/fs"
@@ -36,6 +37,8 @@ type Backend struct {
 	volatile bool     // active ones that is added to
 	remaps   bool     // the kernel shows layers with other IDs
 	boot     string   // the file with the ID of this boot
+
+	probing sync.WaitGroup // ends of mounts that were only tried
 }
 
 // New stores snapshots below root. NotImplemented when overlayfs does not work there, InvalidArgument when it does not
@@ -53,6 +56,7 @@ func New(root string, o Options) (*Backend, error) {
 	}
 	b := &Backend{cfg: o, boot: bootID}
 	if err := b.probe(root, overlay.Needed()); err != nil {
+		b.probing.Wait()
 		return nil, err
 	}
 	if b.Dirs, err = dirs.Open(root); err != nil {
@@ -69,35 +73,62 @@ func (b *Backend) probe(root string, needed []string) error {
 			return fmt.Errorf("cannot use overlayfs: %w", err)
 		}
 	}
-	dir, err := os.MkdirTemp(root, "probe-")
+	b.options = needed
+	works, err := b.try(root, b.options)
 	if err != nil {
 		return fmt.Errorf("cannot use overlayfs: %w", err)
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	for _, d := range []string{"a", "b", upper, work} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
-			return fmt.Errorf("cannot use overlayfs: %w", err)
-		}
-	}
-	lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
-	try := func(options []string) error {
-		return mount.WithTemp([]*types.Mount{overlay.Mount(options, filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
-			return os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
-		})
-	}
-	b.options = needed
-	if err := try(b.options); err != nil {
-		return fmt.Errorf("cannot use overlayfs in %s: %w: %w", root, err, errdefs.ErrNotImplemented)
+	if works != nil {
+		return fmt.Errorf("cannot use overlayfs in %s: %w: %w", root, works, errdefs.ErrNotImplemented)
 	}
 	if len(b.cfg.Mount) > 0 {
 		b.options, b.volatile = join(needed, b.cfg.Mount)
-		if err := try(b.options); err != nil {
-			return fmt.Errorf("cannot use overlayfs with mount_options %q: %w: %w", b.cfg.Mount, err, errdefs.ErrInvalidArgument)
+		if works, err = b.try(root, b.options); err != nil {
+			return fmt.Errorf("cannot use overlayfs: %w", err)
+		}
+		if works != nil {
+			return fmt.Errorf("cannot use overlayfs with mount_options %q: %w: %w", b.cfg.Mount, works, errdefs.ErrInvalidArgument)
 		}
 	}
 	// To be root in the mount the IDs of this process must be mapped, too.
-	b.remaps = try(append(slices.Clone(b.options), "uidmap=0:0:4294967295", "gidmap=0:0:4294967295")) == nil
+	works, err = b.try(root, append(slices.Clone(b.options), "uidmap=0:0:4294967295", "gidmap=0:0:4294967295"))
+	if err != nil {
+		return fmt.Errorf("cannot use overlayfs: %w", err)
+	}
+	b.remaps = works == nil
 	return nil
+}
+
+// try mounts an overlay below root and writes to it; works is why that cannot be done. Nobody waits for the unmount, which may have
+// the file system write to its disk, and for what follows that.
+func (b *Backend) try(root string, options []string) (works, err error) {
+	dir, err := os.MkdirTemp(root, "probe-")
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"a", "b", upper, work} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, errors.Join(err, os.RemoveAll(dir))
+		}
+	}
+	lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
+	m := overlay.Mount(options, filepath.Join(dir, work), filepath.Join(dir, upper), lower)
+	result := make(chan error, 2)
+	b.probing.Go(func() {
+		defer func() { _ = os.RemoveAll(dir) }()
+		result <- mount.WithTemp([]*types.Mount{m}, func(root string) error {
+			err := os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
+			result <- err
+			return err
+		})
+	})
+	return <-result, nil
+}
+
+// Close waits for the end of what New has tried.
+func (b *Backend) Close() error {
+	b.probing.Wait()
+	return b.Keeper.Close()
 }
 
 func (b *Backend) fs(id uint64) string { return filepath.Join(b.Dirs.Path(id), upper) }
