@@ -77,3 +77,6 @@ func SocketPath(state, ns, id string) string {
 	sum := sha256.Sum256([]byte(filepath.Join(state, ns, id)))
 	return filepath.Join(state, "s", hex.EncodeToString(sum[:16]))
 }
+
+// FilterDir is where shims keep compiled seccomp filters for one another. It goes with a reboot, and may be removed at any time.
+const FilterDir = "/run/shim-runc/seccomp"

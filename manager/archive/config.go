@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -13,7 +12,7 @@ import (
 // snapshot has once it is unpacked, empty for an image without layers. NotFound when a part of the image is not there.
 func Config(ctx context.Context, c Content, target ocispec.Descriptor) (ocispec.Image, string, error) {
 	var config ocispec.Image
-	n, err := resolve(ctx, c, target, platforms.Default(), 0)
+	n, err := newWalker(ctx, c).resolve(target, here())
 	if err == nil {
 		err = readJSON(ctx, c, n.config, &config)
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/containerd/containerd/api/types"
 	continuity "github.com/containerd/continuity/fs"
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/snapshots"
@@ -63,66 +62,6 @@ func New(root string, o Options) (*Backend, error) {
 		return nil, err
 	}
 	return b, nil
-}
-
-// probe finds out with which options overlays can be mounted below root.
-func (b *Backend) probe(root string, needed []string) error {
-	left, _ := filepath.Glob(filepath.Join(root, "probe-*")) // of a daemon that was killed meanwhile; the pattern is right
-	for _, dir := range left {
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("cannot use overlayfs: %w", err)
-		}
-	}
-	b.options = needed
-	works, err := b.try(root, b.options)
-	if err != nil {
-		return fmt.Errorf("cannot use overlayfs: %w", err)
-	}
-	if works != nil {
-		return fmt.Errorf("cannot use overlayfs in %s: %w: %w", root, works, errdefs.ErrNotImplemented)
-	}
-	if len(b.cfg.Mount) > 0 {
-		b.options, b.volatile = join(needed, b.cfg.Mount)
-		if works, err = b.try(root, b.options); err != nil {
-			return fmt.Errorf("cannot use overlayfs: %w", err)
-		}
-		if works != nil {
-			return fmt.Errorf("cannot use overlayfs with mount_options %q: %w: %w", b.cfg.Mount, works, errdefs.ErrInvalidArgument)
-		}
-	}
-	// To be root in the mount the IDs of this process must be mapped, too.
-	works, err = b.try(root, append(slices.Clone(b.options), "uidmap=0:0:4294967295", "gidmap=0:0:4294967295"))
-	if err != nil {
-		return fmt.Errorf("cannot use overlayfs: %w", err)
-	}
-	b.remaps = works == nil
-	return nil
-}
-
-// try mounts an overlay below root and writes to it; works is why that cannot be done. Nobody waits for the unmount, which may have
-// the file system write to its disk, and for what follows that.
-func (b *Backend) try(root string, options []string) (works, err error) {
-	dir, err := os.MkdirTemp(root, "probe-")
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range []string{"a", "b", upper, work} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, errors.Join(err, os.RemoveAll(dir))
-		}
-	}
-	lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
-	m := overlay.Mount(options, filepath.Join(dir, work), filepath.Join(dir, upper), lower)
-	result := make(chan error, 2)
-	b.probing.Go(func() {
-		defer func() { _ = os.RemoveAll(dir) }()
-		result <- mount.WithTemp([]*types.Mount{m}, func(root string) error {
-			err := os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
-			result <- err
-			return err
-		})
-	})
-	return <-result, nil
 }
 
 // Close waits for the end of what New has tried.

@@ -89,7 +89,8 @@ func crashes(t *testing.T, c snapshottest.Column, self string) {
 			}
 			live := func() ([]byte, error) {
 				cmd := exec.Command(self, "-test.run", "^TestStory$", "-test.v")
-				cmd.Env = append(os.Environ(), storyEnv+"="+c.Name, storyDir+"="+dir, armoryEnv+"="+armory)
+				cmd.Env = append(os.Environ(), storyEnv+"="+c.Name, storyDir+"="+dir, armoryEnv+"="+armory,
+					"TMPDIR="+armory) // what it leaves when it is killed goes with this test
 				return cmd.CombinedOutput()
 			}
 			out, err := live()

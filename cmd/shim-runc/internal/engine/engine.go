@@ -25,15 +25,24 @@ import (
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/filter"
 	"github.com/managerd/managerd/reaper"
 	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
 // InitHook must be the first thing that a program with this package does, in an init function of package main: when
-// the process is libcontainer's re-exec as a container's init or exec, it goes on there and never returns.
+// the process is a re-exec by libcontainer, as a container's init or exec, or by this package, it goes on there and never
+// returns.
 func InitHook() {
-	if len(os.Args) > 1 && os.Args[1] == "init" {
+	if len(os.Args) < 2 {
+		return
+	}
+	switch os.Args[1] {
+	case "init":
+		filter.Take()
 		libcontainer.Init()
+	case filter.Verb:
+		filter.Main()
 	}
 }
 
@@ -43,6 +52,7 @@ type Config struct {
 	SystemdCgroup bool   // cgroups through systemd rather than cgroupfs
 	NoPivotRoot   bool   // MS_MOVE instead of pivot_root(2), for a rootfs on a ramdisk
 	NoNewKeyring  bool   // stay in the session keyring of the shim
+	FilterDir     string // where compiled seccomp filters are kept, for all shims; "" for nowhere
 	Log           *slog.Logger
 	Reaper        *reaper.Reaper
 	// OnPhase, if set, is told how long each phase of a create, start or exec took.
@@ -61,8 +71,9 @@ type IO struct {
 
 // Engine makes containers.
 type Engine struct {
-	cfg   Config
-	clamp Clamp
+	cfg     Config
+	clamp   Clamp
+	filters *filter.Cache // nil for none
 }
 
 // New gives an engine; it touches nothing yet.
@@ -74,7 +85,11 @@ func New(cfg Config) *Engine {
 		cfg.OnPhase = func(string, time.Duration) {}
 	}
 	hear(cfg.Log)
-	return &Engine{cfg: cfg, clamp: NewClamp(cfg.Log)}
+	e := &Engine{cfg: cfg, clamp: NewClamp(cfg.Log)}
+	if cfg.FilterDir != "" {
+		e.filters = &filter.Cache{Dir: cfg.FilterDir, Reaper: cfg.Reaper}
+	}
+	return e
 }
 
 // Create makes a container whose init is parked just before it would execute the user's program. The rootfs must be in

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/cmd/shim-runc/internal/engine/filter"
 	"github.com/managerd/managerd/reaper"
 )
 
@@ -24,12 +25,43 @@ func (e *Engine) launch(ctx context.Context, lc *libcontainer.Container, p *spec
 		return nil, err
 	}
 	lp.Init, lp.SubCgroupPaths = init, sub
-	return e.run(ctx, lp, io, func() error {
+	config := lc.Config()
+	profile, compiled := e.compiled(config.Seccomp)
+	if compiled != nil {
+		lp.ExtraFiles = []*os.File{compiled} // see filter.Take; the user's program does not get it
+		defer func() { _ = compiled.Close() }()
+	}
+	proc, err := e.run(ctx, lp, io, func() error {
 		if err := lc.Start(lp); err != nil {
 			return startError(err)
 		}
 		return nil
 	})
+	if err == nil && compiled == nil && profile != nil {
+		go func() {
+			if err := e.filters.Fill(profile); err != nil {
+				e.cfg.Log.Warn("seccomp filters are compiled for each process again", "error", err)
+			}
+		}()
+	}
+	return proc, err
+}
+
+// compiled gives the filter for a profile, if there is one already. Without it a process starts as well, only slower.
+func (e *Engine) compiled(config *configs.Seccomp) (*filter.Profile, *os.File) {
+	if e.filters == nil {
+		return nil, nil
+	}
+	profile, err := filter.NewProfile(config)
+	if err != nil {
+		e.cfg.Log.Warn("cannot look for a compiled seccomp filter", "error", err)
+		return nil, nil
+	}
+	file, err := e.filters.Open(profile)
+	if err != nil {
+		e.cfg.Log.Warn("cannot use a compiled seccomp filter", "error", err)
+	}
+	return profile, file
 }
 
 // run gives lp its streams and makes it a process by start.

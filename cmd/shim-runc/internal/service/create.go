@@ -175,7 +175,7 @@ func (s *Service) makeInit(ctx context.Context, e Engine, p *process, opts *opti
 func (s *Service) engineConfig(opts *options.Options) engine.Config {
 	return engine.Config{
 		Root: StateRoot(s.cfg.Bundle, s.cfg.Namespace, opts), SystemdCgroup: opts.SystemdCgroup, NoPivotRoot: opts.NoPivotRoot,
-		NoNewKeyring: opts.NoNewKeyring, Log: s.cfg.Log, Reaper: s.cfg.Reaper, OnPhase: s.phases.note,
+		NoNewKeyring: opts.NoNewKeyring, FilterDir: shimapi.FilterDir, Log: s.cfg.Log, Reaper: s.cfg.Reaper, OnPhase: s.phases.note,
 	}
 }
 
