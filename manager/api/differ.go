@@ -6,7 +6,9 @@ import (
 	"time"
 
 	api "github.com/containerd/containerd/api/services/diff/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/peer"
@@ -46,6 +48,15 @@ func (d *ProxyDiffer) Diff(ctx context.Context, r *api.DiffRequest) (resp *api.D
 		return err
 	})
 	return resp, err
+}
+
+// ApplyLayer unpacks a layer for the daemon itself, and has it on disk.
+func (d *ProxyDiffer) ApplyLayer(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
+	r, err := d.Apply(ctx, &api.ApplyRequest{Diff: descriptorToWire(layer), Mounts: mounts, SyncFs: true})
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("cannot apply layer %s: %w", layer.Digest, err)
+	}
+	return descriptorFromWire(r.Applied), nil
 }
 
 func (d *ProxyDiffer) call(ctx context.Context, fn func(context.Context) error) error {

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -32,12 +33,12 @@ type Transfer struct {
 	service     *transfer.Service
 	registry    *registry.Registry
 	streams     *streaming.Manager
-	snapshotter func(context.Context) (string, error)
+	snapshotter func(context.Context, ocispec.Platform) (string, error)
 }
 
 // NewTransfer has service move images, from and to what registry finds, over what clients opened in streams. snapshotter
-// names that of a namespace, for those who name none.
-func NewTransfer(service *transfer.Service, r *registry.Registry, streams *streaming.Manager, snapshotter func(context.Context) (string, error)) *Transfer {
+// names that of a namespace, for images of a platform whose clients name none.
+func NewTransfer(service *transfer.Service, r *registry.Registry, streams *streaming.Manager, snapshotter func(context.Context, ocispec.Platform) (string, error)) *Transfer {
 	return &Transfer{service: service, registry: r, streams: streams, snapshotter: snapshotter}
 }
 
@@ -84,8 +85,11 @@ func (a *Transfer) transfer(ctx context.Context, from, to any, progress func(tra
 			return a.pull(ctx, from, to, progress)
 		}
 	case *wire.ImageImportStream:
-		if to, ok := to.(*wire.ImageStore); ok {
+		switch to := to.(type) {
+		case *wire.ImageStore:
 			return a.importing(ctx, from, to, progress)
+		case *wire.ImageExportStream:
+			return a.echo(ctx, from, to)
 		}
 	case *wire.ImageStore:
 		switch to := to.(type) {
@@ -97,7 +101,30 @@ func (a *Transfer) transfer(ctx context.Context, from, to any, progress func(tra
 			return a.tag(ctx, from, to)
 		}
 	}
-	return fmt.Errorf("transfer from %T to %T: %w", from, to, errdefs.ErrNotImplemented)
+	return fmt.Errorf("nothing is transferred from %s to %s here: %w", nameOf(from), nameOf(to), errdefs.ErrNotImplemented)
+}
+
+// nameOf is what a client calls the type of a source or destination.
+func nameOf(v any) string {
+	if m, ok := v.(proto.Message); ok {
+		return string(m.ProtoReflect().Descriptor().FullName())
+	}
+	return fmt.Sprintf("%T", v)
+}
+
+// echo sends a client back what it sends.
+func (a *Transfer) echo(ctx context.Context, from *wire.ImageImportStream, to *wire.ImageExportStream) error {
+	in, err := a.streams.Get(ctx, from.Stream)
+	if err != nil {
+		return err
+	}
+	out, err := a.streams.Get(ctx, to.Stream)
+	if err != nil {
+		return err
+	}
+	r, w := streaming.Reader(in), streaming.Writer(ctx, out)
+	_, err = io.Copy(w, r)
+	return errors.Join(err, w.Close(), r.Close())
 }
 
 func (a *Transfer) pull(ctx context.Context, from *wire.OCIRegistry, to *wire.ImageStore, progress func(transfer.Progress)) error {
@@ -142,9 +169,6 @@ func (a *Transfer) tag(ctx context.Context, from, to *wire.ImageStore) error {
 }
 
 func (a *Transfer) importing(ctx context.Context, from *wire.ImageImportStream, to *wire.ImageStore, progress func(transfer.Progress)) error {
-	if from.ForceCompress {
-		return fmt.Errorf("an import does not compress layers: %w", errdefs.ErrNotImplemented)
-	}
 	image, err := a.image(ctx, to)
 	if err != nil {
 		return err
@@ -154,7 +178,7 @@ func (a *Transfer) importing(ctx context.Context, from *wire.ImageImportStream, 
 		return err
 	}
 	r := streaming.Reader(s)
-	_, err = a.service.Import(ctx, r, image, progress)
+	_, err = a.service.Import(ctx, r, image, from.ForceCompress, progress)
 	return errors.Join(err, r.Close())
 }
 
@@ -211,7 +235,7 @@ func (a *Transfer) image(ctx context.Context, i *wire.ImageStore) (transfer.Imag
 			})
 		}
 		if unpack.Snapshotter == "" {
-			name, err := a.snapshotter(ctx)
+			name, err := a.snapshotter(ctx, unpack.Platform)
 			if err != nil {
 				return image, err
 			}

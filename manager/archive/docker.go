@@ -67,6 +67,11 @@ func (im *importer) dockerImage(d dockerImage) (ocispec.Descriptor, error) {
 		if err != nil {
 			return ocispec.Descriptor{}, fmt.Errorf("layer: %w", err)
 		}
+		if l.kind == diff.None && im.compress {
+			if l, err = im.pack(l); err != nil {
+				return ocispec.Descriptor{}, fmt.Errorf("layer %s: %w", p, err)
+			}
+		}
 		l.desc.MediaType = diff.LayerType(l.kind)
 		m.Layers = append(m.Layers, l.desc)
 	}
@@ -75,6 +80,19 @@ func (im *importer) dockerImage(d dockerImage) (ocispec.Descriptor, error) {
 		desc.Platform = &ocispec.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
 	}
 	return desc, err
+}
+
+// pack makes a gzip layer of a plain one, once.
+func (im *importer) pack(plain blob) (blob, error) {
+	if done, ok := im.packed[plain.desc.Digest]; ok {
+		return done, nil
+	}
+	desc, _, err := pack(im.ctx, im.content, plain.desc, diff.Gzip)
+	if err != nil {
+		return blob{}, err
+	}
+	im.packed[plain.desc.Digest] = blob{desc, diff.Gzip}
+	return im.packed[plain.desc.Digest], nil
 }
 
 // find looks up a path of the archive, through its links.

@@ -72,7 +72,7 @@ func newEnv(t *testing.T, overWire bool) *env {
 		c := local.NewContent(e.blobs)
 		e.content, e.images = c, local.NewImages(e.names)
 		e.snapshots = func(name string) archive.Snapshotter {
-			s, err := local.NewSnapshotter(e.store, name, c, diff.ApplyOptions{})
+			s, err := local.NewSnapshotter(e.store, name, c, local.Options{})
 			must(err)
 			return s
 		}

@@ -41,7 +41,7 @@ type Config struct {
 	Zfs             Snapshotter
 	Proxies         map[string]Proxy     // by name
 	Processors      map[string]Processor // by ID
-	Differs         []string             // those of the diff service
+	Differs         []string             // those of the diff service, and of unpacking
 	Task            Task
 	ContentSharing  string // shared or isolated
 	GC              GC
@@ -51,8 +51,11 @@ type Config struct {
 	Layers          Layers
 }
 
-// Layers is what a layer may become, see package diff; 0 is no limit.
-type Layers struct{ MaxBytes, MaxEntries, MaxRatio int }
+// Layers is what a layer may become, see package diff; 0 is no limit. The time is a Go duration.
+type Layers struct {
+	MaxBytes, MaxEntries, MaxRatio int
+	ProcessorStall                 string
+}
 
 // Verifier is which programs are asked whether an image may be pulled, see package verify. The timeout is a Go duration.
 type Verifier struct {
@@ -93,6 +96,7 @@ type Transfer struct {
 	ConfigPath                 string // directories of hosts.toml, with colons between them
 	Downloads, Ranges, Uploads int
 	PartSize, ReceiveBuffer    int
+	Unpacks                    []Unpack // in their order; the first that fits counts
 }
 
 // GC says when what nobody needs is collected, see package gc. The delays are Go durations.
@@ -256,6 +260,7 @@ func (c *Config) WriteTo(w io.Writer) (int64, error) {
 		}
 		fmt.Fprintf(&b, "%s = %s\n", k.path[len(k.path)-1], literal(value(k.field(c))))
 	}
+	c.writeUnpacks(&b)
 	c.writeProxies(&b)
 	c.writeProcessors(&b)
 	old, err := c.Registry.Old.write()

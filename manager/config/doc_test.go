@@ -38,9 +38,14 @@ not known has no effect and is logged as a warning, also with its line.
 		doc := strings.NewReplacer("\n", " ", "|", `\|`, "*", `\*`).Replace(k.doc)
 		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", k.path[len(k.path)-1], literal(k.def), doc)
 	}
+	b.WriteString("\n## `[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]`\n\nHow the daemon unpacks what it pulls and imports; the first entry that fits counts. An image may be unpacked without one.\n\n" +
+		"| key | meaning |\n|---|---|\n" +
+		"| `platform` | `OS/ARCH[/VARIANT]` of the images; empty for this machine's. |\n" +
+		"| `snapshotter` | Where they are unpacked, and where those are whose client names no snapshotter and whose namespace has none; empty: it fits every one. |\n" +
+		"| `differ` | The differ that applies their layers, and no other; empty for those of `[plugins.\"io.containerd.service.v1.diff-service\"]`. |\n")
 	b.WriteString("\n## `[proxy_plugins.NAME]`\n\nA plugin that is another program; see [snapshotters.md](snapshotters.md). One table for each.\n\n" +
 		"| key | meaning |\n|---|---|\n" +
-		"| `type` | Service that it serves: " + strings.Join(proxyTypes, ", ") + ". Snapshotters and differs are used; others are in the plugin list, with the reason. |\n" +
+		"| `type` | Service that it serves: " + strings.Join(proxyTypes, ", ") + ". Of type content, one is used, in place of the daemon's own. Sandbox controllers are in the plugin list, with the reason why they are not used. |\n" +
 		"| `address` | Path of its socket. |\n" +
 		"| `platform` | `OS/ARCH` for the plugin list; empty for this machine's. |\n" +
 		"| `exports` | Table of strings for the plugin list, such as `root`. |\n" +

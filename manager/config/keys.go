@@ -32,6 +32,9 @@ func Changed(a, b *Config) []string {
 	if !reflect.DeepEqual(a.Proxies, b.Proxies) {
 		names = append(names, proxySection)
 	}
+	if !reflect.DeepEqual(a.Transfer.Unpacks, b.Transfer.Unpacks) {
+		names = append(names, joined(in(transferSection, unpackKey)))
+	}
 	if !reflect.DeepEqual(a.Processors, b.Processors) {
 		names = append(names, processorSection)
 	}
@@ -137,13 +140,15 @@ var general = []key{
 		func(c *Config) any { return &c.Layers.MaxEntries }, natural},
 	{in(walkingSection, "max_layer_ratio"), "How many bytes a layer of more than 1 GiB may become for one of its blob; 0: no limit.", 10_000,
 		func(c *Config) any { return &c.Layers.MaxRatio }, natural},
+	{in(walkingSection, "processor_stall_timeout"), "How long a stream processor may neither read, nor write, nor end, before it is killed and the layer fails; 0s: no limit.", "2m",
+		func(c *Config) any { return &c.Layers.ProcessorStall }, duration},
 	{in(verifierSection, "bin_dir"), "Directory of programs that are asked whether an image may be pulled (docs/pull.md); it need not be there.", "/opt/containerd/image-verifier/bin",
 		func(c *Config) any { return &c.Verifier.BinDir }, absolute},
 	{in(verifierSection, "max_verifiers"), "How many of them are asked, in the order of their names; less than 0: all.", 10,
 		func(c *Config) any { return &c.Verifier.MaxVerifiers }, nil},
 	{in(verifierSection, "per_verifier_timeout"), "How long one of them may take.", "10s",
 		func(c *Config) any { return &c.Verifier.PerVerifierTimeout }, positiveDuration},
-	{[]string{"plugins", "io.containerd.service.v1.diff-service", "default"}, "Differs that clients' layers are applied and made by: walking, or proxy plugins of type diff. Where one does not\nknow how, the next is asked.", []string{"walking"},
+	{[]string{"plugins", "io.containerd.service.v1.diff-service", "default"}, "Differs by which layers are applied, for clients and by the daemon itself, and made: walking, or proxy plugins of type\ndiff. Where one does not know how, the next is asked.", []string{"walking"},
 		func(c *Config) any { return &c.Differs }, nil},
 	{in(taskSection, "shim"), "Path of the shim for io.containerd.runc.v2; empty for shim-runc beside managerd, or else on PATH.", "",
 		func(c *Config) any { return &c.Task.Shim }, absoluteOrNone},

@@ -118,6 +118,12 @@ func (l *loader) apply(f *file) error {
 			}
 			return
 		}
+		if is, err := l.unpacks(f, path, v); is {
+			if err != nil {
+				errs = append(errs, err)
+			}
+			return
+		}
 		if k := known[id(canonical(path))]; k != nil {
 			got, err := convert(k.def, v)
 			if err != nil {

@@ -108,6 +108,11 @@ func (e *env) read(ctx context.Context, d digest.Digest) string {
 	return string(data)
 }
 
+func (e *env) own() *files { return e.backend.(*files) }
+
+// path is a blob's file.
+func (e *env) path(d digest.Digest) string { return e.own().path(d) }
+
 // files lists what is below the store, without directories of algorithms.
 func (e *env) files() (blobs, ingests []string) {
 	e.t.Helper()

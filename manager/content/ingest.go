@@ -4,12 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -28,12 +22,9 @@ import (
 // resumed or aborted.
 type Writer struct {
 	s       *Store
-	ns      string
-	dir     string
-	status  Status
-	file    *os.File // nil once it is closed or committed
-	sum     hash.Hash
-	alg     digest.Algorithm
+	ns, ref string
+	in      Session
+	over    bool // it is committed or closed
 	aborted atomic.Bool
 	wrong   bool // it is whole, and not what it was to be
 }
@@ -43,10 +34,12 @@ type Writer struct {
 // unknown. Both must be what the earlier writer said: FailedPrecondition. A lease in ctx keeps the ingest, and then the
 // blob. The caller closes the writer.
 func (s *Store) Writer(ctx context.Context, ref string, expected digest.Digest, total int64) (*Writer, error) {
-	return s.writer(ctx, ref, expected, total, (*Writer).open)
+	return s.writer(ctx, ref, expected, total, s.backend.Ingest)
 }
 
-func (s *Store) writer(ctx context.Context, ref string, expected digest.Digest, total int64, open func(*Writer) error) (_ *Writer, err error) {
+type opener func(ctx context.Context, ns string, want Status) (Session, error)
+
+func (s *Store) writer(ctx context.Context, ref string, expected digest.Digest, total int64, open opener) (_ *Writer, err error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return nil, err
@@ -64,13 +57,13 @@ func (s *Store) writer(ctx context.Context, ref string, expected digest.Digest, 
 			return nil, err
 		}
 	}
-	w := &Writer{s: s, ns: ns, dir: s.ingest(ns, ref), status: Status{Ref: ref, Total: total, Expected: expected, StartedAt: time.Now().UTC()}}
+	w := &Writer{s: s, ns: ns, ref: ref}
 	if err := s.enter(w); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			_ = w.Close()
+			s.leave(w)
 			err = fmt.Errorf("cannot open ingest %q: %w", ref, err)
 		}
 	}()
@@ -82,7 +75,8 @@ func (s *Store) writer(ctx context.Context, ref string, expected digest.Digest, 
 			return nil, err
 		}
 	}
-	return w, open(w)
+	w.in, err = open(ctx, ns, Status{Ref: ref, Total: total, Expected: expected, StartedAt: time.Now().UTC()})
+	return w, err
 }
 
 // missing is AlreadyExists when the namespace has the blob, or gets it from another that shares it.
@@ -108,90 +102,13 @@ func (s *Store) keep(ctx context.Context, ns string, i Info, ref string) error {
 	return s.record(ctx, ns, i.Digest, i.Size, i.Labels, ref)
 }
 
-// open begins the ingest, or takes up what an earlier writer left.
-func (w *Writer) open() error {
-	if err := w.take(); err != nil {
-		return err
-	}
-	if err := flatten(w.dir); err != nil {
-		return err
-	}
-	if err := w.openFile(); err != nil {
-		return err
-	}
-	// What an earlier writer left counts as written: take it into the digest.
-	var err error
-	w.status.Offset, err = io.Copy(w.sum, w.file)
-	return err
-}
-
-// take begins the ingest, or finds what an earlier writer said of it.
-func (w *Writer) take() error {
-	switch before, err := status(w.dir); {
-	case errdefs.IsNotFound(err):
-		return w.begin()
-	case err != nil:
-		return err
-	case w.status.Expected != "" && before.Expected != "" && w.status.Expected != before.Expected:
-		return fmt.Errorf("it was begun for %s, not for %s; abort it first: %w", before.Expected, w.status.Expected, errdefs.ErrFailedPrecondition)
-	case w.status.Total > 0 && before.Total > 0 && w.status.Total != before.Total:
-		return fmt.Errorf("it was begun for %d bytes, not for %d; abort it first: %w", before.Total, w.status.Total, errdefs.ErrFailedPrecondition)
-	default:
-		now := w.status
-		w.status = before
-		if now.Expected != "" {
-			w.status.Expected = now.Expected
-		}
-		if now.Total > 0 {
-			w.status.Total = now.Total
-		}
-	}
-	return nil
-}
-
-func (w *Writer) openFile() (err error) {
-	w.alg = digest.Canonical
-	if e := w.status.Expected; e != "" {
-		w.alg = e.Algorithm()
-	}
-	w.sum = w.alg.Hash()
-	w.file, err = os.OpenFile(filepath.Join(w.dir, "data"), os.O_RDWR|os.O_CREATE, 0o600)
-	return err
-}
-
 // usable is an error when there is nothing any more to write to.
 func (w *Writer) usable() error {
 	switch {
 	case w.aborted.Load():
-		return fmt.Errorf("ingest %q was aborted: %w", w.status.Ref, errdefs.ErrAborted)
-	case w.file == nil:
-		return fmt.Errorf("ingest %q is committed or closed: %w", w.status.Ref, errdefs.ErrFailedPrecondition)
-	}
-	return nil
-}
-
-// begin makes the directory of a new ingest; the ref file, without which there is none, comes last but data.
-func (w *Writer) begin() error {
-	if err := os.RemoveAll(w.dir); err != nil {
-		return err
-	}
-	if err := os.Mkdir(w.dir, 0o700); err != nil {
-		return err
-	}
-	started, err := w.status.StartedAt.MarshalText()
-	if err != nil {
-		return err
-	}
-	for _, f := range []struct {
-		name string
-		data []byte
-	}{
-		{"total", strconv.AppendInt(nil, w.status.Total, 10)}, {"expected", []byte(w.status.Expected)}, {"startedat", started},
-		{"data", nil}, {"ref", []byte(w.ns + separator + w.status.Ref)},
-	} {
-		if err := os.WriteFile(filepath.Join(w.dir, f.name), f.data, 0o600); err != nil {
-			return err
-		}
+		return fmt.Errorf("ingest %q was aborted: %w", w.ref, errdefs.ErrAborted)
+	case w.over:
+		return fmt.Errorf("ingest %q is committed or closed: %w", w.ref, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
@@ -201,34 +118,32 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if err := w.usable(); err != nil {
 		return 0, err
 	}
-	n, err := w.file.Write(p)
-	w.sum.Write(p[:n])
-	w.status.Offset += int64(n)
-	w.status.UpdatedAt = time.Now().UTC()
-	return n, err
+	return w.in.Write(p)
 }
 
 // Truncate throws away what was written beyond size; only 0 is supported, which begins anew.
 func (w *Writer) Truncate(size int64) error {
 	if size != 0 {
-		return fmt.Errorf("cannot truncate ingest %q to %d bytes, only to 0: %w", w.status.Ref, size, errdefs.ErrNotImplemented)
+		return fmt.Errorf("cannot truncate ingest %q to %d bytes, only to 0: %w", w.ref, size, errdefs.ErrNotImplemented)
 	}
 	if err := w.usable(); err != nil {
 		return err
 	}
-	if _, err := w.file.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	w.sum.Reset()
-	w.status.Offset, w.wrong = 0, false
-	return w.file.Truncate(0)
+	w.wrong = false
+	return w.in.Reset()
 }
 
 // Status describes the ingest as it is now.
-func (w *Writer) Status() Status { return w.status }
+func (w *Writer) Status() Status { return w.in.Status() }
 
-// Digest is that of what was written so far.
-func (w *Writer) Digest() digest.Digest { return digest.NewDigest(w.alg, w.sum) }
+// Digest is that of what was written so far; empty when the program that keeps it does not say.
+func (w *Writer) Digest() digest.Digest {
+	d, err := w.in.Digest()
+	if err != nil {
+		return ""
+	}
+	return d
+}
 
 // Commit makes a blob of what was written: it is on disk, verified, when nil is returned. size (if not 0) and expected
 // (if not empty) must be what they are, or it is FailedPrecondition, and the ingest stays; but one that is whole and has
@@ -239,110 +154,71 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		return err
 	}
 	if err := identifiers.ValidateLabels(labels); err != nil {
-		return fmt.Errorf("cannot commit %q: %w", w.status.Ref, err)
+		return fmt.Errorf("cannot commit %q: %w", w.ref, err)
 	}
-	got := w.Digest()
-	if size > 0 && size != w.status.Offset {
-		return fmt.Errorf("cannot commit %q: it has %d bytes, expected are %d: %w", w.status.Ref, w.status.Offset, size, errdefs.ErrFailedPrecondition)
+	got, err := w.in.Digest()
+	if err != nil {
+		return fmt.Errorf("cannot commit %q: %w", w.ref, err)
+	}
+	st := w.in.Status()
+	if size > 0 && size != st.Offset {
+		return fmt.Errorf("cannot commit %q: it has %d bytes, expected are %d: %w", w.ref, st.Offset, size, errdefs.ErrFailedPrecondition)
 	}
 	if expected == "" {
-		expected = w.status.Expected
+		expected = st.Expected
 	}
-	if expected != "" && expected != got {
-		w.wrong = w.status.Offset > 0 && w.status.Offset >= w.status.Total
-		return fmt.Errorf("cannot commit %q: its digest is %s, expected is %s: %w", w.status.Ref, got, expected, errdefs.ErrFailedPrecondition)
+	if got == "" {
+		got = expected // who keeps it verifies it
+	}
+	switch {
+	case got == "":
+		return fmt.Errorf("cannot commit %q: nobody knows its digest; abort it first: %w", w.ref, errdefs.ErrFailedPrecondition)
+	case expected != "" && expected != got:
+		w.wrong = st.Offset > 0 && st.Offset >= st.Total
+		return fmt.Errorf("cannot commit %q: its digest is %s, expected is %s: %w", w.ref, got, expected, errdefs.ErrFailedPrecondition)
 	}
 	i, err := w.s.Info(ctx, got)
 	switch {
 	case err == nil:
-		if err := errors.Join(w.s.keep(ctx, w.ns, i, w.status.Ref), os.RemoveAll(w.dir), w.closeFile()); err != nil {
+		w.over = true
+		if err := errors.Join(w.s.keep(ctx, w.ns, i, w.ref), w.in.Discard(ctx), w.in.Close()); err != nil {
 			return err
 		}
 		return fmt.Errorf("content %s: %w", got, errdefs.ErrAlreadyExists)
 	case !errdefs.IsNotFound(err):
 		return err
 	}
-	if err := w.file.Sync(); err != nil {
-		return fmt.Errorf("cannot sync %q: %w", w.status.Ref, err)
+	if err := w.in.Sync(); err != nil {
+		return fmt.Errorf("cannot sync %q: %w", w.ref, err)
 	}
 	failpoint.Hit("content.commit.synced")
 	if err := w.publish(ctx, got, labels); err != nil {
-		return errors.Join(fmt.Errorf("cannot commit %q: %w", w.status.Ref, err), w.s.removeUnknown(got))
+		return errors.Join(fmt.Errorf("cannot commit %q: %w", w.ref, err), w.s.removeUnknown(got))
 	}
 	failpoint.Hit("content.commit.recorded")
 	return nil
 }
 
-// publish gives the data a place among the blobs, and then enters its record. The ingest stays until then: a daemon that
-// is killed between the two has lost nothing.
+// publish makes a blob of the data, and then enters its record. The ingest of a file stays until then.
 func (w *Writer) publish(ctx context.Context, d digest.Digest, labels map[string]string) error {
-	w.s.files.RLock()
-	defer w.s.files.RUnlock()
-	path := w.s.path(d)
-	if err := makeDir(filepath.Dir(path)); err != nil {
+	w.s.bytes.RLock()
+	defer w.s.bytes.RUnlock()
+	if err := w.in.Commit(ctx, d); err != nil {
 		return err
 	}
-	if err := place(w.dir, path); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("it was aborted: %w", errdefs.ErrAborted)
-	} else if err != nil {
-		return err
-	}
-	failpoint.Hit("content.commit.renamed")
-	err := errors.Join(w.closeFile(), os.Chmod(path, 0o444), syncDir(filepath.Dir(path)))
-	if err == nil {
-		err = w.s.record(ctx, w.ns, d, w.status.Offset, labels, w.status.Ref)
-	}
-	return errors.Join(err, os.RemoveAll(w.dir))
-}
-
-// place makes the data of an ingest a blob as well, or where the filesystem has no hard links, instead.
-func place(dir, path string) error {
-	data, second := filepath.Join(dir, "data"), filepath.Join(dir, "blob")
-	err := os.Link(data, second)
-	if errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return os.Rename(data, path)
-	}
-	return os.Rename(second, path)
+	w.over = true
+	err := w.s.record(ctx, w.ns, d, w.in.Status().Offset, labels, w.ref)
+	return errors.Join(err, w.in.Discard(ctx))
 }
 
 // Close lets go of the ingest.
 func (w *Writer) Close() error {
 	var err error
 	if w.wrong && w.usable() == nil {
-		err = os.RemoveAll(w.dir)
+		err = w.in.Discard(context.Background())
 	}
+	w.over = true
+	err = errors.Join(err, w.in.Close())
 	w.s.leave(w)
-	return errors.Join(err, w.closeFile())
-}
-
-func (w *Writer) closeFile() error {
-	if w.file == nil {
-		return nil
-	}
-	f := w.file
-	w.file = nil
-	return f.Close()
-}
-
-// makeDir makes a directory, if there is none, so that it is there after a power failure.
-func makeDir(path string) error {
-	err := os.Mkdir(path, 0o755)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return err
 }

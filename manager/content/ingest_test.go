@@ -267,7 +267,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, files := range map[string][]string{"begun": {"total"}, "renamed": {"ref", "total", "expected"}, "empty": nil} {
-		dir := filepath.Join(e.ingests(), name)
+		dir := filepath.Join(e.own().ingests(), name)
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -279,12 +279,12 @@ func TestSweep(t *testing.T) {
 	}
 	e.restart()
 	blobs, ingests := e.files()
-	if len(blobs) != 1 || blobs[0] != e.path(d) || len(ingests) != 1 || ingests[0] != e.ingest("one", "half") {
+	if len(blobs) != 1 || blobs[0] != e.path(d) || len(ingests) != 1 || ingests[0] != e.own().ingest("one", "half") {
 		t.Errorf("%v, %v", blobs, ingests)
 	}
 	// Notes beside the data that make no sense are as if they were not there.
 	for _, f := range []string{"expected", "total", "startedat"} {
-		if err := os.WriteFile(filepath.Join(e.ingest("one", "half"), f), []byte("sha1:x"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(e.own().ingest("one", "half"), f), []byte("sha1:x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -2,21 +2,12 @@ package content
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"sort"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/namespaces"
@@ -40,59 +31,15 @@ func (s Status) Field(path []string) (string, bool) {
 	return "", false
 }
 
-// separator stands between namespace and reference in an ingest's ref file; neither can contain it.
-const separator = "\x00"
-
-func (s *Store) ingest(ns, ref string) string {
-	sum := sha256.Sum256([]byte(ns + separator + ref))
-	return filepath.Join(s.ingests(), hex.EncodeToString(sum[:]))
-}
-
 // Status finds an ingest.
 func (s *Store) Status(ctx context.Context, ref string) (Status, error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return Status{}, err
 	}
-	st, err := status(s.ingest(ns, ref))
+	st, err := s.backend.Status(ctx, ns, ref)
 	if err != nil {
 		return Status{}, fmt.Errorf("ingest %q: %w", ref, err)
-	}
-	return st, nil
-}
-
-func status(dir string) (st Status, err error) {
-	data, err := os.ReadFile(filepath.Join(dir, "ref"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return st, errdefs.ErrNotFound
-	}
-	if err != nil {
-		return st, err
-	}
-	_, st.Ref, _ = strings.Cut(string(data), separator)
-	fi, err := os.Stat(filepath.Join(dir, "data"))
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = errdefs.ErrNotFound
-		}
-		return st, err
-	}
-	st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
-	if p, err := readParts(dir); err == nil {
-		st.Offset = p.written()
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		st.Offset = 0 // which bytes are there is not known
-	}
-	if data, err := os.ReadFile(filepath.Join(dir, "total")); err == nil {
-		st.Total, _ = strconv.ParseInt(string(data), 10, 64)
-	}
-	if data, err := os.ReadFile(filepath.Join(dir, "expected")); err == nil {
-		if d := digest.Digest(data); d.Validate() == nil {
-			st.Expected = d
-		}
-	}
-	if data, err := os.ReadFile(filepath.Join(dir, "startedat")); err == nil {
-		_ = st.StartedAt.UnmarshalText(data)
 	}
 	return st, nil
 }
@@ -103,18 +50,14 @@ func (s *Store) ListStatuses(ctx context.Context, f filters.Filter) ([]Status, e
 	if err != nil {
 		return nil, err
 	}
-	dirs, err := os.ReadDir(s.ingests())
+	all, err := s.backend.Ingests(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list ingests: %w", err)
 	}
 	var out []Status
-	for _, d := range dirs {
-		dir := filepath.Join(s.ingests(), d.Name())
-		if data, err := os.ReadFile(filepath.Join(dir, "ref")); err != nil || !strings.HasPrefix(string(data), ns+separator) {
-			continue
-		}
-		if st, err := status(dir); err == nil && f.Match(st) {
-			out = append(out, st)
+	for _, i := range all {
+		if i.Namespace == ns && f.Match(i.Status) {
+			out = append(out, i.Status)
 		}
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Ref < out[j].Ref })
@@ -129,15 +72,15 @@ func (s *Store) Abort(ctx context.Context, ref string) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	dir := s.ingest(ns, ref)
-	if _, err := os.Stat(dir); err != nil {
-		return fmt.Errorf("ingest %q: %w", ref, errdefs.ErrNotFound)
+	w := s.writers[ns+separator+ref]
+	s.mu.Unlock()
+	if err := s.backend.Abort(ctx, ns, ref); err != nil {
+		return fmt.Errorf("ingest %q: %w", ref, err)
 	}
-	if w := s.writers[ns+separator+ref]; w != nil {
+	if w != nil {
 		w.aborted.Store(true)
 	}
-	return os.RemoveAll(dir)
+	return nil
 }
 
 // SweepIdle aborts the ingests of the namespace that have not been written since, that nobody has open, and that kept,
@@ -164,27 +107,43 @@ func (s *Store) SweepIdle(ctx context.Context, since time.Time, kept func() (map
 	if err != nil {
 		return 0, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, ref := range idle {
-		if keep[ref] || s.writers[ns+separator+ref] != nil {
+		if keep[ref] {
 			continue
 		}
-		if err := os.RemoveAll(s.ingest(ns, ref)); err != nil {
+		switch done, err := s.abortIdle(ctx, ns, ref); {
+		case err != nil:
 			return n, fmt.Errorf("cannot abort ingest %q: %w", ref, err)
+		case done:
+			n++
 		}
-		n++
 	}
 	return n, nil
 }
+
+// abortIdle throws an ingest away unless somebody has it open; meanwhile nobody opens it.
+func (s *Store) abortIdle(ctx context.Context, ns, ref string) (done bool, err error) {
+	w := &Writer{ns: ns, ref: ref}
+	if s.enter(w) != nil {
+		return false, nil
+	}
+	defer s.leave(w)
+	if err := s.backend.Abort(ctx, ns, ref); err != nil && !errdefs.IsNotFound(err) {
+		return false, err
+	}
+	return true, nil
+}
+
+// ErrBusy is an ingest that another client writes: Unavailable.
+var ErrBusy = fmt.Errorf("is being written by another client: %w", errdefs.ErrUnavailable)
 
 // enter makes w the writer of its ingest.
 func (s *Store) enter(w *Writer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := w.ns + separator + w.status.Ref
+	k := w.ns + separator + w.ref
 	if _, taken := s.writers[k]; taken {
-		return fmt.Errorf("ingest %q is being written by another client: %w", w.status.Ref, errdefs.ErrUnavailable)
+		return fmt.Errorf("ingest %q %w", w.ref, ErrBusy)
 	}
 	s.writers[k] = w
 	return nil
@@ -193,31 +152,7 @@ func (s *Store) enter(w *Writer) error {
 func (s *Store) leave(w *Writer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k := w.ns + separator + w.status.Ref; s.writers[k] == w {
+	if k := w.ns + separator + w.ref; s.writers[k] == w {
 		delete(s.writers, k)
 	}
-}
-
-// committed tells whether the data of an ingest is a blob by now.
-func committed(dir string) bool {
-	_ = os.Remove(filepath.Join(dir, "blob")) // see place
-	var st unix.Stat_t
-	return unix.Stat(filepath.Join(dir, "data"), &st) == nil && st.Nlink > 1
-}
-
-// sweepIngests removes what a daemon that was killed left of ingests that were just begun, or were just committed.
-func (s *Store) sweepIngests() error {
-	dirs, err := os.ReadDir(s.ingests())
-	if err != nil {
-		return err
-	}
-	for _, d := range dirs {
-		dir := filepath.Join(s.ingests(), d.Name())
-		if _, err := status(dir); errdefs.IsNotFound(err) || committed(dir) {
-			if err := os.RemoveAll(dir); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

@@ -21,13 +21,77 @@ import (
 // syncEvery is how many bytes may be written before they are put on disk, in the background.
 const syncEvery = 32 << 20
 
-// Partial is an ingest that is written part by part, each part from its beginning, several at the same time. What was
-// written counts after the process was killed; what came before the last sync, also after a power failure. Its digest is
-// taken, and it can be read, from the beginning on as far as it has no holes, while the rest is written. Nobody else
-// writes the ingest until it is closed.
-type Partial struct {
+// Partial is an ingest of which parts may be written at the same time, each from its beginning. What was written counts
+// after the process was killed. Nobody else writes the ingest until it is closed.
+type Partial interface {
+	// Total is the size of the blob to be, in bytes.
+	Total() int64
+	// Written is how many bytes are there.
+	Written() int64
+	// Missing gives the parts that are not whole, in order.
+	Missing() []Part
+	// WriteAt writes what comes next in a part: off must be where that part stands, and b end in it, or it is OutOfRange.
+	// Different parts may be written at the same time.
+	WriteAt(b []byte, off int64) (int, error)
+	// Commit makes a blob of it, see Writer.Commit. FailedPrecondition when a part is missing, or when the digest is another
+	// one; the ingest is of no use then, and gone when it is closed.
+	Commit(ctx context.Context, labels map[string]string) error
+	// Open reads what is written, from the beginning on; a read waits for what is not there yet. NotImplemented where only
+	// blobs can be read. The caller closes it, which may be later than the Partial.
+	Open(ctx context.Context) (io.ReadCloser, error)
+	// Close lets go of the ingest, which stays as it is unless it was committed. Nobody may be writing any more. Those who read
+	// it fail, unless all of it is there.
+	Close() error
+}
+
+// Part is a part of a blob that is not whole: bytes Start to End (exclusive), of which those before Next are there.
+type Part struct {
+	Index            int
+	Start, Next, End int64
+}
+
+// Partial opens an ingest of total bytes with the digest expected, new or where an earlier writer, of whichever kind,
+// stopped. partSize is how large its parts are if it is new, in bytes. Errors are those of Writer. In files, room for all of
+// it is reserved at once, so that a full disk is found before anything is fetched. The caller closes it.
+func (s *Store) Partial(ctx context.Context, ref string, expected digest.Digest, total, partSize int64) (Partial, error) {
+	if err := valid(expected); err != nil {
+		return nil, err
+	}
+	if total > maxPart*maxParts {
+		return nil, fmt.Errorf("ingest %q is to have %d bytes, of which there is no room: the most is %d: %w", ref, total, int64(maxPart*maxParts), errdefs.ErrInvalidArgument)
+	}
+	f, ok := s.backend.(*files)
+	if !ok {
+		return s.sequence(ctx, ref, expected, total)
+	}
+	p := &parallel{changed: make(chan struct{}), syncing: make(chan struct{}, 1)}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	w, err := s.writer(ctx, ref, expected, total, func(_ context.Context, ns string, want Status) (Session, error) {
+		in, err := f.open(ns, want)
+		if err == nil {
+			err = p.open(in, total, partSize)
+		}
+		if err != nil {
+			return nil, errors.Join(err, in.Close())
+		}
+		return in, nil
+	})
+	if err != nil {
+		p.stop()
+		return nil, err
+	}
+	p.w = w
+	p.jobs.Go(p.hash)
+	p.jobs.Go(p.sync)
+	return p, nil
+}
+
+// parallel is a Partial of files. What came before the last sync outlives also a power failure. Its digest is taken, and it
+// can be read, from the beginning on as far as it has no holes, while the rest is written.
+type parallel struct {
 	w     *Writer
-	table *os.File // partsFile
+	in    *fileIngest // of w
+	table *os.File    // partsFile
 
 	mu      sync.Mutex
 	parts   *parts
@@ -43,50 +107,20 @@ type Partial struct {
 	jobs    sync.WaitGroup     // hash, sync
 }
 
-// Part is a part of a blob that is not whole: bytes Start to End (exclusive), of which those before Next are there.
-type Part struct {
-	Index            int
-	Start, Next, End int64
-}
-
-// Partial opens an ingest of total bytes with the digest expected, new or where an earlier writer, of whichever kind,
-// stopped. partSize is how large its parts are if it is new, in bytes. Errors are those of Writer. Room for all of it is
-// reserved at once, so that a full disk is found before anything is fetched. The caller closes it.
-func (s *Store) Partial(ctx context.Context, ref string, expected digest.Digest, total, partSize int64) (*Partial, error) {
-	if err := valid(expected); err != nil {
-		return nil, err
-	}
-	if total > maxPart*maxParts {
-		return nil, fmt.Errorf("ingest %q is to have %d bytes, of which there is no room: the most is %d: %w", ref, total, int64(maxPart*maxParts), errdefs.ErrInvalidArgument)
-	}
-	p := &Partial{changed: make(chan struct{}), syncing: make(chan struct{}, 1)}
-	p.ctx, p.stop = context.WithCancel(context.Background())
-	if _, err := s.writer(ctx, ref, expected, total, func(w *Writer) error { return p.open(w, total, partSize) }); err != nil {
-		p.stop()
-		return nil, err
-	}
-	p.jobs.Go(p.hash)
-	p.jobs.Go(p.sync)
-	return p, nil
-}
-
-func (p *Partial) open(w *Writer, total, partSize int64) error {
-	p.w = w
-	if err := w.take(); err != nil {
+func (p *parallel) open(in *fileIngest, total, partSize int64) error {
+	p.in = in
+	if err := in.openFile(); err != nil {
 		return err
 	}
-	if err := w.openFile(); err != nil {
-		return err
-	}
-	fi, err := w.file.Stat()
+	fi, err := in.file.Stat()
 	if err != nil {
 		return err
 	}
-	if err := reserve(w.file, total); err != nil {
+	if err := reserve(in.file, total); err != nil {
 		// It would not fit later either: nothing of it is kept.
-		return errors.Join(fmt.Errorf("there is no room for its %d bytes: %w", total, err), os.RemoveAll(w.dir))
+		return errors.Join(fmt.Errorf("there is no room for its %d bytes in %s: %w", total, filepath.Dir(in.dir), err), os.RemoveAll(in.dir))
 	}
-	known, err := readParts(w.dir)
+	known, err := readParts(in.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // new, or written from the beginning on
 		known = newParts(total, partSize)
@@ -105,10 +139,10 @@ func (p *Partial) open(w *Writer, total, partSize int64) error {
 	p.parts = known
 	p.prefix = min(known.prefix(), total)
 	// First the size of the data, then the record that speaks of it.
-	if err := w.file.Truncate(total); err != nil {
+	if err := in.file.Truncate(total); err != nil {
 		return err
 	}
-	name := filepath.Join(w.dir, partsFile)
+	name := filepath.Join(in.dir, partsFile)
 	if err := os.WriteFile(name+".new", known.encode(), 0o600); err != nil {
 		return err
 	}
@@ -147,17 +181,17 @@ func reserve(f *os.File, size int64) error {
 }
 
 // Total is the size of the blob to be, in bytes.
-func (p *Partial) Total() int64 { return p.w.status.Total }
+func (p *parallel) Total() int64 { return p.in.status.Total }
 
 // Written is how many bytes are there.
-func (p *Partial) Written() int64 {
+func (p *parallel) Written() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.parts.written()
 }
 
 // Missing gives the parts that are not whole, in order.
-func (p *Partial) Missing() (out []Part) {
+func (p *parallel) Missing() (out []Part) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, s := range p.parts.slots {
@@ -172,7 +206,7 @@ func (p *Partial) Missing() (out []Part) {
 
 // WriteAt writes what comes next in a part: off must be where that part stands, and b end in it, or it is OutOfRange.
 // Different parts may be written at the same time.
-func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
+func (p *parallel) WriteAt(b []byte, off int64) (int, error) {
 	if err := p.w.usable(); err != nil {
 		return 0, err
 	}
@@ -182,9 +216,9 @@ func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 	ok := off >= 0 && i < len(p.parts.slots) && off == int64(i)*p.parts.size+int64(p.parts.slots[i].written) && off+int64(len(b)) <= end
 	p.mu.Unlock()
 	if !ok {
-		return 0, fmt.Errorf("ingest %q: %d bytes at %d are not what comes next in a part: %w", p.w.status.Ref, len(b), off, errdefs.ErrOutOfRange)
+		return 0, fmt.Errorf("ingest %q: %d bytes at %d are not what comes next in a part: %w", p.w.ref, len(b), off, errdefs.ErrOutOfRange)
 	}
-	n, err := p.w.file.WriteAt(b, off)
+	n, err := p.in.file.WriteAt(b, off)
 	if n == 0 {
 		return n, err
 	}
@@ -211,18 +245,18 @@ func (p *Partial) WriteAt(b []byte, off int64) (int, error) {
 }
 
 // noteLocked writes a slot to the record.
-func (p *Partial) noteLocked(i int) error {
+func (p *parallel) noteLocked(i int) error {
 	_, err := p.table.WriteAt(p.parts.slots[i].append(nil), int64(partsHeader+i*partsSlot))
 	return err
 }
 
-func (p *Partial) tellLocked() {
+func (p *parallel) tellLocked() {
 	close(p.changed)
 	p.changed = make(chan struct{})
 }
 
 // fail has those who wait know that the rest will not come.
-func (p *Partial) fail(err error) {
+func (p *parallel) fail(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed == nil {
@@ -232,7 +266,7 @@ func (p *Partial) fail(err error) {
 }
 
 // until waits for ok, which is called with the lock held, or for a failure.
-func (p *Partial) until(ctx context.Context, ok func() bool) error {
+func (p *parallel) until(ctx context.Context, ok func() bool) error {
 	for {
 		p.mu.Lock()
 		done, failed, changed := ok(), p.failed, p.changed
@@ -252,19 +286,19 @@ func (p *Partial) until(ctx context.Context, ok func() bool) error {
 }
 
 // hash takes the digest of what is there from the beginning on.
-func (p *Partial) hash() {
+func (p *parallel) hash() {
 	buf := make([]byte, min(1<<20, max(p.Total(), 1)))
 	for at := int64(0); at < p.Total(); {
 		var to int64
 		if p.until(p.ctx, func() bool { to = p.prefix; return to > at }) != nil {
 			return
 		}
-		n, err := p.w.file.ReadAt(buf[:min(int64(len(buf)), to-at)], at)
+		n, err := p.in.file.ReadAt(buf[:min(int64(len(buf)), to-at)], at)
 		if n == 0 {
-			p.fail(fmt.Errorf("cannot read ingest %q at %d: %w", p.w.status.Ref, at, err))
+			p.fail(fmt.Errorf("cannot read ingest %q at %d: %w", p.w.ref, at, err))
 			return
 		}
-		p.w.sum.Write(buf[:n])
+		p.in.sum.Write(buf[:n])
 		at += int64(n)
 		p.mu.Lock()
 		p.hashed = at
@@ -276,7 +310,7 @@ func (p *Partial) hash() {
 }
 
 // sync puts on disk what is written, when it is asked to.
-func (p *Partial) sync() {
+func (p *parallel) sync() {
 	for {
 		select {
 		case <-p.ctx.Done():
@@ -286,8 +320,8 @@ func (p *Partial) sync() {
 		p.mu.Lock()
 		seen := append([]slot(nil), p.parts.slots...)
 		p.mu.Unlock()
-		if err := unix.Fdatasync(int(p.w.file.Fd())); err != nil {
-			p.fail(fmt.Errorf("cannot sync ingest %q: %w", p.w.status.Ref, err))
+		if err := unix.Fdatasync(int(p.in.file.Fd())); err != nil {
+			p.fail(fmt.Errorf("cannot sync ingest %q: %w", p.w.ref, err))
 			return
 		}
 		p.mu.Lock()
@@ -309,45 +343,45 @@ func (p *Partial) sync() {
 
 // Commit waits for the digest of all that was written, and makes a blob of it, see Writer.Commit. FailedPrecondition when
 // a part is missing, or when the digest is another one; the ingest is of no use then, and gone when it is closed.
-func (p *Partial) Commit(ctx context.Context, labels map[string]string) error {
+func (p *parallel) Commit(ctx context.Context, labels map[string]string) error {
 	if missing := p.Missing(); len(missing) > 0 {
-		return fmt.Errorf("cannot commit %q: bytes %d to %d are missing: %w", p.w.status.Ref, missing[0].Next, missing[0].End, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("cannot commit %q: bytes %d to %d are missing: %w", p.w.ref, missing[0].Next, missing[0].End, errdefs.ErrFailedPrecondition)
 	}
 	if err := p.until(ctx, func() bool { return p.hashed == p.Total() }); err != nil {
-		return fmt.Errorf("cannot commit %q: %w", p.w.status.Ref, err)
+		return fmt.Errorf("cannot commit %q: %w", p.w.ref, err)
 	}
 	p.end()
-	p.w.status.Offset, p.w.status.UpdatedAt = p.Total(), time.Now().UTC()
-	return p.w.Commit(ctx, p.Total(), p.w.status.Expected, labels)
+	p.in.status.Offset, p.in.status.UpdatedAt = p.Total(), time.Now().UTC()
+	return p.w.Commit(ctx, p.Total(), p.in.status.Expected, labels)
 }
 
 // end ends the jobs and waits for them.
-func (p *Partial) end() {
+func (p *parallel) end() {
 	p.stop()
 	p.jobs.Wait()
 }
 
 // Close lets go of the ingest, which stays as it is unless it was committed. Nobody may be writing any more. Those who
 // read it fail, unless all of it is there.
-func (p *Partial) Close() error {
-	p.fail(fmt.Errorf("ingest %q was closed before it was whole: %w", p.w.status.Ref, errdefs.ErrAborted))
+func (p *parallel) Close() error {
+	p.fail(fmt.Errorf("ingest %q was closed before it was whole: %w", p.w.ref, errdefs.ErrAborted))
 	p.end()
 	return errors.Join(p.w.Close(), p.table.Close())
 }
 
 // Open reads what is written, from the beginning on; a read waits for what is not there yet. The caller closes it, which
 // may be later than the Partial.
-func (p *Partial) Open(ctx context.Context) (io.ReadCloser, error) {
-	f, err := os.Open(filepath.Join(p.w.dir, "data"))
+func (p *parallel) Open(ctx context.Context) (io.ReadCloser, error) {
+	f, err := os.Open(filepath.Join(p.in.dir, "data"))
 	if err != nil {
-		return nil, fmt.Errorf("ingest %q: %w: %w", p.w.status.Ref, err, errdefs.ErrAborted)
+		return nil, fmt.Errorf("ingest %q: %w: %w", p.w.ref, err, errdefs.ErrAborted)
 	}
 	return &partialReader{p: p, ctx: ctx, File: f}, nil
 }
 
 type partialReader struct {
 	*os.File
-	p   *Partial
+	p   *parallel
 	ctx context.Context
 	at  int64
 }

@@ -26,17 +26,17 @@ func noise(n int) []byte {
 	return out
 }
 
-func (e *env) partial(ctx context.Context, ref string, data []byte, part int64) *Partial {
+func (e *env) partial(ctx context.Context, ref string, data []byte, part int64) *parallel {
 	e.t.Helper()
 	p, err := e.Partial(ctx, ref, digest.FromBytes(data), int64(len(data)), part)
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	return p
+	return p.(*parallel)
 }
 
 // put writes the next n bytes of part i.
-func (p *Partial) put(t *testing.T, data []byte, i int, n int64) {
+func (p *parallel) put(t *testing.T, data []byte, i int, n int64) {
 	t.Helper()
 	for _, m := range p.Missing() {
 		if m.Index == i {
@@ -118,7 +118,7 @@ func TestPartialResumes(t *testing.T) {
 		}
 		return ctx, e
 	}
-	table := func(e *env) string { return filepath.Join(e.ingest("one", "r"), partsFile) }
+	table := func(e *env) string { return filepath.Join(e.own().ingest("one", "r"), partsFile) }
 	for _, c := range []struct {
 		name  string
 		alter func(t *testing.T, e *env, record []byte) []byte
@@ -301,7 +301,7 @@ func TestPartialCommitKilled(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	dir := e.ingest("one", "r")
+	dir := e.own().ingest("one", "r")
 	if err := errors.Join(makeDir(filepath.Dir(e.path(d))), place(dir, e.path(d))); err != nil {
 		t.Fatal(err)
 	}

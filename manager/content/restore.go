@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"maps"
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -22,8 +21,6 @@ import (
 )
 
 const (
-	// damagedDir holds blobs that are not what their digest says. They are never removed by us.
-	damagedDir = "damaged"
 	// maxManifest is the largest blob that is looked into for others, in bytes, as registries limit manifests.
 	maxManifest = 4 << 20
 	// labelRoot keeps a blob that nothing refers to from being collected.
@@ -42,8 +39,8 @@ func (s *Store) Restore(ctx context.Context) error {
 	if err != nil || !on {
 		return err
 	}
-	r := &restoring{s: s, known: map[string]map[digest.Digest]bool{}, files: map[digest.Digest]int64{}}
-	for _, step := range []func(context.Context) error{r.look, r.verify, r.forget, r.enter} {
+	r := newRestoring(s)
+	for _, step := range []func(context.Context) error{r.list, func(context.Context) error { return r.look() }, r.verify, r.forget, r.enter} {
 		if err := step(ctx); err != nil {
 			return fmt.Errorf("cannot make the records of content again: %w", err)
 		}
@@ -57,18 +54,28 @@ func (s *Store) Restore(ctx context.Context) error {
 type restoring struct {
 	s     *Store
 	known map[string]map[digest.Digest]bool // by namespace
-	files map[digest.Digest]int64           // sizes
+	blobs map[digest.Digest]int64           // sizes
 	notes []string
 	made  int
+}
+
+func newRestoring(s *Store) *restoring {
+	return &restoring{s: s, known: map[string]map[digest.Digest]bool{}}
 }
 
 func (r *restoring) note(format string, args ...any) {
 	r.notes = append(r.notes, fmt.Sprintf(format, args...))
 }
 
-// look finds which records and which files there are.
-func (r *restoring) look(context.Context) error {
-	err := r.s.db.View(func(tx *metadata.Tx) error {
+// list finds which blobs there are.
+func (r *restoring) list(ctx context.Context) (err error) {
+	r.blobs, err = r.s.backend.Blobs(ctx, false)
+	return err
+}
+
+// look finds which records there are.
+func (r *restoring) look() error {
+	return r.s.db.View(func(tx *metadata.Tx) error {
 		return eachNamespace(tx, func(ns string) error {
 			r.known[ns] = map[digest.Digest]bool{}
 			return metadata.Each(tx.Bucket(metadata.Path(ns, metadata.Content)...), func(d string, _ *records.Blob) error {
@@ -77,26 +84,6 @@ func (r *restoring) look(context.Context) error {
 			})
 		})
 	})
-	if err != nil {
-		return err
-	}
-	algorithms, err := os.ReadDir(r.s.blobs())
-	if err != nil {
-		return err
-	}
-	for _, a := range algorithms {
-		files, err := os.ReadDir(filepath.Join(r.s.blobs(), a.Name()))
-		if err != nil {
-			return err
-		}
-		for _, f := range files {
-			d := digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), f.Name())
-			if fi, err := f.Info(); err == nil && d.Validate() == nil && fi.Mode().IsRegular() {
-				r.files[d] = fi.Size()
-			}
-		}
-	}
-	return nil
 }
 
 func (r *restoring) everKnown(d digest.Digest) bool {
@@ -108,12 +95,12 @@ func (r *restoring) everKnown(d digest.Digest) bool {
 	return false
 }
 
-// verify reads the files that no record knows.
+// verify reads the blobs that no record knows.
 func (r *restoring) verify(ctx context.Context) error {
 	for _, d := range r.unknown() {
-		ok, err := verified(ctx, r.s.path(d), d)
-		if errors.Is(err, fs.ErrNotExist) {
-			delete(r.files, d)
+		ok, err := r.verified(ctx, d)
+		if errdefs.IsNotFound(err) {
+			delete(r.blobs, d)
 			continue
 		}
 		if err != nil {
@@ -122,21 +109,23 @@ func (r *restoring) verify(ctx context.Context) error {
 		if ok {
 			continue
 		}
-		aside := filepath.Join(r.s.root, damagedDir, d.Algorithm().String()+"-"+d.Encoded())
-		if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
+		delete(r.blobs, d)
+		f, ours := r.s.backend.(*files)
+		if !ours {
+			r.note("a blob is not what its digest %s says; it was left where it is", d)
+			continue
+		}
+		aside, err := f.setAside(d)
+		if err != nil {
 			return err
 		}
-		if err := os.Rename(r.s.path(d), aside); err != nil {
-			return err
-		}
-		delete(r.files, d)
 		r.note("a blob is not what its digest %s says; it was set aside as %s", d, aside)
 	}
 	return nil
 }
 
 func (r *restoring) unknown() (out []digest.Digest) {
-	for d := range r.files {
+	for d := range r.blobs {
 		if !r.everKnown(d) {
 			out = append(out, d)
 		}
@@ -145,29 +134,43 @@ func (r *restoring) unknown() (out []digest.Digest) {
 	return out
 }
 
-func verified(ctx context.Context, path string, d digest.Digest) (bool, error) {
-	f, err := os.Open(path)
+func (r *restoring) verified(ctx context.Context, d digest.Digest) (bool, error) {
+	blob, err := r.s.backend.Open(ctx, d, r.blobs[d])
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = f.Close() }()
-	v := d.Verifier()
+	defer func() { _ = blob.Close() }()
+	in, v := io.NewSectionReader(blob, 0, blob.Size()), d.Verifier()
 	for {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		if _, err := io.CopyN(v, f, 4<<20); errors.Is(err, io.EOF) {
+		if _, err := io.CopyN(v, in, 4<<20); errors.Is(err, io.EOF) {
 			return v.Verified(), nil
 		} else if err != nil {
-			return false, fmt.Errorf("cannot read %s: %w", path, err)
+			return false, fmt.Errorf("cannot read content %s: %w", d, err)
 		}
 	}
 }
 
 // forget removes the records of blobs that are not there.
-func (r *restoring) forget(context.Context) error {
-	r.s.files.Lock()
-	defer r.s.files.Unlock()
+func (r *restoring) forget(ctx context.Context) error {
+	r.s.bytes.Lock()
+	defer r.s.bytes.Unlock()
+	sizes := maps.Clone(r.blobs)
+	for _, blobs := range r.known {
+		for d := range blobs {
+			if _, listed := sizes[d]; listed || d.Validate() != nil {
+				continue
+			}
+			switch size, err := r.s.backend.Stat(ctx, d); {
+			case err == nil: // stored meanwhile
+				sizes[d] = size
+			case !errdefs.IsNotFound(err):
+				return err
+			}
+		}
+	}
 	gone := 0
 	err := r.s.db.Update(func(tx *metadata.Tx) error {
 		for ns, blobs := range r.known {
@@ -180,7 +183,7 @@ func (r *restoring) forget(context.Context) error {
 				if err != nil {
 					continue // gone meanwhile
 				}
-				if fi, err := os.Stat(r.s.path(d)); err == nil && fi.Size() == i.Size || err != nil && !errors.Is(err, fs.ErrNotExist) {
+				if size, there := sizes[d]; there && size == i.Size {
 					continue
 				}
 				if err := b.Delete([]byte(d)); err != nil {
@@ -199,7 +202,7 @@ func (r *restoring) forget(context.Context) error {
 }
 
 // enter makes the records.
-func (r *restoring) enter(context.Context) error {
+func (r *restoring) enter(ctx context.Context) error {
 	var targets []struct {
 		ns string
 		d  digest.Digest
@@ -221,7 +224,7 @@ func (r *restoring) enter(context.Context) error {
 		return err
 	}
 	for _, t := range targets {
-		if err := r.reach(t.ns, t.d, nil); err != nil {
+		if err := r.reach(ctx, t.ns, t.d, nil); err != nil {
 			return err
 		}
 	}
@@ -247,7 +250,7 @@ func (r *restoring) enter(context.Context) error {
 	for _, d := range rest {
 		labels := map[string]string{metadata.RecoveredLabel: now, labelRoot: now}
 		for _, ns := range spaces {
-			if err := r.record(ns, d, labels); err != nil {
+			if err := r.record(ctx, ns, d, labels); err != nil {
 				return err
 			}
 		}
@@ -256,14 +259,17 @@ func (r *restoring) enter(context.Context) error {
 	return nil
 }
 
-func (r *restoring) record(ns string, d digest.Digest, labels map[string]string) error {
-	r.s.files.RLock()
-	defer r.s.files.RUnlock()
-	fi, err := os.Stat(r.s.path(d))
-	if err != nil {
-		return nil //nolint:nilerr // removed meanwhile: there is nothing to be entered
+func (r *restoring) record(ctx context.Context, ns string, d digest.Digest, labels map[string]string) error {
+	r.s.bytes.RLock()
+	defer r.s.bytes.RUnlock()
+	size, err := r.s.backend.Stat(ctx, d)
+	if errdefs.IsNotFound(err) {
+		return nil // removed meanwhile: there is nothing to be entered
 	}
-	if err := r.s.record(namespaces.With(context.Background(), ns), ns, d, fi.Size(), labels, ""); err != nil {
+	if err != nil {
+		return err
+	}
+	if err := r.s.record(namespaces.With(ctx, ns), ns, d, size, labels, ""); err != nil {
 		return err
 	}
 	if r.known[ns] == nil {
@@ -275,23 +281,23 @@ func (r *restoring) record(ns string, d digest.Digest, labels map[string]string)
 }
 
 // reach enters d, and what it leads to, in a namespace. above are the blobs that lead to it.
-func (r *restoring) reach(ns string, d digest.Digest, above []digest.Digest) error {
-	size, ok := r.files[d]
+func (r *restoring) reach(ctx context.Context, ns string, d digest.Digest, above []digest.Digest) error {
+	size, ok := r.blobs[d]
 	if !ok || slices.Contains(above, d) || len(above) > 8 {
 		return nil
 	}
-	below := r.references(d, size)
+	below := r.references(ctx, d, size)
 	if !r.known[ns][d] {
 		labels := map[string]string{}
 		for i, b := range below {
 			labels[fmt.Sprintf("%s.%d", labelRef, i)] = b.String()
 		}
-		if err := r.record(ns, d, labels); err != nil {
+		if err := r.record(ctx, ns, d, labels); err != nil {
 			return err
 		}
 	}
 	for _, b := range below {
-		if err := r.reach(ns, b, append(above, d)); err != nil {
+		if err := r.reach(ctx, ns, b, append(above, d)); err != nil {
 			return err
 		}
 	}
@@ -299,11 +305,16 @@ func (r *restoring) reach(ns string, d digest.Digest, above []digest.Digest) err
 }
 
 // references gives what a manifest or an index names, in OCI's or Docker's form; none of anything else.
-func (r *restoring) references(d digest.Digest, size int64) (out []digest.Digest) {
+func (r *restoring) references(ctx context.Context, d digest.Digest, size int64) (out []digest.Digest) {
 	if size > maxManifest {
 		return nil
 	}
-	data, err := os.ReadFile(r.s.path(d))
+	blob, err := r.s.backend.Open(ctx, d, size)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = blob.Close() }()
+	data, err := io.ReadAll(io.NewSectionReader(blob, 0, size))
 	if err != nil {
 		return nil
 	}

@@ -105,10 +105,10 @@ func TestRestore(t *testing.T) {
 			if !reflect.DeepEqual(told, want) {
 				t.Errorf("told %v, not %v", told, want)
 			}
-			if _, err := os.Stat(filepath.Join(e.root, damagedDir, "sha256-"+bad.Encoded())); err != nil {
+			if _, err := os.Stat(filepath.Join(e.dir, Dir, damagedDir, "sha256-"+bad.Encoded())); err != nil {
 				t.Error(err)
 			}
-			if _, err := os.Stat(e.path(stray)); err != nil {
+			if _, err := e.backend.Stat(ctx, stray); err != nil {
 				t.Error(err)
 			}
 		})

@@ -1,6 +1,5 @@
-// Package content keeps blobs by their digest, on disk below ROOT/io.containerd.content.v1.content as containerd lays
-// them out: blobs/ALGORITHM/HEX, and ingest/HASH/{data,ref,total,expected,startedat} for what is being written. A blob's
-// file is shared by all namespaces; it is visible in one only by its record in the database.
+// Package content keeps blobs by their digest. Their bytes, which all namespaces share, are a Backend's: files of this
+// daemon, or another program (content/proxy). In a namespace a blob is visible only by its record in the database.
 package content
 
 import (
@@ -10,10 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -32,23 +28,21 @@ import (
 	"github.com/managerd/managerd/shimapi/failpoint"
 )
 
-// Dir is the store's directory below the daemon's root.
-const Dir = "io.containerd.content.v1.content"
-
 type publisher interface {
 	Publish(ctx context.Context, topic string, event proto.Message) error
 }
 
 // Store keeps content. Every method works in the namespace of its context.
 type Store struct {
-	root   string
-	policy string
-	db     *metadata.DB
-	events publisher
+	backend Backend
+	remote  bool // the bytes are another program's
+	policy  string
+	db      *metadata.DB
+	events  publisher
 
-	// files is held for reading while a blob's file and its record are made to agree, for writing while a file that no
-	// record has any more is removed.
-	files sync.RWMutex
+	// bytes is held for reading while a blob and its record are made to agree, for writing while a blob that no record has
+	// any more is removed.
+	bytes sync.RWMutex
 
 	mu      sync.Mutex
 	writers map[string]*Writer // by namespace and reference: ingests that are open
@@ -89,38 +83,55 @@ const (
 // ShareableLabel is the label, "true", of a namespace whose blobs others may take, whatever the policy.
 const ShareableLabel = "containerd.io/namespace.shareable"
 
-// New opens the store below root, the daemon's root directory, and removes files that no record knows: a commit that
-// was interrupted between the two. policy is Shared or Isolated.
+// New opens the store of files below root, the daemon's root directory, and removes those that no record knows: a commit
+// that was interrupted between the two. policy is Shared or Isolated.
 func New(root, policy string, db *metadata.DB, events publisher) (*Store, error) {
-	if policy != Shared && policy != Isolated {
-		return nil, fmt.Errorf("content sharing policy %q is neither %s nor %s: %w", policy, Shared, Isolated, errdefs.ErrInvalidArgument)
+	s, err := newStore(policy, db, events)
+	if err != nil {
+		return nil, err
 	}
-	s := &Store{root: filepath.Join(root, Dir), policy: policy, db: db, events: events, writers: map[string]*Writer{}}
-	for _, d := range []string{s.blobs(), s.ingests()} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			return nil, fmt.Errorf("cannot make content directory: %w", err)
-		}
+	f, err := openFiles(root)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make content directory: %w", err)
 	}
-	if err := errors.Join(s.sweep(), s.sweepIngests()); err != nil {
-		return nil, fmt.Errorf("cannot clear up %s: %w", s.root, err)
+	s.backend = f
+	if err := errors.Join(s.sweep(f), f.sweepIngests()); err != nil {
+		return nil, fmt.Errorf("cannot clear up %s: %w", f.root, err)
 	}
 	return s, nil
 }
 
-func (s *Store) blobs() string   { return filepath.Join(s.root, "blobs") }
-func (s *Store) ingests() string { return filepath.Join(s.root, "ingest") }
-
-func (s *Store) path(d digest.Digest) string {
-	return filepath.Join(s.blobs(), d.Algorithm().String(), d.Encoded())
+// NewRemote opens a store whose bytes are another program's, which need not run yet; see Tidy.
+func NewRemote(b Backend, policy string, db *metadata.DB, events publisher) (*Store, error) {
+	s, err := newStore(policy, db, events)
+	if err != nil {
+		return nil, err
+	}
+	s.backend, s.remote = b, true
+	return s, nil
 }
 
-func (s *Store) sweep() error {
-	r, err := s.db.Recovery()
-	if err != nil {
+func newStore(policy string, db *metadata.DB, events publisher) (*Store, error) {
+	if policy != Shared && policy != Isolated {
+		return nil, fmt.Errorf("content sharing policy %q is neither %s nor %s: %w", policy, Shared, Isolated, errdefs.ErrInvalidArgument)
+	}
+	return &Store{policy: policy, db: db, events: events, writers: map[string]*Writer{}}, nil
+}
+
+// sweep removes the files that no record knows.
+func (s *Store) sweep(f *files) error {
+	known, err := s.sweepable()
+	if err != nil || known == nil {
 		return err
 	}
-	if r != nil {
-		return nil // what has no record may be what the record was lost of: see Restore
+	return f.sweep(func(d string) bool { return known[d] })
+}
+
+// sweepable gives the digests that have a record in some namespace; nil when what has none may be what the record was lost of.
+func (s *Store) sweepable() (map[string]bool, error) {
+	r, err := s.db.Recovery()
+	if err != nil || r != nil {
+		return nil, err // see Restore
 	}
 	known := map[string]bool{}
 	err = s.db.View(func(tx *metadata.Tx) error {
@@ -133,25 +144,31 @@ func (s *Store) sweep() error {
 	})
 	if errdefs.IsDataLoss(err) {
 		slog.Error("a record of content cannot be read; unknown content is not removed", "error", err)
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("cannot look for unknown content: %w", err)
+		return nil, fmt.Errorf("cannot look for unknown content: %w", err)
 	}
-	algorithms, err := os.ReadDir(s.blobs())
+	return known, nil
+}
+
+// Tidy removes from another program what this daemon stored there and no record knows: what a commit that was interrupted
+// or a removal that failed left. Content of files is tidied by New.
+func (s *Store) Tidy(ctx context.Context) error {
+	if !s.remote {
+		return nil
+	}
+	blobs, err := s.backend.Blobs(ctx, true)
 	if err != nil {
 		return err
 	}
-	for _, a := range algorithms {
-		files, err := os.ReadDir(filepath.Join(s.blobs(), a.Name()))
-		if err != nil {
-			return err
-		}
-		for _, f := range files {
-			if known[a.Name()+":"+f.Name()] {
-				continue
-			}
-			if err := os.Remove(filepath.Join(s.blobs(), a.Name(), f.Name())); err != nil {
+	known, err := s.sweepable()
+	if err != nil || known == nil {
+		return err
+	}
+	for d := range blobs {
+		if !known[d.String()] {
+			if err := s.Free(d); err != nil {
 				return err
 			}
 		}
@@ -271,7 +288,7 @@ func (s *Store) Update(ctx context.Context, i Info, paths ...string) (out Info, 
 	return out, err
 }
 
-// Delete removes a blob from the namespace, and its file when no other namespace has it.
+// Delete removes a blob from the namespace, and its bytes when no other namespace has it.
 func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
@@ -280,8 +297,8 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	if err := valid(d); err != nil {
 		return err
 	}
-	s.files.Lock()
-	defer s.files.Unlock()
+	s.bytes.Lock()
+	defer s.bytes.Unlock()
 	var shared bool
 	err = s.db.Batch(func(tx *metadata.Tx) error {
 		if _, err := info(tx, ns, d); err != nil {
@@ -306,8 +323,12 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	}
 	failpoint.Hit("content.delete.recorded")
 	if !shared {
-		if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("cannot remove content %s: %w", d, err)
+		if err := s.backend.Remove(ctx, d); err != nil {
+			err = fmt.Errorf("cannot remove content %s: %w", d, err)
+			if !s.remote {
+				return err
+			}
+			slog.Warn("what was removed could not be freed; the next start of the daemon tries again", "error", err)
 		}
 	}
 	failpoint.Hit("content.delete.removed")
@@ -315,7 +336,7 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 }
 
 // Forget removes the record of a blob inside a transaction, for those who are in one already. When that is committed, they
-// give its file back with Free.
+// give its bytes back with Free.
 func Forget(tx *metadata.Tx, ns string, d digest.Digest) error {
 	b := tx.Bucket(metadata.Path(ns, metadata.Content)...)
 	if b == nil {
@@ -325,7 +346,7 @@ func Forget(tx *metadata.Tx, ns string, d digest.Digest) error {
 	return b.Delete([]byte(d))
 }
 
-// Free removes the file of a blob that no namespace has any more.
+// Free removes the bytes of a blob that no namespace has any more.
 func (s *Store) Free(d digest.Digest) error {
 	if err := s.removeUnknown(d); err != nil {
 		return fmt.Errorf("cannot remove content %s: %w", d, err)
@@ -340,34 +361,30 @@ type Reader interface {
 	Size() int64
 }
 
-type reader struct {
-	*os.File
-	size int64
-}
-
-func (r reader) Size() int64 { return r.size }
-
 // ReaderAt opens a blob.
 func (s *Store) ReaderAt(ctx context.Context, d digest.Digest) (Reader, error) {
 	i, err := s.Info(ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(s.path(d))
-	if errors.Is(err, fs.ErrNotExist) {
+	r, err := s.backend.Open(ctx, d, i.Size)
+	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("content %s has a record but no file: %w", d, errdefs.ErrDataLoss)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return reader{f, i.Size}, nil
+	return r, err
 }
 
-// adopt makes a blob that another namespace shares visible in this one. false when there is none.
+// adopt makes a blob visible in this namespace that another one shares, or that is shared and in the other program's store
+// already. false when there is none.
 func (s *Store) adopt(ctx context.Context, ns string, d digest.Digest) (bool, error) {
-	s.files.RLock()
-	defer s.files.RUnlock()
+	s.bytes.RLock()
+	defer s.bytes.RUnlock()
 	size, err := s.shared(d)
+	if err == nil && size < 0 && s.remote && s.policy == Shared {
+		if size, err = s.backend.Stat(ctx, d); errdefs.IsNotFound(err) {
+			return false, nil
+		}
+	}
 	if err != nil || size < 0 {
 		return false, err
 	}
@@ -424,10 +441,10 @@ func (s *Store) record(ctx context.Context, ns string, d digest.Digest, size int
 	return nil
 }
 
-// removeUnknown removes a blob's file if no namespace has a record of it.
+// removeUnknown removes a blob if no namespace has a record of it.
 func (s *Store) removeUnknown(d digest.Digest) error {
-	s.files.Lock()
-	defer s.files.Unlock()
+	s.bytes.Lock()
+	defer s.bytes.Unlock()
 	known := false
 	err := s.db.View(func(tx *metadata.Tx) error {
 		return eachNamespace(tx, func(ns string) error {
@@ -439,8 +456,5 @@ func (s *Store) removeUnknown(d digest.Digest) error {
 	if err != nil || known {
 		return err
 	}
-	if err := os.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return s.backend.Remove(context.Background(), d)
 }

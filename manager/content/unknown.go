@@ -2,11 +2,6 @@ package content
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -17,11 +12,14 @@ import (
 
 // Unknown gives the blobs that no namespace has a record of. One that is just being committed may be among them: Free
 // looks again.
-func (s *Store) Unknown() ([]digest.Digest, error) {
-	r := &restoring{s: s, known: map[string]map[digest.Digest]bool{}, files: map[digest.Digest]int64{}}
-	s.files.Lock() // no commit is between the file and its record
-	defer s.files.Unlock()
-	if err := r.look(context.Background()); err != nil {
+func (s *Store) Unknown(ctx context.Context) ([]digest.Digest, error) {
+	r := newRestoring(s)
+	if err := r.list(ctx); err != nil {
+		return nil, err
+	}
+	s.bytes.Lock() // no commit is between a blob that was listed and its record
+	defer s.bytes.Unlock()
+	if err := r.look(); err != nil {
 		return nil, err
 	}
 	return r.unknown(), nil
@@ -34,50 +32,47 @@ type Blob struct {
 }
 
 // Missing gives the records whose blob is not there, or has another size.
-func (s *Store) Missing() (out []Blob, err error) {
+func (s *Store) Missing(ctx context.Context) (out []Blob, err error) {
+	var all []Blob
+	var sizes []int64
 	err = s.db.View(func(tx *metadata.Tx) error {
 		return eachNamespace(tx, func(ns string) error {
 			return metadata.Each(tx.Bucket(metadata.Path(ns, metadata.Content)...), func(d string, r *records.Blob) error {
-				b := Blob{ns, digest.Digest(d)}
-				if b.Digest.Validate() != nil {
-					return nil
-				}
-				if fi, err := os.Stat(s.path(b.Digest)); errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() != r.Size_ {
-					out = append(out, b)
+				if b := (Blob{ns, digest.Digest(d)}); b.Digest.Validate() == nil {
+					all, sizes = append(all, b), append(sizes, r.Size_)
 				}
 				return nil
 			})
 		})
 	})
-	return out, err
-}
-
-// Ingest is an ingest that nobody writes now.
-type Ingest struct {
-	Namespace string
-	Status
-}
-
-// Idle gives the ingests of all namespaces that nobody writes now.
-func (s *Store) Idle() (out []Ingest, err error) {
-	dirs, err := os.ReadDir(s.ingests())
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	stored, err := s.backend.Blobs(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range dirs {
-		dir := filepath.Join(s.ingests(), d.Name())
-		data, err := os.ReadFile(filepath.Join(dir, "ref"))
-		if err != nil {
-			continue // just being made, or gone
-		}
-		ns, ref, ok := strings.Cut(string(data), separator)
-		st, err := status(dir)
-		if !ok || err != nil || s.ingest(ns, ref) != dir || s.writing(ns, ref) {
+	for i, b := range all {
+		if size, ok := stored[b.Digest]; ok && size == sizes[i] {
 			continue
 		}
-		out = append(out, Ingest{ns, st})
+		if _, err := s.Info(namespaces.With(ctx, b.Namespace), b.Digest); err != nil {
+			continue // removed meanwhile
+		}
+		out = append(out, b)
 	}
 	return out, nil
+}
+
+// Idle gives the ingests of all namespaces that nobody writes now.
+func (s *Store) Idle(ctx context.Context) (out []Ingest, err error) {
+	all, err := s.backend.Ingests(ctx)
+	for _, i := range all {
+		if !s.writing(i.Namespace, i.Ref) {
+			out = append(out, i)
+		}
+	}
+	return out, err
 }
 
 func (s *Store) writing(ns, ref string) bool {
@@ -88,8 +83,6 @@ func (s *Store) writing(ns, ref string) bool {
 
 // AbortIdle throws an ingest away that nobody writes.
 func (s *Store) AbortIdle(ctx context.Context, i Ingest) error {
-	if s.writing(i.Namespace, i.Ref) {
-		return nil
-	}
-	return s.Abort(namespaces.With(ctx, i.Namespace), i.Ref)
+	_, err := s.abortIdle(ctx, i.Namespace, i.Ref)
+	return err
 }

@@ -97,7 +97,8 @@ func (u *unpacker) Close() error { return u.close() }
 
 func damaged(c Compression, err error) error {
 	var failed *ProcessorError
-	if errors.As(err, &failed) {
+	var input inputError
+	if errors.As(err, &failed) || errors.As(err, &input) {
 		return err
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {

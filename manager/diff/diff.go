@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -54,7 +55,7 @@ type ApplyOptions struct {
 	Sync bool
 	// Processors make layers of what is none.
 	Processors Processors
-	// Payloads are for processors, by their IDs.
+	// Payloads are for processors, by their IDs; ocicrypt's decoders have one without.
 	Payloads map[string]*anypb.Any
 	Limits   Limits
 }
@@ -85,14 +86,26 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var read atomic.Int64
-	packed, err := chain.start(ctx, desc.MediaType, countRead{blob, &read}, o.Payloads)
+	payloads, err := chain.withDecoders(desc, o.Payloads)
+	if err != nil {
+		return fail(err)
+	}
+	packed, err := chain.start(ctx, desc.MediaType, countRead{blob, &read}, payloads)
 	if err != nil {
 		return fail(err)
 	}
 	defer func() { _ = packed.Close() }()
+	bad := func(err error) (ocispec.Descriptor, error) {
+		var failed *ProcessorError
+		var input inputError
+		if n := len(chain); n > 0 && !errors.As(err, &failed) && !errors.As(err, &input) && ctx.Err() == nil {
+			err = fmt.Errorf("as stream processor %s writes it: %w", chain[n-1].ID, err)
+		}
+		return fail(err)
+	}
 	plain, _, err := Decompress(packed)
 	if err != nil {
-		return fail(err)
+		return bad(err)
 	}
 	defer func() { _ = plain.Close() }()
 
@@ -117,10 +130,21 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 		}
 		return nil
 	})
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = fmt.Errorf("%s is full: %w", written(mounts[len(mounts)-1]), err)
+	}
 	if err != nil {
-		return fail(err)
+		return bad(err)
 	}
 	return out, nil
+}
+
+// written is what changes when a mount is written to: the upper directory of an overlay, else its source.
+func written(m *types.Mount) string {
+	if dir := mount.Option(m, "upperdir"); m.Type == "overlay" && dir != "" {
+		return mount.Layers(dir)[0]
+	}
+	return m.Source
 }
 
 // within has fn work on mounts; a plain writable bind needs no mount, its source is the same files.
@@ -153,6 +177,8 @@ type Options struct {
 	MediaType string            // of the layer to make; empty is gzip
 	Ref       string            // of the write to the content store; empty has one chosen
 	Labels    map[string]string // for the blob
+	// Latest, if not zero, is the time that files which are newer get: SOURCE_DATE_EPOCH of reproducible builds.
+	Latest time.Time
 }
 
 // Diff packs what makes lower into upper, both mounts of snapshots, into a layer, and gives its descriptor. lower may be
@@ -179,7 +205,7 @@ func diff(ctx context.Context, c Content, lower, upper []*types.Mount, o Options
 	if o.Ref == "" {
 		o.Ref = "diff-" + unique()
 	}
-	trees := layer.Trees{Hint: hint(lower, upper)}
+	trees := layer.Trees{Hint: hint(lower, upper), Latest: o.Latest}
 
 	w, err := c.Create(ctx, o.Ref)
 	if err != nil {

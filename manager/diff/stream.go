@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -31,6 +32,8 @@ type Processor struct {
 	Path    string   // of the program; without a slash it is looked for in PATH
 	Args    []string
 	Env     []string // NAME=VALUE, besides the daemon's own
+	// Stall is how long it may neither read what there is for it, nor write, nor end, before it is killed; 0 is no limit.
+	Stall time.Duration
 }
 
 // mediaTypeEnv tells a processor what it reads.
@@ -131,6 +134,10 @@ type process struct {
 	out    *os.File
 	stderr complaint
 
+	stall   time.Duration // see Processor
+	moves   atomic.Int64  // how often there was input, or it took some
+	starved atomic.Bool   // there is no input yet
+
 	fed     chan struct{} // closed when its input is at its end
 	feedErr error         // of the input, before fed
 	done    chan struct{} // closed when it has ended
@@ -170,7 +177,7 @@ func (p *Processor) start(ctx context.Context, mediaType string, in io.Reader, p
 			files = append(files, f)
 		}
 	}
-	run := &process{id: p.ID, ctx: ctx, out: outR, fed: make(chan struct{}), done: make(chan struct{}), payload: make(chan struct{})}
+	run := &process{id: p.ID, ctx: ctx, stall: p.Stall, out: outR, fed: make(chan struct{}), done: make(chan struct{}), payload: make(chan struct{})}
 	if err == nil {
 		run.cmd = exec.CommandContext(ctx, p.Path, p.Args...)
 		run.cmd.Env = append(append(os.Environ(), p.Env...), mediaTypeEnv+"="+mediaType)
@@ -224,7 +231,7 @@ func (p *process) wait() {
 // feed copies the input. A processor that does not want all of it may close it.
 func (p *process) feed(w *os.File, in io.Reader) {
 	defer close(p.fed)
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{in}, make([]byte, 256<<10))
+	_, err := io.CopyBuffer(counted{w, p}, watched{in, p}, make([]byte, 256<<10))
 	if err != nil && !errors.Is(err, unix.EPIPE) {
 		p.feedErr = err
 		_ = p.kill() // it must not take what there was for all of it
@@ -232,9 +239,73 @@ func (p *process) feed(w *os.File, in io.Reader) {
 	_ = w.Close()
 }
 
+// counted notes that a process takes its input.
+type counted struct {
+	w io.Writer
+	p *process
+}
+
+func (c counted) Write(b []byte) (done int, err error) {
+	const pipe = 64 << 10 // pipe(7)
+	for done < len(b) && err == nil {
+		var n int
+		n, err = c.w.Write(b[done:min(len(b), done+pipe)])
+		done += n
+		c.p.moves.Add(1)
+	}
+	return done, err
+}
+
+// watched notes whether a process has to wait for its input.
+type watched struct {
+	r io.Reader
+	p *process
+}
+
+func (w watched) Read(b []byte) (int, error) {
+	w.p.starved.Store(true)
+	n, err := w.r.Read(b)
+	w.p.moves.Add(1)
+	w.p.starved.Store(false)
+	return n, err
+}
+
+// inputError is an error of what a process reads, which is none of its own.
+type inputError struct{ error }
+
+func (e inputError) Unwrap() error { return e.error }
+
+// read reads the output, for as long as the process does anything.
+func (p *process) read(b []byte) (int, error) {
+	for p.stall > 0 {
+		before := p.moves.Load()
+		if err := p.out.SetReadDeadline(time.Now().Add(p.stall)); err != nil {
+			return 0, err
+		}
+		if p.ctx.Err() != nil { // else it sets the deadline
+			return 0, context.Cause(p.ctx)
+		}
+		n, err := p.out.Read(b)
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || p.ctx.Err() != nil {
+			return n, err
+		}
+		if p.moves.Load() == before && !p.starved.Load() {
+			return 0, p.hangs()
+		}
+	}
+	return p.out.Read(b)
+}
+
+// hangs kills a process that does nothing.
+func (p *process) hangs() error {
+	_ = p.kill()
+	<-p.done
+	return &ProcessorError{p.id, fmt.Errorf("it did nothing for %v: %w", p.stall, errdefs.ErrUnavailable), p.stderr.String()}
+}
+
 // Read implements io.Reader. The end of the output is one only when the process has ended well, and its input did.
 func (p *process) Read(b []byte) (int, error) {
-	n, err := p.out.Read(b)
+	n, err := p.read(b)
 	if n > 0 || err == nil {
 		return n, nil
 	}
@@ -244,18 +315,29 @@ func (p *process) Read(b []byte) (int, error) {
 	if !errors.Is(err, io.EOF) {
 		return 0, err
 	}
-	for _, c := range []chan struct{}{p.done, p.fed} {
-		select {
-		case <-c:
-		case <-p.ctx.Done():
-			return 0, context.Cause(p.ctx)
-		}
+	var late <-chan time.Time
+	if p.stall > 0 {
+		t := time.NewTimer(p.stall)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-p.done:
+	case <-late:
+		return 0, p.hangs()
+	case <-p.ctx.Done():
+		return 0, context.Cause(p.ctx)
+	}
+	select {
+	case <-p.fed:
+	case <-p.ctx.Done():
+		return 0, context.Cause(p.ctx)
 	}
 	switch {
 	case p.ctx.Err() != nil:
 		return 0, context.Cause(p.ctx)
 	case p.feedErr != nil:
-		return 0, p.feedErr
+		return 0, inputError{p.feedErr}
 	case p.exitErr != nil:
 		return 0, &ProcessorError{p.id, p.exitErr, p.stderr.String()}
 	}

@@ -184,7 +184,7 @@ func (c *Checker) content(o Options, _ map[orphans.Task][]string) (out []orphans
 		}
 		return nil, err
 	}
-	unknown, err := c.Content.Unknown()
+	unknown, err := c.Content.Unknown(context.Background())
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (c *Checker) content(o Options, _ map[orphans.Task][]string) (out []orphans
 			return c.Content.Free(d)
 		}))
 	}
-	missing, err := c.Content.Missing()
+	missing, err := c.Content.Missing(context.Background())
 	if err != nil {
 		return out, err
 	}
@@ -206,7 +206,7 @@ func (c *Checker) content(o Options, _ map[orphans.Task][]string) (out []orphans
 				return nil
 			}))
 	}
-	ingests, err := c.Content.Idle()
+	ingests, err := c.Content.Idle(context.Background())
 	if err != nil {
 		return out, err
 	}

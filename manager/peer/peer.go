@@ -4,10 +4,11 @@ package peer
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -27,6 +28,16 @@ const (
 	// settle is how long a call waits for a connection to a program that has just been started again.
 	settle = time.Second
 )
+
+// SilentError is the error of a call to a program that is there and does not answer. To ask again at once is in vain.
+type SilentError struct{ text string }
+
+func (e *SilentError) Error() string { return e.text }
+
+// Unwrap says that it is Unavailable, because a deadline passed.
+func (e *SilentError) Unwrap() []error {
+	return []error{errdefs.ErrUnavailable, context.DeadlineExceeded}
+}
 
 // Peer is the other program.
 type Peer struct {
@@ -70,21 +81,83 @@ func (p *Peer) Call(ctx context.Context, patience time.Duration, fn func(context
 	inner, cancel := context.WithTimeout(metadata.NewOutgoingContext(ctx, nil), patience)
 	defer cancel()
 	p.reconnect(inner)
-	err := fn(inner)
-	if err == nil {
+	return p.outcome(ctx, fn(inner), inner.Err() != nil, patience)
+}
+
+// outcome is what the caller is told of the error of a call, and notes whether the program answers. late: patience was at
+// its end.
+func (p *Peer) outcome(ctx context.Context, err error, late bool, patience time.Duration) error {
+	switch {
+	case err == nil:
 		p.answered()
 		return nil
-	}
-	if inner.Err() != nil && ctx.Err() == nil {
-		return p.timedOut(patience)
-	}
-	if ctx.Err() != nil {
+	case ctx.Err() != nil:
 		return ctx.Err()
+	case late:
+		return p.timedOut(patience)
 	}
 	if err = errgrpc.ToNative(err); !errdefs.IsUnavailable(err) {
 		p.answered()
 	}
 	return fmt.Errorf("%s at %s: %w", p.name, p.address, err)
+}
+
+// Session is a call that is a stream: it lasts as long as it is used, and each step of it has a deadline of its own.
+type Session struct {
+	p      *Peer
+	outer  context.Context
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// Session begins one, which ends with ctx at the latest. The caller closes it. Unavailable as from Call.
+func (p *Peer) Session(ctx context.Context) (*Session, error) {
+	if err := p.resting(); err != nil {
+		return nil, err
+	}
+	s := &Session{p: p, outer: ctx}
+	s.ctx, s.cancel = context.WithCancel(metadata.NewOutgoingContext(ctx, nil))
+	p.reconnect(s.ctx)
+	return s, nil
+}
+
+// Context is for the call.
+func (s *Session) Context() context.Context { return s.ctx }
+
+// Step runs fn, which waits for the program once. When it takes longer than patience, or ctx ends, the session is over.
+// Errors are those of Call.
+func (s *Session) Step(ctx context.Context, patience time.Duration, fn func() error) error {
+	var late atomic.Bool
+	stopLate := time.AfterFunc(patience, func() {
+		late.Store(true)
+		s.cancel()
+	})
+	stopGone := context.AfterFunc(ctx, s.cancel)
+	err := fn()
+	stopLate.Stop()
+	stopGone()
+	if ctx.Err() == nil {
+		ctx = s.outer
+	}
+	return s.p.outcome(ctx, err, late.Load(), patience)
+}
+
+// Close ends the session.
+func (s *Session) Close() { s.cancel() }
+
+// Trouble says why the program cannot be used now: nil when somebody listens, who has not let the last call wait in vain.
+func (p *Peer) Trouble() error {
+	p.mu.Lock()
+	silent := p.silent
+	p.mu.Unlock()
+	if !silent.IsZero() {
+		return p.silence(silent)
+	}
+	conn, err := net.DialTimeout("unix", p.address, settle)
+	if err != nil {
+		return fmt.Errorf("%s cannot be reached: %w: %w", p.name, err, errdefs.ErrUnavailable)
+	}
+	return conn.Close()
 }
 
 // reconnect does not sit out the backoff after a failure: the program may be back.
@@ -116,9 +189,13 @@ func (p *Peer) resting() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if time.Now().Before(p.until) {
-		return fmt.Errorf("%s at %s has not answered since %s: %w", p.name, p.address, p.silent.Format(time.RFC3339), errdefs.ErrUnavailable)
+		return p.silence(p.silent)
 	}
 	return nil
+}
+
+func (p *Peer) silence(since time.Time) error {
+	return &SilentError{fmt.Sprintf("%s at %s has not answered since %s: %v", p.name, p.address, since.Format(time.RFC3339), errdefs.ErrUnavailable)}
 }
 
 func (p *Peer) answered() {
@@ -135,5 +212,5 @@ func (p *Peer) timedOut(patience time.Duration) error {
 		p.silent = now.Add(-patience)
 	}
 	p.until = now.Add(rest)
-	return fmt.Errorf("%s at %s did not answer within %s: %w", p.name, p.address, patience, errors.Join(errdefs.ErrUnavailable, context.DeadlineExceeded))
+	return &SilentError{fmt.Sprintf("%s at %s did not answer within %s: %v", p.name, p.address, patience, errdefs.ErrUnavailable)}
 }

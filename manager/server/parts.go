@@ -177,7 +177,7 @@ func (s *Server) list(ctx context.Context) []plugin {
 			return err
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeMetadata, ID: "bolt", Warn: s.recoveryWarning}, vital: true, build: s.openDatabase},
-		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: "content", Requires: meta,
+		{Plugin: introspection.Plugin{Type: introspection.TypeContent, ID: localContent, Requires: meta,
 			Exports: map[string]string{"root": filepath.Join(s.cfg.Root, content.Dir)}}, build: func() (err error) {
 			p.content, err = content.New(s.cfg.Root, s.cfg.ContentSharing, s.db, s.db)
 			s.content = p.content

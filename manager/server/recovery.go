@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
+	"github.com/containerd/errdefs"
 	healthapi "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/managerd/managerd/manager/bundle"
@@ -126,14 +128,34 @@ func (s *Server) restoreContainers(bundles *bundle.Store) error {
 	return s.db.Recovered(metadata.PartContainers, notes...)
 }
 
-// restoreContent makes the records of content again while the daemon serves: it may have to read all of it.
+// restoring is how long to wait before another program that keeps content is asked again.
+const restoring = 10 * time.Second
+
+// restoreContent makes the records of content again while the daemon serves: it may have to read all of it. Then what a
+// program that keeps content has of ours in vain is removed, which waits until that program is there.
 func (s *Server) restoreContent(ctx context.Context) {
 	if s.content == nil {
 		return
 	}
 	s.watching.Go(func() {
-		if err := s.content.Restore(ctx); err != nil && ctx.Err() == nil {
-			s.log.Error("the next start tries again", "error", err)
+		for {
+			err := s.content.Restore(ctx)
+			if err == nil {
+				err = s.content.Tidy(ctx)
+			}
+			if err == nil || ctx.Err() != nil {
+				return
+			}
+			if !errdefs.IsUnavailable(err) {
+				s.log.Error("the next start tries again", "error", err)
+				return
+			}
+			s.log.Debug("content is not cleared up yet", "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(restoring):
+			}
 		}
 	})
 }

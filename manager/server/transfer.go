@@ -2,12 +2,16 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/managerd/managerd/manager/archive/local"
 	"github.com/managerd/managerd/manager/config"
 	"github.com/managerd/managerd/manager/diff"
 	"github.com/managerd/managerd/manager/images"
@@ -33,6 +37,11 @@ func (s *Server) buildTransfer(p *parts) error {
 	if p.verifier != nil {
 		c.Verify = p.verifier.Verify
 	}
+	differs, err := s.unpackDiffers(p)
+	if err != nil {
+		return err
+	}
+	c.Differs = differs
 	p.transfer = transfer.New(c)
 	return nil
 }
@@ -43,7 +52,9 @@ func (s *Server) applyOptions() diff.ApplyOptions {
 	o := diff.ApplyOptions{Limits: diff.Limits{Bytes: int64(l.MaxBytes), Entries: int64(l.MaxEntries), Ratio: int64(l.MaxRatio)}}
 	for _, id := range slices.Sorted(maps.Keys(s.cfg.Processors)) {
 		p := s.cfg.Processors[id]
-		o.Processors = append(o.Processors, diff.Processor{ID: id, Accepts: p.Accepts, Returns: p.Returns, Path: p.Path, Args: p.Args, Env: p.Env})
+		o.Processors = append(o.Processors, diff.Processor{
+			ID: id, Accepts: p.Accepts, Returns: p.Returns, Path: p.Path, Args: p.Args, Env: p.Env, Stall: config.Delay(l.ProcessorStall),
+		})
 	}
 	return o
 }
@@ -84,8 +95,48 @@ func legacyAuth(a config.OldAuth) registry.LegacyAuth {
 // snapshotterLabel on a namespace names the snapshotter for those who name none.
 const snapshotterLabel = "containerd.io/defaults/snapshotter"
 
-// snapshotterOf is the one that the namespace of ctx has by default.
-func (s *Server) snapshotterOf(ctx context.Context) (string, error) {
+// unpackDiffers says by which differs layers are unpacked: unpack_config's, else those of the diff service that there are.
+func (s *Server) unpackDiffers(p *parts) (func(ocispec.Platform, string) []local.Differ, error) {
+	there := slices.DeleteFunc(slices.Clone(s.cfg.Differs), func(name string) bool { return p.differs[name] == nil })
+	def, err := p.localDiffers(there)
+	if err != nil {
+		return nil, err
+	}
+	type entry struct {
+		config.Unpack
+		differs []local.Differ
+	}
+	var entries []entry
+	for _, u := range s.cfg.Transfer.Unpacks {
+		e := entry{u, def}
+		if u.Differ != "" {
+			if e.differs, err = p.localDiffers([]string{u.Differ}); err != nil {
+				return nil, fmt.Errorf("unpack_config %w", err)
+			}
+		}
+		entries = append(entries, e)
+	}
+	return func(platform ocispec.Platform, snapshotter string) []local.Differ {
+		for _, e := range entries {
+			if fits(e.Unpack, platform) && (e.Snapshotter == "" || e.Snapshotter == snapshotter) {
+				return e.differs
+			}
+		}
+		return def
+	}, nil
+}
+
+// fits tells whether an entry of unpack_config is for images of the platform.
+func fits(u config.Unpack, platform ocispec.Platform) bool {
+	if u.Platform == "" {
+		return platforms.Default().Match(platform)
+	}
+	p, err := platforms.Parse(u.Platform)
+	return err == nil && platforms.Only(p).Match(platform)
+}
+
+// snapshotterOf is the one that images of a platform are unpacked to by default in the namespace of ctx.
+func (s *Server) snapshotterOf(ctx context.Context, platform ocispec.Platform) (string, error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return "", err
@@ -96,6 +147,11 @@ func (s *Server) snapshotterOf(ctx context.Context) (string, error) {
 	}
 	if name := labels[snapshotterLabel]; name != "" {
 		return name, nil
+	}
+	for _, u := range s.cfg.Transfer.Unpacks {
+		if u.Snapshotter != "" && fits(u, platform) {
+			return u.Snapshotter, nil
+		}
 	}
 	return overlayfs.Name, nil
 }

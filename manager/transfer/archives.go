@@ -7,16 +7,14 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/archive"
-	"github.com/managerd/managerd/manager/archive/local"
 )
 
 // Import reads an archive (see archive.Import), names its images as image.References says, and unpacks them; image.Name
-// is a name for the archive as a whole.
-func (s *Service) Import(ctx context.Context, r io.Reader, image Image, progress func(Progress)) ([]Stored, error) {
+// is a name for the archive as a whole. compress is ImportOptions.Compress.
+func (s *Service) Import(ctx context.Context, r io.Reader, image Image, compress bool, progress func(Progress)) ([]Stored, error) {
 	if len(image.Unpacks) > 0 && s.cfg.Snapshots == nil {
 		return nil, fmt.Errorf("there is no snapshotter that works: %w", errdefs.ErrUnavailable)
 	}
@@ -26,7 +24,7 @@ func (s *Service) Import(ctx context.Context, r io.Reader, image Image, progress
 	err := s.leased(ctx, "import "+image.Name, func(ctx context.Context) error {
 		t.say(Progress{Event: "Importing"})
 		names := &keeper{}
-		_, err := archive.Import(ctx, s.blobs, names, r, archive.ImportOptions{Index: image.Name, Labels: image.Labels, Names: image.imported})
+		_, err := archive.Import(ctx, s.blobs, names, r, archive.ImportOptions{Index: image.Name, Labels: image.Labels, Names: image.imported, Compress: compress})
 		if err != nil {
 			return err
 		}
@@ -67,12 +65,12 @@ func (k *keeper) Put(_ context.Context, name string, target ocispec.Descriptor, 
 // unpackAll unpacks images for each platform that is asked for and that they have.
 func (s *Service) unpackAll(ctx context.Context, targets []ocispec.Descriptor, image Image) error {
 	for _, u := range image.Unpacks {
-		to, err := local.NewSnapshotter(s.cfg.Snapshots, u.Snapshotter, s.blobs, s.cfg.Apply)
+		to, err := s.snapshotter(u)
 		if err != nil {
 			return err
 		}
 		for _, target := range targets {
-			_, err := archive.UnpackPlatform(ctx, s.blobs, to, target, platforms.Only(u.Platform))
+			_, err := archive.UnpackPlatform(ctx, s.blobs, to, target, u.Platform)
 			if err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}

@@ -35,7 +35,7 @@ func TestArchives(t *testing.T) {
 	told = nil
 	stored, err := other.Import(other.ctx, bytes.NewReader(out.Bytes()), Image{
 		Name: "all:1", Unpacks: unpackHere(), References: []Reference{{Name: "import-x", Prefix: true, Overwrite: true, Digest: true}},
-	}, tell)
+	}, false, tell)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestArchives(t *testing.T) {
 	}
 	other.clean(0)
 
-	if _, err := other.Import(other.ctx, strings.NewReader("nonsense"), Image{}, nil); !errdefs.IsInvalidArgument(err) {
+	if _, err := other.Import(other.ctx, strings.NewReader("nonsense"), Image{}, false, nil); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
 	if err := e.Export(e.ctx, &out, Image{Name: "nosuch"}, archive.ExportOptions{}, nil); !errdefs.IsNotFound(err) {

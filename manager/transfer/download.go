@@ -26,7 +26,7 @@ const (
 )
 
 // download fetches the parts that are missing, by up to ranges requests at a time, the first parts first.
-func download(ctx context.Context, remote Remote, desc ocispec.Descriptor, part *content.Partial, ranges int) error {
+func download(ctx context.Context, remote Remote, desc ocispec.Descriptor, part content.Partial, ranges int) error {
 	missing := part.Missing()
 	if len(missing) == 0 {
 		return nil
@@ -45,7 +45,7 @@ func download(ctx context.Context, remote Remote, desc ocispec.Descriptor, part 
 type downloading struct {
 	remote Remote
 	desc   ocispec.Descriptor
-	part   *content.Partial
+	part   content.Partial
 
 	mu      sync.Mutex
 	missing []content.Part

@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/archive"
 	"github.com/managerd/managerd/manager/content"
@@ -25,7 +24,7 @@ type flights struct {
 // keeps what is written.
 type flight struct {
 	ready chan struct{} // closed when there is something to read
-	part  *content.Partial
+	part  content.Partial
 
 	done  chan struct{} // closed at the end
 	err   error
@@ -173,7 +172,7 @@ const busy = 50 * time.Millisecond
 func (s *Service) fly(ctx context.Context, remote Remote, b *blob, fl *flight) error {
 	ref := archive.RefKey(b.desc)
 	part, err := s.cfg.Content.Partial(ctx, ref, b.desc.Digest, b.desc.Size, s.cfg.PartSize)
-	for errdefs.IsUnavailable(err) {
+	for errors.Is(err, content.ErrBusy) {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -202,7 +201,7 @@ func (s *Service) fly(ctx context.Context, remote Remote, b *blob, fl *flight) e
 	if cerr := part.Close(); err == nil {
 		err = cerr
 	}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if full(err) {
 		if aerr := s.cfg.Content.Abort(context.WithoutCancel(ctx), ref); !errdefs.IsNotFound(aerr) {
 			err = errors.Join(err, aerr)
 		}

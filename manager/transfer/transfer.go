@@ -47,6 +47,8 @@ type Config struct {
 	// Isolated is whether a namespace must fetch what another one fetches.
 	Isolated bool
 	Apply    diff.ApplyOptions // how layers are unpacked
+	// Differs, if not nil, gives those by which layers of a platform are unpacked to a snapshotter, see local.Options.
+	Differs func(platform ocispec.Platform, snapshotter string) []local.Differ
 	// Verify, if not nil, is an error for what must not be pulled by this name. It is asked before content is fetched.
 	Verify func(ctx context.Context, name string, desc ocispec.Descriptor) error
 
@@ -85,6 +87,15 @@ func New(cfg Config) *Service {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Service{cfg: cfg, blobs: local.NewContent(cfg.Content), flights: flights{all: map[string]*flight{}}, held: map[string]*hold{}}
+}
+
+// snapshotter is where an image is to be unpacked.
+func (s *Service) snapshotter(u Unpack) (local.Snapshotter, error) {
+	o := local.Options{ApplyOptions: s.cfg.Apply}
+	if s.cfg.Differs != nil {
+		o.Differs = s.cfg.Differs(u.Platform, u.Snapshotter)
+	}
+	return local.NewSnapshotter(s.cfg.Snapshots, u.Snapshotter, s.blobs, o)
 }
 
 // source is where a name's content comes from: the registry's host and the repository's name there.

@@ -96,14 +96,22 @@ type unpacker struct {
 	c *coming
 }
 
-// Apply unpacks a layer as it comes. What is wrong with the fetch counts more than what that looks like when it is unpacked.
+// Apply unpacks a layer as it comes, or where other programs do that, when it is there. What is wrong with the fetch counts
+// more than what that looks like when it is unpacked.
 func (u unpacker) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
 	b := u.c.blobs[layer.Digest.String()]
 	if b == nil {
 		return u.Snapshotter.Apply(ctx, layer, mounts)
 	}
+	apply := func() (ocispec.Descriptor, error) { return u.ApplyFrom(ctx, u.c, layer, mounts) }
+	if !u.Streams() {
+		if err := b.wait(ctx); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		apply = func() (ocispec.Descriptor, error) { return u.Snapshotter.Apply(ctx, layer, mounts) }
+	}
 	b.job.unpack(false)
-	applied, err := u.ApplyFrom(ctx, u.c, layer, mounts)
+	applied, err := apply()
 	if err != nil {
 		if ferr := b.wait(ctx); ferr != nil {
 			err = ferr
@@ -131,7 +139,7 @@ func (p *pulling) unpack(ctx context.Context, n *node, layers *coming) error {
 		if !p.match[i].Match(platform) {
 			continue
 		}
-		s, err := local.NewSnapshotter(p.s.cfg.Snapshots, u.Snapshotter, p.s.blobs, p.s.cfg.Apply)
+		s, err := p.s.snapshotter(u)
 		if err != nil {
 			return err
 		}

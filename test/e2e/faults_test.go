@@ -4,40 +4,15 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/managerd/managerd/test/harness"
 	"github.com/managerd/managerd/test/regproxy"
 )
 
-// configured is a user of a daemon with a configuration.
-func configured(t *testing.T, config string) *user {
-	t.Helper()
-	d, err := harness.New(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	file := filepath.Join(d.Dir, "config.toml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d.Args = []string{"--config", file}
-	if err := d.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return &user{Daemon: d, t: t}
-}
-
-const impatient = `version = 3
+const impatient = `
 [plugins."io.managerd.registry.v1.client"]
 stall_timeout = "2s"
 upload_chunk_size = 1048576
@@ -50,6 +25,7 @@ func TestPullFaults(t *testing.T) {
 	proxy := regproxy.Before(t, server, nil)
 	n.ref = proxy.Addr + "/a:latest"
 	u := configured(t, impatient)
+	u.start()
 	var size int64
 	for _, l := range n.layers {
 		size += l.Size
@@ -101,6 +77,7 @@ func TestPushFaults(t *testing.T) {
 	n := makeNoise(t, source.URL(), "a", 22, 3<<20, 200_000, 2<<20)
 	n.ref = source.Addr + "/a:latest"
 	u := configured(t, impatient)
+	u.start()
 	u.mctl("images", "pull", "--plain-http", n.ref)
 	refuse := func(status int, header ...string) http.HandlerFunc { return regproxy.Answer(status, "no", header...) }
 	for i, c := range []struct {

@@ -120,19 +120,34 @@ func (i Images) Put(ctx context.Context, name string, target ocispec.Descriptor,
 	return err
 }
 
+// Differ applies layers of the content store by another program. NotImplemented: another one is to try.
+type Differ interface {
+	ApplyLayer(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error)
+}
+
+// Options say how layers are applied.
+type Options struct {
+	diff.ApplyOptions
+	// Differs are asked in their order; nil in it stands for package diff. None: that alone.
+	Differs []Differ
+}
+
 // Snapshotter is a snapshotter as package archive sees it.
 type Snapshotter struct {
 	snapshots.Snapshotter
 	name    string
 	content Content
-	options diff.ApplyOptions
+	options Options
 }
 
 // NewSnapshotter finds the snapshotter name in store, for layers of content, which are applied with the options and
 // synchronously.
-func NewSnapshotter(store *snapshots.Store, name string, content Content, options diff.ApplyOptions) (Snapshotter, error) {
+func NewSnapshotter(store *snapshots.Store, name string, content Content, options Options) (Snapshotter, error) {
 	s, err := store.Snapshotter(name)
 	options.Sync = true
+	if len(options.Differs) == 0 {
+		options.Differs = []Differ{nil}
+	}
 	return Snapshotter{s, name, content, options}, err
 }
 
@@ -148,12 +163,27 @@ func (s Snapshotter) Exists(ctx context.Context, name string) (bool, error) {
 	return err == nil && i.Kind == snapshots.Committed, err
 }
 
-// Apply unpacks a layer, and has it on disk.
-func (s Snapshotter) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
-	return s.ApplyFrom(ctx, s.content, layer, mounts)
+// Streams tells whether no other program applies layers, so that one can be applied of which not all is there: ApplyFrom.
+func (s Snapshotter) Streams() bool {
+	return len(s.options.Differs) == 1 && s.options.Differs[0] == nil
 }
 
-// ApplyFrom is Apply for a layer of another content store.
+// Apply unpacks a layer, and has it on disk.
+func (s Snapshotter) Apply(ctx context.Context, layer ocispec.Descriptor, mounts []*types.Mount) (applied ocispec.Descriptor, err error) {
+	for _, d := range s.options.Differs {
+		if d == nil {
+			applied, err = s.ApplyFrom(ctx, s.content, layer, mounts)
+		} else {
+			applied, err = d.ApplyLayer(ctx, layer, mounts)
+		}
+		if !errdefs.IsNotImplemented(err) {
+			break
+		}
+	}
+	return applied, err
+}
+
+// ApplyFrom unpacks a layer of another content store by package diff, and has it on disk.
 func (s Snapshotter) ApplyFrom(ctx context.Context, c diff.Content, layer ocispec.Descriptor, mounts []*types.Mount) (ocispec.Descriptor, error) {
-	return diff.Apply(ctx, c, layer, mounts, s.options)
+	return diff.Apply(ctx, c, layer, mounts, s.options.ApplyOptions)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/metadata"
 
@@ -33,13 +34,13 @@ TARGET, and that a lease of the same name keeps. "mctl images unmount --rm" take
 			if err != nil {
 				return err
 			}
-			match := platforms.Default()
+			want := platforms.DefaultSpec()
 			if platform != "" {
 				list, err := parsePlatforms(cmd, []string{platform})
 				if err != nil {
 					return err
 				}
-				match = platforms.Only(list[0])
+				want = list[0]
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
 				name, err := cl.DefaultSnapshotter(ctx, c.namespace, snapshotter)
@@ -50,7 +51,7 @@ TARGET, and that a lease of the same name keeps. "mctl images unmount --rm" take
 				if err != nil {
 					return err
 				}
-				if err := mountImage(ctx, cl, name, i, match, target, rw, kept); err != nil {
+				if err := mountImage(ctx, cl, name, i, want, target, rw, kept); err != nil {
 					return fmt.Errorf("cannot mount %s: %w", i.Name, err)
 				}
 				_, err = fmt.Fprintln(c.out, target)
@@ -65,7 +66,7 @@ TARGET, and that a lease of the same name keeps. "mctl images unmount --rm" take
 	return cmd
 }
 
-func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i archive.Image, match platforms.MatchComparer, target string, rw bool, kept time.Duration) (err error) {
+func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i archive.Image, want ocispec.Platform, target string, rw bool, kept time.Duration) (err error) {
 	expire := time.Now().Add(kept).UTC().Format(time.RFC3339)
 	_, err = cl.Leases.Create(ctx, &leasesapi.CreateRequest{ID: target, Labels: map[string]string{
 		"containerd.io/gc.expire": expire, "containerd.io/gc.ref.snapshot." + snapshotter: target,
@@ -91,7 +92,7 @@ func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i ar
 			err = errors.Join(err, lerr)
 		}
 	}()
-	chain, err := archive.UnpackPlatform(leased, cl.Blobs(), cl.Snapshotter(snapshotter), i.Target, match)
+	chain, err := archive.UnpackPlatform(leased, cl.Blobs(), cl.Snapshotter(snapshotter), i.Target, want)
 	if err != nil {
 		return err
 	}

@@ -139,7 +139,7 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 					i, err := cl.Image(ctx, ref.String())
 					done := moved{Name: i.Name, Digest: i.Target.Digest.String()}
 					if err == nil && printChain {
-						_, done.Chain, err = archive.ConfigPlatform(ctx, cl.Blobs(), i.Target, platforms.Only(unpack[0]))
+						_, done.Chain, err = archive.ConfigPlatform(ctx, cl.Blobs(), i.Target, unpack[0])
 					}
 					rows = append(rows, done)
 					return err

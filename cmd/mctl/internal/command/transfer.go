@@ -74,7 +74,7 @@ is verified by its digest.`,
 							continue
 						}
 						for _, p := range list {
-							if _, err := archive.UnpackPlatform(ctx, cl.Blobs(), cl.Snapshotter(name), i.Target, platforms.Only(p)); err != nil {
+							if _, err := archive.UnpackPlatform(ctx, cl.Blobs(), cl.Snapshotter(name), i.Target, p); err != nil {
 								return fmt.Errorf("%s was imported, but not unpacked for %s: %w", i.Name, platforms.FormatAll(p), err)
 							}
 						}
