@@ -77,15 +77,15 @@ if [ -z "${PARTS:-}" ]; then
 	mkdir -p "$tree/bin"
 	cp "$bin"/{managerd,shim-runc,mctl} "$tree/bin/"
 	echo "export MANAGERD_BIN_DIR=/vmtest/bin MANAGERD_OOM_KILLS=4" >"$tree/packages"
-	plain=() cgo=()
+	plain="" cgo=""
 	while read -r package tests; do
 		if [ -n "${TESTS:-}" ] && ! [[ $package =~ ($TESTS)$ ]]; then continue; fi
-		case $package in cmd/shim-runc/*) cgo+=("$package") ;; *) plain+=("$package") ;; esac
+		case $package in cmd/shim-runc/*) cgo="$cgo $package" ;; *) plain="$plain $package" ;; esac
 		name=$(basename "$package")
 		cat >>"$tree/packages" <<GUEST
 began=\$SECONDS
-/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 600s >/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
-echo "$package: \$((SECONDS - began)) s"
+/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 600s >>/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
+echo "$package $tests: \$((SECONDS - began)) s"
 GUEST
 	done <<'PACKAGES'
 cgroups .
@@ -93,12 +93,14 @@ reaper .
 shimapi Vsock
 shimapi/mount .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
-cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
+cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput|Locks|TCP)|Restore|SandboxSlice
+cmd/shim-runc/internal/service CheckpointUnixSocket)$/^(libcontainer
 manager/snapshots/overlayfs .
-manager/snapshots/snapshottest Conformance|Devmapper
+manager/snapshots/snapshottest Conformance)$/^(overlayfs|btrfs|erofs|blockfile
+manager/snapshots/snapshottest Devmapper
 PACKAGES
-	if [ ${#plain[@]} -gt 0 ]; then test_binaries 0 packages "${plain[@]}"; fi
-	if [ ${#cgo[@]} -gt 0 ]; then test_binaries 1 packages "${cgo[@]}"; fi
+	if [ -n "$plain" ]; then test_binaries 0 packages $(printf '%s\n' $plain | sort -u); fi
+	if [ -n "$cgo" ]; then test_binaries 1 packages $(printf '%s\n' $cgo | sort -u); fi
 	if [ -n "${TESTS:-}" ]; then wait "$image"; fi
 	start packages 1000 packages
 fi

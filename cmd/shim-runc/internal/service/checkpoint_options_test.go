@@ -105,72 +105,67 @@ func (f *fixture) moved(opts *options.CheckpointOptions, engine, log string, spe
 }
 
 // TestCheckpointTCP: a connection outlives its container's end with open_tcp: what the peer sends meanwhile is there after the
-// restore, and the other way works too. Without the option the checkpoint is refused, and the connection goes on.
+// restore, and the other way works too. Without the option the checkpoint is refused, and the connection goes on. Through
+// runc it stays locked, see docs/checkpoint.md.
 func TestCheckpointTCP(t *testing.T) {
 	needCriu(t)
-	for name, engine := range engines {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			l := netns(t, filepath.Join(dir, "netns"))
-			log := filepath.Join(dir, "log")
-			spec := func() *specs.Spec {
-				port := l.Addr().(*net.TCPAddr).Port
-				s := shimbin.Spec("cktcp", "sh", "-c", fmt.Sprintf("(while [ ! -e /dev/go ]; do usleep 50000; done; echo back; sleep 1000) | nc 127.0.0.1 %d", port))
-				s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: filepath.Join(dir, "netns")})
-				return s
-			}
-			f := serve(t, "cktcp", spec())
-			f.create(func(r *task.CreateTaskRequest) {
-				r.Stdout, r.Options = "file://"+log, anyOf(t, &options.Options{BinaryName: engine})
-			})
-			f.start("")
-			if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute)); err != nil {
-				t.Fatal(err)
-			}
-			peer, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = peer.Close() }()
-			say := func(n int) {
-				t.Helper()
-				if _, err := fmt.Fprintf(peer, "line %d\n", n); err != nil {
-					t.Fatal(err)
-				}
-			}
-			say(0)
-			awaitLines(t, log, 1)
-			f.refused("open_tcp")
-			say(1)
-			awaitLines(t, log, 2)
-			said := make(chan error, 1)
-			go func() { // it may come before the checkpoint, or while nobody is there
-				_, err := fmt.Fprintln(peer, "line 2")
-				said <- err
-			}()
-			g := f.moved(&options.CheckpointOptions{OpenTcp: true}, engine, log, spec())
-			if err := <-said; err != nil {
-				t.Fatal(err)
-			}
-			awaitLines(t, log, 3)
-			say(3)
-			awaitLines(t, log, 4)
-			if n := counted(t, log); n != 4 {
-				t.Errorf("%d lines", n)
-			}
-			if s := g.runExec("go", nil, "touch", "/dev/go"); s != 0 {
-				t.Fatalf("status %d", s)
-			}
-			if err := peer.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
-				t.Fatal(err)
-			}
-			if line, err := bufio.NewReader(peer).ReadString('\n'); err != nil || line != "back\n" {
-				t.Errorf("the peer got %q, %v", line, err)
-			}
-			g.kill("", syscall.SIGKILL)
-			g.wait("")
-		})
+	dir := t.TempDir()
+	l := netns(t, filepath.Join(dir, "netns"))
+	log := filepath.Join(dir, "log")
+	spec := func() *specs.Spec {
+		port := l.Addr().(*net.TCPAddr).Port
+		s := shimbin.Spec("cktcp", "sh", "-c", fmt.Sprintf("(while [ ! -e /dev/go ]; do usleep 50000; done; echo back; sleep 1000) | nc 127.0.0.1 %d", port))
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: filepath.Join(dir, "netns")})
+		return s
 	}
+	f := serve(t, "cktcp", spec())
+	f.create(func(r *task.CreateTaskRequest) { r.Stdout = "file://" + log })
+	f.start("")
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	peer, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = peer.Close() }()
+	say := func(n int) {
+		t.Helper()
+		if _, err := fmt.Fprintf(peer, "line %d\n", n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(0)
+	awaitLines(t, log, 1)
+	f.refused("open_tcp")
+	say(1)
+	awaitLines(t, log, 2)
+	said := make(chan error, 1)
+	go func() { // it may come before the checkpoint, or while nobody is there
+		_, err := fmt.Fprintln(peer, "line 2")
+		said <- err
+	}()
+	g := f.moved(&options.CheckpointOptions{OpenTcp: true}, "", log, spec())
+	if err := <-said; err != nil {
+		t.Fatal(err)
+	}
+	awaitLines(t, log, 3)
+	say(3)
+	awaitLines(t, log, 4)
+	if n := counted(t, log); n != 4 {
+		t.Errorf("%d lines", n)
+	}
+	if s := g.runExec("go", nil, "touch", "/dev/go"); s != 0 {
+		t.Fatalf("status %d", s)
+	}
+	if err := peer.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(peer).ReadString('\n'); err != nil || line != "back\n" {
+		t.Errorf("the peer got %q, %v", line, err)
+	}
+	g.kill("", syscall.SIGKILL)
+	g.wait("")
 }
 
 // hostFlock is the machine's flock(1) as a command in a container that has the mounts: busybox may have none.
