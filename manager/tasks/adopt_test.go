@@ -80,9 +80,7 @@ func TestRecoverMetrics(t *testing.T) {
 	}
 	w.Close()
 	for _, pid := range pids {
-		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		freeze(t, pid)
 	}
 	defer func() {
 		for _, pid := range pids {

@@ -196,9 +196,7 @@ func TestRecoverWedged(t *testing.T) {
 	}
 	w.Close()
 	for _, pid := range pids {
-		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
+		freeze(t, pid)
 	}
 	begin := time.Now()
 	w.begin()
@@ -353,9 +351,7 @@ func TestRecoverUndecided(t *testing.T) {
 	}
 	shim.Close()
 	pid := w.shimPid("c1")
-	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, pid)
 	<-w.begin()
 	type made struct {
 		pid uint32

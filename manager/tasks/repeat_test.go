@@ -85,9 +85,7 @@ func TestRequestsSurvive(t *testing.T) {
 				answered := make(chan error, 1)
 				ask := func() { answered <- step.fn(ctx) }
 				if mode == "dies" {
-					if err := unix.Kill(shim, unix.SIGSTOP); err != nil {
-						t.Fatal(err)
-					}
+					freeze(t, shim)
 					go ask()
 					time.Sleep(20 * time.Millisecond) // it is on its way; should it not be, the step is that of the other mode
 				}

@@ -304,8 +304,8 @@ func TestUpgradeExits(t *testing.T) {
 			t.Errorf("status %d, want %d", s, i)
 		}
 	}
-	// Nothing is left open of what was handed over. A connection that a goroutine is about to close still counts, so
-	// the number may take a moment to settle.
+	// Nothing is left open of what was handed over. The number takes a moment to settle: the new program opens the FIFOs of
+	// execs that have ended, and comes to their ends, and it reads the counter of OOM kills.
 	fds := f.describe().Fds
 	for range 5 {
 		f.upgrade()
