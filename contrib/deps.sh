@@ -29,6 +29,7 @@ if [ "${1:-build}" = test ]; then
 	want /etc/ssl/certs/ca-certificates.crt ca-certificates
 	want docker-registry docker-registry
 	want skopeo skopeo
+	want podman podman
 fi
 if [ "${1:-build}" = vm ]; then
 	want qemu-system-x86_64 qemu-system-x86

@@ -2,8 +2,10 @@ package api
 
 import (
 	"context"
+	"fmt"
 
 	api "github.com/containerd/containerd/api/services/diff/v1"
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 
 	"github.com/managerd/managerd/manager/diff"
@@ -63,7 +65,14 @@ func (w Walking) Diff(ctx context.Context, r *api.DiffRequest) (*api.DiffRespons
 	if _, err := namespaces.Required(ctx); err != nil {
 		return nil, err
 	}
-	d, err := diff.Diff(ctx, w.content, r.Left, r.Right, diff.Options{MediaType: r.MediaType, Ref: r.Ref, Labels: r.Labels})
+	o := diff.Options{MediaType: r.MediaType, Ref: r.Ref, Labels: r.Labels}
+	if r.SourceDateEpoch != nil {
+		if err := r.SourceDateEpoch.CheckValid(); err != nil {
+			return nil, fmt.Errorf("source date epoch: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		o.Latest = r.SourceDateEpoch.AsTime()
+	}
+	d, err := diff.Diff(ctx, w.content, r.Left, r.Right, o)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"sync"
 
@@ -246,7 +247,7 @@ func (a *Transfer) image(ctx context.Context, i *wire.ImageStore) (transfer.Imag
 }
 
 // open gives what opens repositories as a request wants them opened.
-func (a *Transfer) open(ctx context.Context, r *wire.OCIRegistry) (func(ref string) (transfer.Remote, error), error) {
+func (a *Transfer) open(ctx context.Context, r *wire.OCIRegistry) (_ func(ref string) (transfer.Remote, error), err error) {
 	if r.Reference == "" {
 		return nil, fmt.Errorf("the transfer has no reference: %w", errdefs.ErrInvalidArgument)
 	}
@@ -260,6 +261,9 @@ func (a *Transfer) open(ctx context.Context, r *wire.OCIRegistry) (func(ref stri
 		o.PlainHTTP = true
 	default:
 		return nil, fmt.Errorf("default scheme %q is neither http nor https: %w", scheme, errdefs.ErrInvalidArgument)
+	}
+	if o.Debug, err = a.debug(ctx, r.Resolver); err != nil {
+		return nil, err
 	}
 	if id := r.Resolver.GetAuthStream(); id != "" {
 		s, err := a.streams.Get(ctx, id)
@@ -275,6 +279,36 @@ func (a *Transfer) open(ctx context.Context, r *wire.OCIRegistry) (func(ref stri
 		}
 		return p, nil
 	}, nil
+}
+
+// debug tells a client's stream what is asked of registries, as far as it wants to know; without a stream, the log.
+func (a *Transfer) debug(ctx context.Context, r *wire.RegistryResolver) (*registry.Debug, error) {
+	d := &registry.Debug{}
+	switch kind := r.GetHttpDebug(); kind {
+	case wire.HTTPDebug_DISABLED:
+		return nil, nil
+	case wire.HTTPDebug_DEBUG, wire.HTTPDebug_TRACE, wire.HTTPDebug_BOTH:
+		d.Messages, d.Connections = kind != wire.HTTPDebug_TRACE, kind != wire.HTTPDebug_DEBUG
+	default:
+		return nil, fmt.Errorf("HTTP debug %d is not known: %w", kind, errdefs.ErrInvalidArgument)
+	}
+	if r.LogsStream == "" {
+		d.Say = func(text string) { slog.InfoContext(ctx, text) }
+		return d, nil
+	}
+	s, err := a.streams.Get(ctx, r.LogsStream)
+	if err != nil {
+		return nil, err
+	}
+	w := streaming.Writer(ctx, s)
+	context.AfterFunc(ctx, func() { _ = w.Close() })
+	var mu sync.Mutex
+	d.Say = func(text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		_, _ = io.WriteString(w, text) // a client that does not listen any more misses it
+	}
+	return d, nil
 }
 
 // asking asks a client who it is, for one registry at a time.

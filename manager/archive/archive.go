@@ -83,6 +83,10 @@ func readJSON(ctx context.Context, c Content, desc ocispec.Descriptor, v any) er
 	if err != nil {
 		return err
 	}
+	return decode(desc, data, v)
+}
+
+func decode(desc ocispec.Descriptor, data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
 		return invalid("%s %s is no JSON of that kind: %w", desc.MediaType, desc.Digest, err)
 	}

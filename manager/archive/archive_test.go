@@ -307,45 +307,6 @@ func TestImportRefuses(t *testing.T) {
 	}
 }
 
-func TestUnpackRefuses(t *testing.T) {
-	both(t, func(t *testing.T, e *env) {
-		for name, c := range map[string]struct {
-			layer []byte
-			diff  []byte
-			words string
-		}{
-			"escape":        {layerOf(t, "../../escape"), nil, "escape"},
-			"wrong diff ID": {layerOf(t, "a"), []byte("other"), "config says"},
-			"no tar":        {bytes.Repeat([]byte("x"), 2000), nil, "no tar"},
-			"cut short":     {layerOf(t, "a")[:300], nil, "cut short"},
-		} {
-			data := oci(t, nil, func(f *files, m *ocispec.Manifest, d *ocispec.Descriptor) {
-				if d != nil {
-					return
-				}
-				if c.diff == nil {
-					c.diff = c.layer
-				}
-				m.Layers[0].Digest, m.Layers[0].Size = f.blob(c.layer).Digest, int64(len(c.layer))
-				config := f.blob(configOf(t, c.diff))
-				m.Config.Digest, m.Config.Size = config.Digest, config.Size
-			})
-			list, err := archive.Import(e.ctx, e.content, e.images, bytes.NewReader(data), archive.ImportOptions{})
-			if err != nil {
-				t.Fatal(name, err)
-			}
-			_, err = archive.Unpack(e.ctx, e.content, e.snapshots(overlayfs.Name), list[0].Target)
-			if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), c.words) {
-				t.Errorf("%s: %v", name, err)
-			}
-			s, _ := e.store.Snapshotter(overlayfs.Name)
-			if err := s.Walk(e.ctx, filters.Always, func(i snapshots.Info) error { t.Errorf("%s: %+v was left", name, i); return nil }); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-}
-
 func TestExport(t *testing.T) {
 	both(t, func(t *testing.T, e *env) {
 		var list []archive.Image

@@ -12,8 +12,17 @@ import (
 // Config gives an image's config for this machine's platform, and the chain ID of its layers: the name that their
 // snapshot has once it is unpacked, empty for an image without layers. NotFound when a part of the image is not there.
 func Config(ctx context.Context, c Content, target ocispec.Descriptor) (ocispec.Image, string, error) {
+	return config(ctx, c, target, here())
+}
+
+// ConfigPlatform is Config for another platform, or the best that a machine of that platform can run.
+func ConfigPlatform(ctx context.Context, c Content, target ocispec.Descriptor, platform ocispec.Platform) (ocispec.Image, string, error) {
+	return config(ctx, c, target, wanted{platforms.Only(platform), platforms.FormatAll(platform)})
+}
+
+func config(ctx context.Context, c Content, target ocispec.Descriptor, want wanted) (ocispec.Image, string, error) {
 	var config ocispec.Image
-	n, err := resolve(ctx, c, target, platforms.Default(), 0)
+	n, err := newWalker(ctx, c).resolve(target, want)
 	if err == nil {
 		err = readJSON(ctx, c, n.config, &config)
 	}

@@ -42,14 +42,14 @@ type ConvertOptions struct {
 // image for the platforms, is not there.
 func Convert(ctx context.Context, c Content, target ocispec.Descriptor, o ConvertOptions) (ocispec.Descriptor, error) {
 	v := &converter{
-		c: c, o: o, match: platforms.OnlyStrict(platforms.DefaultSpec()),
-		done: map[digest.Digest]ocispec.Descriptor{}, layers: map[digest.Digest]*packing{},
+		walker: newWalker(ctx, c), o: o, want: wanted{platforms.OnlyStrict(platforms.DefaultSpec()), platforms.DefaultString()},
+		done: map[string]ocispec.Descriptor{}, layers: map[digest.Digest]*packing{},
 	}
 	if len(o.Platforms) > 0 {
-		v.match = platforms.Any(o.Platforms...)
+		v.want = wanted{platforms.Any(o.Platforms...), formatAll(o.Platforms)}
 	}
 	if o.AllPlatforms {
-		v.match = platforms.All
+		v.want = wanted{platforms.All, "any platform"}
 	}
 	desc, err := v.convert(ctx, target, 0)
 	if err != nil {
@@ -59,10 +59,10 @@ func Convert(ctx context.Context, c Content, target ocispec.Descriptor, o Conver
 }
 
 type converter struct {
-	c     Content
-	o     ConvertOptions
-	match platforms.MatchComparer
-	done  map[digest.Digest]ocispec.Descriptor // what indexes and manifests became: one may stand in many indexes
+	*walker
+	o    ConvertOptions
+	want wanted
+	done map[string]ocispec.Descriptor // what indexes and manifests became, by key
 
 	mu     sync.Mutex
 	layers map[digest.Digest]*packing // those of several images are packed once; guarded by mu
@@ -77,17 +77,17 @@ type packing struct {
 }
 
 func (v *converter) convert(ctx context.Context, desc ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
-	if depth > maxDepth {
-		return desc, invalid("indexes stand in each other more than %d deep", maxDepth)
+	if err := deep(depth); err != nil {
+		return desc, err
 	}
-	if d, ok := v.done[desc.Digest]; ok {
+	if d, ok := v.done[key(desc)]; ok {
 		desc.MediaType, desc.Digest, desc.Size, desc.Data = d.MediaType, d.Digest, d.Size, d.Data
 		return desc, nil
 	}
-	if _, err := readNode(ctx, v.c, desc); err != nil {
+	if _, err := v.node(desc); err != nil {
 		return desc, err
 	}
-	was := desc.Digest
+	was := key(desc)
 	var err error
 	if isIndex(desc.MediaType) {
 		desc, err = v.index(ctx, desc, depth)
@@ -112,13 +112,17 @@ func (v *converter) index(ctx context.Context, desc ocispec.Descriptor, depth in
 	index.Manifests = []ocispec.Descriptor{}
 	became := map[string]string{}
 	changed := false
+	var has []string
 	for _, m := range was {
 		is := isIndex(m.MediaType) || isManifest(m.MediaType)
-		wanted, err := v.wanted(ctx, m, is)
+		take, platform, err := v.takes(m, is)
 		if err != nil {
 			return desc, err
 		}
-		if !wanted {
+		if !take {
+			if platform != nil && !attests(m) {
+				has = append(has, platforms.FormatAll(*platform))
+			}
 			changed = true
 			continue
 		}
@@ -133,7 +137,7 @@ func (v *converter) index(ctx context.Context, desc ocispec.Descriptor, depth in
 		index.Manifests = append(index.Manifests, n)
 	}
 	if len(index.Manifests) == 0 {
-		return desc, fmt.Errorf("index %s has no image for the platforms: %w", desc.Digest, errdefs.ErrNotFound)
+		return desc, lacks(desc.Digest, v.want.name, has)
 	}
 	for i, m := range index.Manifests {
 		if now, ok := became[m.Annotations[referenceDigest]]; ok {
@@ -156,27 +160,28 @@ func (v *converter) index(ctx context.Context, desc ocispec.Descriptor, depth in
 	return v.write(ctx, desc, index, labels)
 }
 
-// wanted tells whether a member of an index is taken.
-func (v *converter) wanted(ctx context.Context, m ocispec.Descriptor, isImage bool) (bool, error) {
+// takes tells whether a member of an index is taken, and for which platform it is, if that is known.
+func (v *converter) takes(m ocispec.Descriptor, isImage bool) (bool, *ocispec.Platform, error) {
+	p := m.Platform
 	switch {
 	case v.o.AllPlatforms:
-		return true, nil
+		return true, p, nil
 	case !isImage:
-		return false, nil
-	case m.Platform != nil:
-		return v.match.Match(*m.Platform), nil
-	case isIndex(m.MediaType):
-		return true, nil
+		return false, nil, nil
+	case p == nil && isIndex(m.MediaType):
+		return true, nil, nil
+	case p == nil:
+		n, err := v.node(m)
+		if err != nil {
+			return false, nil, err
+		}
+		own, err := v.platform(n)
+		if err != nil {
+			return false, nil, err
+		}
+		p = &own
 	}
-	n, err := readNode(ctx, v.c, m)
-	if err != nil {
-		return false, err
-	}
-	var config ocispec.Image
-	if err := readJSON(ctx, v.c, n.config, &config); err != nil {
-		return false, err
-	}
-	return v.match.Match(config.Platform), nil
+	return v.want.Match(*p), p, nil
 }
 
 func (v *converter) manifest(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
@@ -363,7 +368,7 @@ func pack(ctx context.Context, c Content, l ocispec.Descriptor, as diff.Compress
 		return out, "", err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	count := &counting{w: w}
+	count := &written{w: w}
 	b := bufio.NewWriterSize(count, 1<<20)
 	z, err := diff.Compress(as, b)
 	if err != nil {
@@ -390,13 +395,13 @@ func pack(ctx context.Context, c Content, l ocispec.Descriptor, as diff.Compress
 	return out, inside.Digest(), w.Commit(ctx, out.Size, out.Digest, labels)
 }
 
-// counting counts what is written.
-type counting struct {
+// written counts what is written.
+type written struct {
 	w io.Writer
 	n int64 // bytes
 }
 
-func (c *counting) Write(p []byte) (int, error) {
+func (c *written) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err

@@ -30,17 +30,19 @@ type ExportOptions struct {
 	NoForeign bool
 }
 
-func (o *ExportOptions) match() platforms.MatchComparer {
+func (o *ExportOptions) wanted() wanted {
 	if len(o.Platforms) > 0 {
-		return platforms.Ordered(o.Platforms...)
+		return anyOf(o.Platforms...)
 	}
-	return platforms.Default()
+	return here()
 }
 
 // Export writes images as the tar of an OCI layout, each blob once and verified. NotFound when a part of an image is not
 // there. The archive is ended, w is not closed.
 func Export(ctx context.Context, c Content, w io.Writer, images []Image, o ExportOptions) error {
-	e := &exporter{ctx: ctx, content: c, o: o, out: tar.NewWriter(w), written: map[digest.Digest]bool{}}
+	e := &exporter{
+		walker: newWalker(ctx, c), o: o, want: o.wanted(), out: tar.NewWriter(w), done: map[string]error{}, written: map[digest.Digest]bool{},
+	}
 	if err := e.run(images); err != nil {
 		return fmt.Errorf("cannot export: %w", err)
 	}
@@ -48,10 +50,11 @@ func Export(ctx context.Context, c Content, w io.Writer, images []Image, o Expor
 }
 
 type exporter struct {
-	ctx     context.Context
-	content Content
+	*walker
 	o       ExportOptions
+	want    wanted
 	out     *tar.Writer
+	done    map[string]error // indexes and manifests, by key
 	written map[digest.Digest]bool
 }
 
@@ -109,29 +112,44 @@ func (e *exporter) run(images []Image) error {
 
 // tree writes desc and what it refers to.
 func (e *exporter) tree(desc ocispec.Descriptor, depth int) error {
-	if depth > maxDepth {
-		return invalid("indexes stand in each other more than %d deep", maxDepth)
-	}
-	n, err := readNode(e.ctx, e.content, desc)
-	if err != nil {
+	if err := deep(depth); err != nil {
 		return err
 	}
-	if isManifest(desc.MediaType) {
-		for _, part := range append([]ocispec.Descriptor{n.config}, n.layers...) {
-			if e.o.NoForeign && !Distributable(part.MediaType) {
-				continue
-			}
-			if err := e.blob(part); err != nil {
-				return err
-			}
-		}
-		return e.blob(desc)
+	err, done := e.done[key(desc)]
+	if done {
+		return err
 	}
-	match := e.o.match()
+	n, err := e.node(desc)
+	if err == nil && isManifest(desc.MediaType) {
+		err = e.manifest(n)
+	} else if err == nil {
+		err = e.index(n, depth)
+	}
+	e.done[key(desc)] = err
+	return err
+}
+
+func (e *exporter) manifest(n *node) error {
+	for _, part := range n.parts() {
+		if e.o.NoForeign && !Distributable(part.MediaType) {
+			continue
+		}
+		if err := e.blob(part); err != nil {
+			return err
+		}
+	}
+	return e.blob(n.desc)
+}
+
+func (e *exporter) index(n *node, depth int) error {
 	found := 0
 	var missing error
+	var has []string
 	for _, m := range n.manifests {
-		if !e.o.AllPlatforms && m.Platform != nil && !match.Match(*m.Platform) {
+		if !e.o.AllPlatforms && m.Platform != nil && !e.want.Match(*m.Platform) {
+			if !attests(m) {
+				has = append(has, platforms.FormatAll(*m.Platform))
+			}
 			continue
 		}
 		err := e.tree(m, depth+1)
@@ -148,9 +166,9 @@ func (e *exporter) tree(desc ocispec.Descriptor, depth int) error {
 		return missing
 	}
 	if found == 0 && len(n.manifests) > 0 {
-		return fmt.Errorf("index %s has no image for the platform: %w", desc.Digest, errdefs.ErrNotFound)
+		return lacks(n.desc.Digest, e.want.name, has)
 	}
-	return e.blob(desc)
+	return e.blob(n.desc)
 }
 
 // blob copies one out of the content store, and fails when it is not what its digest says.
@@ -158,7 +176,7 @@ func (e *exporter) blob(desc ocispec.Descriptor) (err error) {
 	if e.written[desc.Digest] {
 		return nil
 	}
-	r, err := e.content.Open(e.ctx, desc)
+	r, err := e.c.Open(e.ctx, desc)
 	if err != nil {
 		return err
 	}
@@ -181,7 +199,7 @@ func (e *exporter) blob(desc ocispec.Descriptor) (err error) {
 
 // docker describes an image for manifest.json: nil when it is not one that docker load takes.
 func (e *exporter) docker(i Image) (*dockerImage, error) {
-	n, err := resolve(e.ctx, e.content, i.Target, e.o.match(), 0)
+	n, err := e.resolve(i.Target, e.want)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}

@@ -29,6 +29,8 @@ type ImportOptions struct {
 	Base string
 	// Index, if not empty, is a further name, for the archive as a whole.
 	Index string
+	// Digests names every image Base@DIGEST, too, or with SkipNamed only those without a full name in the archive.
+	Digests, SkipNamed bool
 	// Labels for the images.
 	Labels map[string]string
 	// Names, if not nil, names images instead of Base. named is the name that the archive has for one, in full, or else tag
@@ -40,7 +42,11 @@ type ImportOptions struct {
 
 func (o *ImportOptions) names(d ocispec.Descriptor) ([]string, error) {
 	if o.Names == nil {
-		return imageNames(d, o.Base)
+		names, full, err := imageNames(d, o.Base)
+		if byDigest := o.Base + "@" + d.Digest.String(); o.Digests && !(full && o.SkipNamed) && !slices.Contains(names, byDigest) {
+			names = append(names, byDigest)
+		}
+		return names, err
 	}
 	name, tag, err := named(d)
 	if err != nil {
@@ -65,11 +71,13 @@ func importAll(ctx context.Context, c Content, images Images, r io.Reader, o Imp
 	if o.Base == "" {
 		o.Base = "import-" + time.Now().Format(time.DateOnly)
 	}
-	plain, _, err := diff.Decompress(r)
+	packed := &counting{r: r}
+	stream, _, err := diff.Decompress(packed)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = plain.Close() }()
+	defer func() { _ = stream.Close() }()
+	plain := &inflated{counting: counting{r: stream}, packed: packed}
 	im := &importer{
 		ctx: ctx, content: c, prefix: "import-" + unique() + "-",
 		json: map[string][]byte{}, blobs: map[string]blob{}, links: map[string]string{}, compress: o.Compress, packed: map[digest.Digest]blob{},
@@ -78,8 +86,10 @@ func importAll(ctx context.Context, c Content, images Images, r io.Reader, o Imp
 		return nil, err
 	}
 	// What follows a tar is padding; reading it finds a stream that is cut short or damaged.
-	if _, err := io.Copy(io.Discard, plain); err != nil {
+	if n, err := io.Copy(io.Discard, io.LimitReader(plain, maxPadding)); err != nil {
 		return nil, err
+	} else if n == maxPadding {
+		return nil, invalid("%d bytes and more follow its end", maxPadding)
 	}
 
 	var index ocispec.Index
@@ -102,8 +112,10 @@ func importAll(ctx context.Context, c Content, images Images, r io.Reader, o Imp
 		return nil, invalid("it has no images")
 	}
 	var out []Image
+	taken := map[string]bool{}
+	l := newLinker(ctx, c)
 	for _, m := range index.Manifests {
-		if err := link(ctx, c, m, 0); err != nil {
+		if err := l.link(m, 0); err != nil {
 			return nil, err
 		}
 		names, err := o.names(m)
@@ -113,7 +125,8 @@ func importAll(ctx context.Context, c Content, images Images, r io.Reader, o Imp
 		target := m
 		target.Annotations = nil // they speak of this archive
 		for _, name := range names {
-			if !slices.ContainsFunc(out, func(i Image) bool { return i.Name == name }) {
+			if !taken[name] {
+				taken[name] = true
 				out = append(out, Image{Name: name, Target: target})
 			}
 		}
@@ -135,6 +148,40 @@ func importAll(ctx context.Context, c Content, images Images, r io.Reader, o Imp
 
 const dockerManifestFile = "manifest.json"
 
+// What an archive of a stranger may be.
+const (
+	maxEntries = 1_000_000
+	maxPadding = 64 << 20 // bytes behind its end
+	maxRatio   = 10_000   // bytes that it becomes for one when it is unpacked,
+	ratioFrom  = 1 << 30  // once there are so many
+)
+
+// counting counts what is read.
+type counting struct {
+	r io.Reader
+	n int64 // bytes
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// inflated is an unpacked archive, as long as it is none that a few bytes make large.
+type inflated struct {
+	counting
+	packed *counting
+}
+
+func (i *inflated) Read(p []byte) (int, error) {
+	n, err := i.counting.Read(p)
+	if i.n > ratioFrom && i.n/maxRatio > i.packed.n {
+		return 0, fmt.Errorf("it becomes %d bytes out of %d, more than %d times as many: %w", i.n, i.packed.n, maxRatio, errdefs.ErrResourceExhausted)
+	}
+	return n, err
+}
+
 type importer struct {
 	ctx     context.Context
 	content Content
@@ -155,7 +202,7 @@ type blob struct {
 
 func (im *importer) read(r io.Reader) error {
 	in := tar.NewReader(r)
-	for {
+	for entries := 1; ; entries++ {
 		if err := im.ctx.Err(); err != nil {
 			return err
 		}
@@ -169,6 +216,9 @@ func (im *importer) read(r io.Reader) error {
 			return invalid("it is no tar: %w", err)
 		case err != nil:
 			return err
+		}
+		if entries > maxEntries {
+			return invalid("it has more than %d entries", maxEntries)
 		}
 		if err := im.entry(h, in); err != nil {
 			if errors.Is(err, io.ErrUnexpectedEOF) && !errdefs.IsInvalidArgument(err) {
@@ -318,7 +368,7 @@ func (im *importer) putIndex(index ocispec.Index) (ocispec.Descriptor, error) {
 	if err != nil {
 		return desc, err
 	}
-	return desc, link(im.ctx, im.content, desc, 0)
+	return desc, newLinker(im.ctx, im.content).link(desc, 0)
 }
 
 func unique() string {

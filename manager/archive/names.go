@@ -10,16 +10,16 @@ import (
 // annotationName on an entry of index.json is the full name of the image.
 const annotationName = "io.containerd.image.name"
 
-// imageNames finds what the image of an index entry is to be called.
-func imageNames(d ocispec.Descriptor, base string) ([]string, error) {
+// imageNames finds what the image of an index entry is to be called, and whether the archive has that name in full.
+func imageNames(d ocispec.Descriptor, base string) (names []string, full bool, err error) {
 	named, tag, err := named(d)
 	switch {
 	case err != nil || named != "":
-		return []string{named}, err
+		return []string{named}, true, err
 	case tag != "":
-		return []string{base + ":" + tag}, nil
+		return []string{base + ":" + tag}, false, nil
 	}
-	return []string{base + "@" + d.Digest.String()}, nil
+	return []string{base + "@" + d.Digest.String()}, false, nil
 }
 
 // named gives the full name that an archive has for an image, or only its tag, or neither.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -39,7 +40,8 @@ func Inspect(ctx context.Context, c Content, target ocispec.Descriptor) (*Parts,
 }
 
 func inspect(ctx context.Context, c Content, target ocispec.Descriptor) (*Parts, error) {
-	n, err := resolve(ctx, c, target, platforms.Default(), 0)
+	w := newWalker(ctx, c)
+	n, err := w.resolve(target, here())
 	if err != nil {
 		return nil, err
 	}
@@ -47,57 +49,69 @@ func inspect(ctx context.Context, c Content, target ocispec.Descriptor) (*Parts,
 	if n.desc.Digest != target.Digest {
 		p.Meta = append(p.Meta, n.desc)
 	}
-	seen := map[string]bool{}
-	for _, d := range append([]ocispec.Descriptor{n.config}, n.layers...) {
-		if !seen[d.Digest.String()] {
-			seen[d.Digest.String()] = true
+	seen := map[digest.Digest]bool{}
+	for _, d := range n.parts() {
+		if !seen[d.Digest] {
+			seen[d.Digest] = true
 			p.Content = append(p.Content, d)
 		}
 	}
-	p.Platforms, err = platformsOf(ctx, c, target, 0)
+	l := &platformList{walker: w, indexes: map[digest.Digest]bool{}, known: map[string]bool{}}
+	err = l.add(target, 0)
+	p.Platforms = l.list
 	return p, err
 }
 
-// platformsOf gives the platforms of the images that are there, in order.
-func platformsOf(ctx context.Context, c Content, desc ocispec.Descriptor, depth int) (found []string, err error) {
-	if depth > maxDepth {
-		return nil, invalid("indexes stand in each other more than %d deep", maxDepth)
+// platformList collects the platforms of the images that are there, in order.
+type platformList struct {
+	*walker
+	indexes map[digest.Digest]bool // that were looked into
+	known   map[string]bool
+	list    []string
+}
+
+// add is for an index or a manifest and what is below it. NotFound when it is not there itself.
+func (l *platformList) add(desc ocispec.Descriptor, depth int) error {
+	if err := deep(depth); err != nil {
+		return err
 	}
-	n, err := readNode(ctx, c, desc)
+	n, err := l.node(desc)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if isManifest(desc.MediaType) {
-		p := desc.Platform
-		if p == nil {
-			var config ocispec.Image
-			if err := readJSON(ctx, c, n.config, &config); err != nil {
-				if errdefs.IsNotFound(err) {
-					return nil, nil
-				}
-				return nil, err
-			}
-			p = &config.Platform
-		}
-		return []string{platforms.Format(*p)}, nil
+		return l.image(n)
 	}
+	if l.indexes[desc.Digest] {
+		return nil
+	}
+	l.indexes[desc.Digest] = true
 	for _, m := range n.manifests {
-		if m.Annotations["vnd.docker.reference.type"] != "" || !isIndex(m.MediaType) && !isManifest(m.MediaType) {
+		if attests(m) || !isIndex(m.MediaType) && !isManifest(m.MediaType) {
 			continue
 		}
-		below, err := platformsOf(ctx, c, m, depth+1)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return nil, err
-		}
-		for _, b := range below {
-			known := false
-			for _, f := range found {
-				known = known || f == b
-			}
-			if !known {
-				found = append(found, b)
-			}
+		if err := l.add(m, depth+1); err != nil && !errdefs.IsNotFound(err) {
+			return err
 		}
 	}
-	return found, nil
+	return nil
+}
+
+func (l *platformList) image(n *node) error {
+	p := n.desc.Platform
+	if p == nil {
+		own, err := l.platform(n)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		p = &own
+	}
+	if name := platforms.Format(*p); !l.known[name] {
+		l.known[name] = true
+		l.list = append(l.list, name)
+	}
+	return nil
 }

@@ -23,20 +23,24 @@ const labelRef = "containerd.io/snapshot.ref"
 // snapshots until the image's config refers to them. InvalidArgument for a layer that is malformed or not the one that
 // the config speaks of.
 func Unpack(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor) (string, error) {
-	return UnpackPlatform(ctx, c, s, target, platforms.Default())
+	return unpackFor(ctx, c, s, target, here())
 }
 
-// UnpackPlatform is Unpack for the platform that match likes best.
-func UnpackPlatform(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor, match platforms.MatchComparer) (string, error) {
-	chain, err := unpack(ctx, c, s, target, match)
+// UnpackPlatform is Unpack for another platform, or what suits it best.
+func UnpackPlatform(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor, platform ocispec.Platform) (string, error) {
+	return unpackFor(ctx, c, s, target, wanted{platforms.Only(platform), platforms.FormatAll(platform)})
+}
+
+func unpackFor(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor, want wanted) (string, error) {
+	chain, err := unpack(ctx, c, s, target, want)
 	if err != nil {
 		return "", fmt.Errorf("cannot unpack image %s: %w", target.Digest, err)
 	}
 	return chain, nil
 }
 
-func unpack(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor, match platforms.MatchComparer) (string, error) {
-	n, err := resolve(ctx, c, target, match, 0)
+func unpack(ctx context.Context, c Content, s Snapshotter, target ocispec.Descriptor, want wanted) (string, error) {
+	n, err := newWalker(ctx, c).resolve(target, want)
 	if err != nil {
 		return "", err
 	}

@@ -118,7 +118,7 @@ func (p *parallel) open(in *fileIngest, total, partSize int64) error {
 	}
 	if err := reserve(in.file, total); err != nil {
 		// It would not fit later either: nothing of it is kept.
-		return errors.Join(fmt.Errorf("there is no room for its %d bytes: %w", total, err), os.RemoveAll(in.dir))
+		return errors.Join(fmt.Errorf("there is no room for its %d bytes in %s: %w", total, filepath.Dir(in.dir), err), os.RemoveAll(in.dir))
 	}
 	known, err := readParts(in.dir)
 	switch {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -130,10 +131,21 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 		}
 		return nil
 	})
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = fmt.Errorf("%s is full: %w", written(mounts[len(mounts)-1]), err)
+	}
 	if err != nil {
 		return bad(err)
 	}
 	return out, nil
+}
+
+// written is what changes when a mount is written to: the upper directory of an overlay, else its source.
+func written(m *types.Mount) string {
+	if dir := mount.Option(m, "upperdir"); m.Type == "overlay" && dir != "" {
+		return mount.Layers(dir)[0]
+	}
+	return m.Source
 }
 
 // within has fn work on mounts; a plain writable bind needs no mount, its source is the same files.
@@ -166,6 +178,8 @@ type Options struct {
 	MediaType string            // of the layer to make; empty is gzip
 	Ref       string            // of the write to the content store; empty has one chosen
 	Labels    map[string]string // for the blob
+	// Latest, if not zero, is the time that files which are newer get: SOURCE_DATE_EPOCH of reproducible builds.
+	Latest time.Time
 }
 
 // Diff packs what makes lower into upper, both mounts of snapshots, into a layer, and gives its descriptor. lower may be
@@ -192,7 +206,7 @@ func diff(ctx context.Context, c Content, lower, upper []*types.Mount, o Options
 	if o.Ref == "" {
 		o.Ref = "diff-" + unique()
 	}
-	trees := layer.Trees{Hint: hint(lower, upper)}
+	trees := layer.Trees{Hint: hint(lower, upper), Latest: o.Latest}
 
 	w, err := c.Create(ctx, o.Ref)
 	if err != nil {

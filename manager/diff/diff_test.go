@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -180,6 +181,7 @@ func TestApplyRefuses(t *testing.T) {
 		"gzip corrupt":      {ocispec.MediaTypeImageLayerGzip, corrupt, nil, errdefs.ErrInvalidArgument, "damaged"},
 		"gzip and garbage":  {ocispec.MediaTypeImageLayerGzip, append(bytes.Clone(packed), "garbage garbage"...), nil, errdefs.ErrInvalidArgument, "damaged"},
 		"zstd cut short":    {ocispec.MediaTypeImageLayerZstd, packedZ[:len(packedZ)-10], nil, errdefs.ErrInvalidArgument, "cut short"},
+		"zstd window":       {ocispec.MediaTypeImageLayerZstd, append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3}, make([]byte, 600)...), nil, errdefs.ErrInvalidArgument, "damaged"},
 		"tar cut short":     {ocispec.MediaTypeImageLayer, plain[:600], nil, errdefs.ErrInvalidArgument, "cut short"},
 		"tar in gzip short": {ocispec.MediaTypeImageLayerGzip, gz(t, plain[:600]), nil, errdefs.ErrInvalidArgument, "cut short"},
 		"no tar":            {ocispec.MediaTypeImageLayer, []byte(strings.Repeat("x", 2000)), nil, errdefs.ErrInvalidArgument, "no tar"},
@@ -291,6 +293,47 @@ func TestOverlay(t *testing.T) {
 	}
 	if after, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(after, []byte(dir)) {
 		t.Errorf("mounts were left: %s", after)
+	}
+}
+
+// TestDiffReproducible: the same change gives the same blob, however it is packed; with a latest time, whenever it was made.
+func TestDiffReproducible(t *testing.T) {
+	b := newBlobs()
+	base, root := t.TempDir(), t.TempDir()
+	body := bytes.Repeat([]byte("0123456789abcdef"), 100_000)
+	write := func(at time.Time) {
+		for i := range 3 {
+			p := filepath.Join(root, fmt.Sprint("f", i))
+			if err := errors.Join(os.WriteFile(p, body[i:], 0o644), os.Chtimes(p, at, at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	made := func(mediaType string, latest time.Time) digest.Digest {
+		d, err := diff.Diff(t.Context(), b, bind(base, "ro"), bind(root), diff.Options{MediaType: mediaType, Latest: latest})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Digest
+	}
+	epoch := time.Unix(1_600_000_000, 0)
+	for _, mediaType := range []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd} {
+		write(epoch.Add(time.Hour))
+		first, clamped := made(mediaType, time.Time{}), made(mediaType, epoch)
+		if again := made(mediaType, time.Time{}); again != first {
+			t.Errorf("%s: %s, then %s", mediaType, first, again)
+		}
+		write(epoch.Add(2 * time.Hour))
+		if made(mediaType, time.Time{}) == first {
+			t.Errorf("%s: the time is not in the layer", mediaType)
+		}
+		if again := made(mediaType, epoch); again != clamped {
+			t.Errorf("%s: %s, then with other times %s", mediaType, clamped, again)
+		}
+		write(epoch.Add(-time.Hour))
+		if made(mediaType, epoch) == clamped {
+			t.Errorf("%s: what is older got the latest time", mediaType)
+		}
 	}
 }
 

@@ -29,16 +29,23 @@ func (r *Registry) configured(ctx context.Context, host string) (Credential, err
 	if r.cfg.DockerConfig == "" {
 		return Credential{}, nil
 	}
-	if _, err := os.Stat(r.cfg.DockerConfig); errors.Is(err, fs.ErrNotExist) {
+	return DockerCredential(ctx, r.cfg.DockerConfig, host)
+}
+
+// DockerCredential is what a config.json of Docker's has for HOST[:PORT], by itself or by the helper that it names. It is
+// zero when there is nothing, or no such file. docker.io's host is registry-1.docker.io. Errors: InvalidArgument for the
+// file, Unauthenticated for its helper.
+func DockerCredential(ctx context.Context, file, host string) (Credential, error) {
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		return Credential{}, nil
 	}
-	store, err := credentials.NewStore(r.cfg.DockerConfig, credentials.StoreOptions{})
+	store, err := credentials.NewStore(file, credentials.StoreOptions{})
 	if err != nil {
-		return Credential{}, fmt.Errorf("%s: %w: %w", r.cfg.DockerConfig, err, errdefs.ErrInvalidArgument)
+		return Credential{}, fmt.Errorf("%s: %w: %w", file, err, errdefs.ErrInvalidArgument)
 	}
 	c, err := store.Get(ctx, credentials.ServerAddressFromHostname(host))
 	if err != nil {
-		return Credential{}, fmt.Errorf("%s: credential of %s: %w: %w", r.cfg.DockerConfig, host, err, errdefs.ErrUnauthenticated)
+		return Credential{}, fmt.Errorf("%s: credential of %s: %w: %w", file, host, err, errdefs.ErrUnauthenticated)
 	}
 	return Credential{Username: c.Username, Password: c.Password, RefreshToken: c.RefreshToken, AccessToken: c.AccessToken}, nil
 }

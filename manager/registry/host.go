@@ -34,6 +34,7 @@ type host struct {
 	repo   string // the reference's path
 	last   bool   // nobody else is asked after it
 	header http.Header
+	debug  *Debug // nil: nobody wants to know
 	client *auth.Client
 }
 
@@ -50,7 +51,7 @@ func (p *Repository) host(e *endpoint) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &host{endpoint: e, r: p.r, domain: p.domain, repo: p.path, header: e.header.Clone()}
+	h := &host{endpoint: e, r: p.r, domain: p.domain, repo: p.path, header: e.header.Clone(), debug: p.opts.Debug}
 	for name, values := range p.opts.Headers {
 		if e.mirror && http.CanonicalHeaderKey(name) == "Authorization" {
 			continue
@@ -64,7 +65,9 @@ func (p *Repository) host(e *endpoint) (*host, error) {
 		host: e.base.Host,
 		ask: func(ctx context.Context) (Credential, error) {
 			if p.opts.Credentials != nil {
-				return p.opts.Credentials(ctx, e.base.Host)
+				if c, err := p.opts.Credentials(ctx, e.base.Host); err != nil || c != (Credential{}) {
+					return c, err
+				}
 			}
 			return p.r.configured(ctx, e.base.Host)
 		},
@@ -182,7 +185,13 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			req.Host = name
 		}
 	}
-	resp, err := t.base.RoundTrip(req)
+	var resp *http.Response
+	var err error
+	if d := t.h.debug; d != nil {
+		resp, err = d.roundTrip(t.base, req)
+	} else {
+		resp, err = t.base.RoundTrip(req)
+	}
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		preferBearer(resp.Header)
 	}
@@ -409,6 +418,9 @@ func (h *host) refused(resp *http.Response) error {
 		e.Message = "a web page, not a registry's answer"
 	} else {
 		e.Message = firstLine(body)
+	}
+	if e.Message == "" && e.Status == http.StatusBadRequest && resp.Request.URL.Scheme == "http" {
+		e.Message = "it was asked with plain HTTP; does it speak HTTPS?"
 	}
 	return e
 }

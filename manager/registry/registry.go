@@ -57,8 +57,8 @@ type Credential struct {
 
 // Options are those of one pull or push.
 type Options struct {
-	// Credentials answers for HOST[:PORT] of an endpoint that wants to know who asks, once per host and Repository; the
-	// zero Credential stays anonymous. nil: those of the configuration. docker.io's host is registry-1.docker.io.
+	// Credentials answers for HOST[:PORT] of an endpoint that wants to know who asks, once per host and Repository. Without
+	// it, or for the zero Credential, those of the configuration hold. docker.io's host is registry-1.docker.io.
 	Credentials func(ctx context.Context, host string) (Credential, error)
 	PlainHTTP   bool        // the registry itself is asked over HTTP; endpoints of hosts.toml say how they are asked
 	SkipVerify  bool        // certificates are not verified, nor is it asked whose they are
@@ -67,6 +67,7 @@ type Options struct {
 	// Progress is called while Push sends, with how many bytes the registry has taken so far. It may fall back when
 	// an upload is begun anew.
 	Progress func(desc ocispec.Descriptor, sent int64)
+	Debug    *Debug // if not nil, is told of everything that is asked
 }
 
 // New returns a client. It reads no file: host directories are read with each Repository, so that a change needs no

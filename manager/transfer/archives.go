@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/archive"
@@ -71,7 +70,7 @@ func (s *Service) unpackAll(ctx context.Context, targets []ocispec.Descriptor, i
 			return err
 		}
 		for _, target := range targets {
-			_, err := archive.UnpackPlatform(ctx, s.blobs, to, target, platforms.Only(u.Platform))
+			_, err := archive.UnpackPlatform(ctx, s.blobs, to, target, u.Platform)
 			if err != nil && !errdefs.IsNotFound(err) {
 				return err
 			}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/archive"
 	"github.com/managerd/managerd/manager/content"
@@ -202,7 +201,7 @@ func (s *Service) fly(ctx context.Context, remote Remote, b *blob, fl *flight) e
 	if cerr := part.Close(); err == nil {
 		err = cerr
 	}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if full(err) {
 		if aerr := s.cfg.Content.Abort(context.WithoutCancel(ctx), ref); !errdefs.IsNotFound(aerr) {
 			err = errors.Join(err, aerr)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/manager/content"
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/namespaces"
@@ -50,7 +51,28 @@ func (s *Service) leased(ctx context.Context, what string, fn func(context.Conte
 		return err
 	}
 	err = fn(leases.With(ctx, h.id))
+	if full(err) {
+		err = errors.Join(err, s.giveUp(context.WithoutCancel(ctx), ns, h.id))
+	}
 	return errors.Join(err, s.release(context.WithoutCancel(ctx), ns+"/"+name, name, again(err)))
+}
+
+// giveUp aborts what a lease keeps of blobs that are not whole, and that nobody fetches any more.
+func (s *Service) giveUp(ctx context.Context, ns, id string) error {
+	held, err := s.cfg.Leases.ListResources(ctx, id)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range held {
+		if r.Type != leases.Ingests {
+			continue
+		}
+		if err := s.cfg.Content.AbortIdle(ctx, content.Ingest{Namespace: ns, Status: content.Status{Ref: r.ID}}); !errdefs.IsNotFound(err) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Service) take(ctx context.Context, key, name string) (*hold, error) {
@@ -167,9 +189,12 @@ func (s *Service) end(ctx context.Context, id string) error {
 
 // again tells whether a transfer that failed so may go well later, without anything being changed here.
 func again(err error) bool {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if full(err) {
 		return false
 	}
 	return errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
+
+// full tells whether a disk has no room.
+func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

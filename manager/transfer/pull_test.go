@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -327,6 +328,40 @@ func TestPullDocker(t *testing.T) {
 	}
 }
 
+// TestPullNested: an index that stands a thousand times in each of seven others is fetched once.
+func TestPullNested(t *testing.T) {
+	e := newEnv(t, content.Shared)
+	b := e.reg.image("", platforms.DefaultSpec(), 76, 1000)
+	d := b.manifest
+	for range 8 {
+		d = e.reg.index("a:1", slices.Repeat([]ocispec.Descriptor{d}, 1000)...)
+	}
+	if _, err := e.pull(e.ctx, "a:1", Image{Unpacks: unpackHere()}); err != nil {
+		t.Fatal(err)
+	}
+	for d, n := range e.reg.requests {
+		if n > 8 { // in parts
+			t.Errorf("%s was asked for %d times", d, n)
+		}
+	}
+}
+
+// linkTo is a layer with a hard link.
+func linkTo(target string) []byte {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	_ = w.WriteHeader(&tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: target}) // a buffer takes everything
+	_ = w.Close()
+	return b.Bytes()
+}
+
+// layered puts an image with one layer.
+func (f *fakeRegistry) layered(tag string, data []byte) {
+	config := f.add(ocispec.MediaTypeImageConfig, fmt.Appendf(nil, `{"os":"linux","architecture":%q,"rootfs":{"type":"layers","diff_ids":[%q]}}`, platforms.DefaultSpec().Architecture, digest.FromBytes(data)))
+	f.manifest(tag, ocispec.MediaTypeImageManifest, ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config,
+		Layers: []ocispec.Descriptor{f.add(ocispec.MediaTypeImageLayer, data)}})
+}
+
 // TestPullBad: what is wrong with an image is said, and leaves neither image nor ingest.
 func TestPullBad(t *testing.T) {
 	other := bytes.Repeat([]byte("x"), 100)
@@ -365,6 +400,18 @@ func TestPullBad(t *testing.T) {
 				d = e.reg.index("a:1", d)
 			}
 		}, errdefs.IsInvalidArgument, "8 deep"},
+		{"indexes twice in each other", func(e *env) {
+			d := e.reg.image("", platforms.DefaultSpec(), 75, 10).manifest
+			for range 40 {
+				d = e.reg.index("a:1", d, d)
+			}
+		}, errdefs.IsInvalidArgument, "8 deep"},
+		{"layer that leaves its root", func(e *env) {
+			e.reg.layered("a:1", linkTo("../../../../../../etc/passwd"))
+		}, errdefs.IsInvalidArgument, "etc/passwd"},
+		{"layer with a large window", func(e *env) {
+			e.reg.layered("a:1", append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3}, make([]byte, 600)...))
+		}, errdefs.IsInvalidArgument, "zstd"},
 		{"index that is wide", func(e *env) {
 			many := make([]ocispec.Descriptor, 3000)
 			for i := range many {

@@ -34,7 +34,9 @@ func ends(t *testing.T, cmd *exec.Cmd) {
 }
 
 // TestCtrRun: run --rm, with what can be asked of a container.
-func TestCtrRun(t *testing.T) {
+func TestCtrRun(t *testing.T) { eachCtr(t, testCtrRun) }
+
+func testCtrRun(t *testing.T) {
 	u := newUser(t)
 	run := func(args ...string) string { return u.ctr(append([]string{"run", "--rm"}, args...)...) }
 	memory := fmt.Sprint(limit)
@@ -115,7 +117,9 @@ func until(t *testing.T, what string, ok func() bool) {
 
 // TestCtrStdin: what is piped into run and exec comes out whole, whatever its size. Nothing at all is not among the sizes:
 // this ctr then never says that the input has ended, to containerd neither (see TestNoInput).
-func TestCtrStdin(t *testing.T) {
+func TestCtrStdin(t *testing.T) { eachCtr(t, testCtrStdin) }
+
+func testCtrStdin(t *testing.T) {
 	u := newUser(t)
 	u.ctr("run", "-d", "--memory-limit", fmt.Sprint(limit), ref, "box", "sleep", "1000")
 	defer func() {
@@ -151,7 +155,9 @@ func (c *counter) Write(p []byte) (int, error) {
 }
 
 // TestCtrTerminal: a container behind a terminal, that ctr puts into raw mode and whose size it passes on.
-func TestCtrTerminal(t *testing.T) {
+func TestCtrTerminal(t *testing.T) { eachCtr(t, testCtrTerminal) }
+
+func testCtrTerminal(t *testing.T) {
 	u := newUser(t)
 	master, path, err := console.NewPty()
 	if err != nil {

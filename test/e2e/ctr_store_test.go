@@ -14,8 +14,10 @@ import (
 	"github.com/managerd/managerd/manager/namespaces"
 )
 
-// TestCtrVersion: Debian's ctr finds a server, its parts, and namespaces that it can keep.
-func TestCtrVersion(t *testing.T) {
+// TestCtrVersion: ctr finds a server, its parts, and namespaces that it can keep.
+func TestCtrVersion(t *testing.T) { eachCtr(t, testCtrVersion) }
+
+func testCtrVersion(t *testing.T) {
 	u := newUser(t)
 	matches(t, u.ctr("version"), `(?s)Client:.*Server:\s+Version:\s+\S+\s+Revision:\s+\S+\s+UUID: [0-9a-f-]{36}`)
 
@@ -42,9 +44,15 @@ func TestCtrVersion(t *testing.T) {
 }
 
 // TestCtrImages: an image through its life, with what is stored for it.
-func TestCtrImages(t *testing.T) {
+func TestCtrImages(t *testing.T) { eachCtr(t, testCtrImages) }
+
+func testCtrImages(t *testing.T) {
 	u := newUser(t)
-	has(t, u.ctr("images", "import", archive), "unpacking "+ref, "done") // a second time
+	said := []string{"unpacking " + ref, "done"}
+	if containerd2 != "" {
+		said = []string{ref, "saved", "Importing"}
+	}
+	has(t, u.ctr("images", "import", archive), said...) // a second time
 
 	image := row(t, u.ctr("images", "ls"), ref)
 	equal(t, "type", image[1], "application/vnd.oci.image.manifest.v1+json")
@@ -55,7 +63,9 @@ func TestCtrImages(t *testing.T) {
 	equal(t, "check", strings.Join(check[3:5], " ")+" "+check[len(check)-1], "complete (2/2) true")
 
 	equal(t, "tag", u.ctr("images", "tag", ref, "example.org/x:1"), "example.org/x:1\n")
-	has(t, u.fails(1, "images", "tag", ref, "example.org/x:1"), `"example.org/x:1"`, "already exists")
+	if containerd2 == "" { // which takes the name from who has it
+		has(t, u.fails(1, "images", "tag", ref, "example.org/x:1"), `"example.org/x:1"`, "already exists")
+	}
 	u.ctr("images", "tag", "--force", ref, "example.org/x:1")
 	equal(t, "digest of the tag", row(t, u.ctr("images", "ls"), "example.org/x:1")[2], image[2])
 	u.ctr("images", "label", "example.org/x:1", "k=v")
@@ -70,7 +80,7 @@ func TestCtrImages(t *testing.T) {
 	u.ctr("images", "export", file, ref)
 	other := newUser(t)
 	other.ctr("images", "rm", ref)
-	has(t, other.ctr("images", "import", file), "unpacking "+ref)
+	has(t, other.ctr("images", "import", file), said[0])
 	equal(t, "digest on another daemon", row(t, other.ctr("images", "ls"), ref)[2], image[2])
 	equal(t, "a run of it", other.ctr("run", "--rm", ref, "c", "echo", "here"), "here\n")
 
@@ -127,7 +137,9 @@ func (u *user) keep(kind, id string) {
 }
 
 // TestCtrSnapshots: snapshots and leases by hand.
-func TestCtrSnapshots(t *testing.T) {
+func TestCtrSnapshots(t *testing.T) { eachCtr(t, testCtrSnapshots) }
+
+func testCtrSnapshots(t *testing.T) {
 	u := newUser(t)
 	list := u.ctr("snapshots", "ls")
 	if rows(list) != 1 {

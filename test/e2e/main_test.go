@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/managerd/managerd/test/clients"
 	"github.com/managerd/managerd/test/harness"
 	"github.com/managerd/managerd/test/hungfs"
 	"github.com/managerd/managerd/test/image"
@@ -48,7 +49,23 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// user is somebody with Debian's ctr in front of a daemon.
+// containerd2 is the ctr of containerd 2, while tests run with that; else "".
+var containerd2 string
+
+// eachCtr runs a test with Debian's ctr, which is containerd 1.6's, and with that of containerd 2.
+func eachCtr(t *testing.T, test func(t *testing.T)) {
+	t.Run("1", test)
+	t.Run("2", func(t *testing.T) {
+		var err error
+		if containerd2, err = clients.Build(clients.Ctr); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { containerd2 = "" }()
+		test(t)
+	})
+}
+
+// user is somebody with ctr in front of a daemon.
 type user struct {
 	*harness.Daemon
 	t *testing.T
@@ -58,6 +75,7 @@ type user struct {
 func newUser(t *testing.T) *user {
 	t.Helper()
 	u := &user{Daemon: harness.Test(t, bin), t: t}
+	u.Client = containerd2
 	u.ctr("images", "import", archive)
 	return u
 }

@@ -134,7 +134,6 @@ func TestTransfer(t *testing.T) {
 
 // TestTransferCredentials: a registry that wants to know who pulls is told what the client answers over its stream.
 func TestTransferCredentials(t *testing.T) {
-	const htpasswd = "joe:$2y$05$sTHYYmy/AO26EQmrVpkvZ.9jiFpn9j.JGCQdhoiCSWGNi4bmJcKXK\n" // secret
 	registry := regproxy.Start(t, regproxy.Options{Htpasswd: htpasswd})
 	d := harness.Test(t, bin)
 	u := &user{Daemon: d, t: t}

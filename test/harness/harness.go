@@ -5,6 +5,7 @@ package harness
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,6 +55,7 @@ type Daemon struct {
 	Namespace string // of the commands that Ctr runs, and of Context; nobody else on the machine has it
 	Args      []string
 	Env       []string
+	Client    string // the ctr of Command; "" for Debian's
 
 	cmd  *exec.Cmd
 	exit chan error
@@ -193,9 +195,9 @@ func (d *Daemon) end(sig syscall.Signal) error {
 	return err
 }
 
-// Command is a command line of Debian's ctr for this daemon.
+// Command is a command line of ctr for this daemon.
 func (d *Daemon) Command(args ...string) *exec.Cmd {
-	return exec.Command("ctr", append([]string{"-a", d.Socket(), "-n", d.Namespace}, args...)...)
+	return exec.Command(cmp.Or(d.Client, "ctr"), append([]string{"-a", d.Socket(), "-n", d.Namespace}, args...)...)
 }
 
 // Mctl is a command line of our own client.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -66,13 +67,35 @@ func New(root string, o Options) (*Backend, error) {
 		}
 		_ = unix.Close(fd)
 	}
-	if b.mkfs, err = exec.LookPath("mkfs.erofs"); err != nil {
-		return nil, fmt.Errorf("cannot use erofs: mkfs.erofs (erofs-utils) is not installed: %w", errdefs.ErrNotImplemented)
+	if b.mkfs, err = findMkfs(); err != nil {
+		return nil, fmt.Errorf("cannot use erofs: %w", err)
 	}
 	if b.Dirs, err = dirs.OpenWith(root, remove); err != nil {
 		return nil, err
 	}
 	return b, nil
+}
+
+// flags are those that every image is made with.
+var flags = []string{"--quiet", "--preserve-mtime"}
+
+// findMkfs finds the program that makes images. NotImplemented where there is none that takes our flags.
+func findMkfs() (string, error) {
+	path, err := exec.LookPath("mkfs.erofs")
+	if err != nil {
+		return "", fmt.Errorf("mkfs.erofs (erofs-utils) is not installed: %w", errdefs.ErrNotImplemented)
+	}
+	help, err := exec.Command(path, "--help").CombinedOutput() // its exit status differs between versions
+	var ended *exec.ExitError
+	if err != nil && !errors.As(err, &ended) {
+		return "", fmt.Errorf("cannot run %s: %w", path, err)
+	}
+	for _, flag := range flags {
+		if !strings.Contains(string(help), flag) {
+			return "", fmt.Errorf("%s is too old: it has no %s (erofs-utils 1.5 does): %w", path, flag, errdefs.ErrNotImplemented)
+		}
+	}
+	return path, nil
 }
 
 // remove deletes a snapshot's directory. Overlays that have the image as a layer go on having it.
@@ -199,8 +222,11 @@ func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.
 	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return u, err
 	}
-	if out, err := exec.CommandContext(ctx, b.mkfs, "--quiet", "--preserve-mtime", temp, b.path(s.ID, upper)).CombinedOutput(); err != nil {
-		return u, errors.Join(fmt.Errorf("mkfs.erofs: %w: %s", err, strings.TrimSpace(string(out))), os.Remove(temp))
+	if out, err := exec.CommandContext(ctx, b.mkfs, append(slices.Clone(flags), temp, b.path(s.ID, upper))...).CombinedOutput(); err != nil {
+		if strings.Contains(string(out), "No space left on device") {
+			err = unix.ENOSPC
+		}
+		return u, errors.Join(fmt.Errorf("mkfs.erofs: cannot write %s: %w: %s", temp, err, strings.TrimSpace(string(out))), os.Remove(temp))
 	}
 	f, err := os.Open(temp)
 	if err != nil {
@@ -213,6 +239,9 @@ func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.
 	if err := os.Rename(temp, path); err != nil {
 		return u, err
 	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return u, err
+	}
 	failpoint.Hit("erofs.commit.placed")
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -220,6 +249,14 @@ func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.
 	}
 	u.Size = st.Blocks * 512
 	return u, nil
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Close leaves the images mounted: containers may stand on them.

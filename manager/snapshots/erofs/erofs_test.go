@@ -105,3 +105,33 @@ func TestNoRoom(t *testing.T) {
 	e.On(m, func(root string) { e.Must(os.Truncate(filepath.Join(root, "f"), 1<<20)) })
 	e.Must(e.S.Commit(e.Ctx, "n", "k", nil))
 }
+
+// TestMkfs: without mkfs.erofs, or with one that is too old or does not run, the snapshotter is not there, and says why.
+func TestMkfs(t *testing.T) {
+	kept(t)
+	for name, c := range map[string]struct {
+		script string
+		words  string
+	}{
+		"missing": {"", "not installed"},
+		"old":     {"#!/bin/sh\necho 'usage: mkfs.erofs [--quiet]' >&2\nexit 1\n", "too old: it has no --preserve-mtime"},
+		"broken":  {"no program", "cannot run"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if c.script != "" {
+				if err := os.WriteFile(filepath.Join(dir, "mkfs.erofs"), []byte(c.script), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv("PATH", dir)
+			_, err := open(filepath.Join(dir, "root"))
+			if err == nil || !strings.Contains(err.Error(), c.words) || name != "broken" && !errdefs.IsNotImplemented(err) {
+				t.Errorf("%v, want %q", err, c.words)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "root")); err == nil {
+				t.Error("a directory was made")
+			}
+		})
+	}
+}

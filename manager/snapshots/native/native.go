@@ -6,11 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/api/types"
 	continuity "github.com/containerd/continuity/fs"
+	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/internal/dirs"
@@ -45,12 +48,61 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 	}
 	err = os.Chmod(path, 0o755)
 	if err == nil && s.Kind == snapshots.Active && len(s.Parents) > 0 {
-		err = continuity.CopyDir(path, b.Dirs.Path(s.Parents[0].ID))
+		err = copyTree(path, b.Dirs.Path(s.Parents[0].ID))
 	}
 	if err != nil {
 		return errors.Join(err, b.Dirs.Remove(s.ID))
 	}
 	return nil
+}
+
+// copyTree copies a directory. CopyDir leaves directories with the time of the copy, and makes several files of a symbolic
+// link, device or FIFO with several names.
+func copyTree(dst, src string) error {
+	if err := continuity.CopyDir(dst, src); err != nil {
+		return err
+	}
+	type inode struct{ dev, ino uint64 }
+	first := map[inode]string{} // name of a file with several, in the copy
+	return filepath.WalkDir(src, func(from string, e fs.DirEntry, err error) error {
+		if err != nil || e.Type().IsRegular() {
+			return err
+		}
+		to := dst + strings.TrimPrefix(from, src)
+		var st unix.Stat_t
+		if err := unix.Lstat(from, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: from, Err: err}
+		}
+		if e.IsDir() {
+			err := unix.UtimesNanoAt(unix.AT_FDCWD, to, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+			if err != nil {
+				return &os.PathError{Op: "utimensat", Path: to, Err: err}
+			}
+			return nil
+		}
+		if st.Nlink < 2 {
+			return nil
+		}
+		i := inode{uint64(st.Dev), st.Ino}
+		if first[i] == "" {
+			first[i] = to
+			return nil
+		}
+		return again(first[i], to)
+	})
+}
+
+// again makes name, which is there already, one more name of file, and leaves its directory the time that it has.
+func again(file, name string) error {
+	dir := filepath.Dir(name)
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	if err := errors.Join(os.Remove(name), os.Link(file, name)); err != nil {
+		return err
+	}
+	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 // Mounts gives one bind mount.

@@ -14,7 +14,6 @@ import (
 
 	"github.com/containerd/containerd/api/types"
 	continuity "github.com/containerd/continuity/fs"
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/snapshots"
@@ -59,45 +58,6 @@ func New(root string, o Options) (*Backend, error) {
 		return nil, err
 	}
 	return b, nil
-}
-
-// probe finds out with which options overlays can be mounted below root.
-func (b *Backend) probe(root string, needed []string) error {
-	left, _ := filepath.Glob(filepath.Join(root, "probe-*")) // of a daemon that was killed meanwhile; the pattern is right
-	for _, dir := range left {
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("cannot use overlayfs: %w", err)
-		}
-	}
-	dir, err := os.MkdirTemp(root, "probe-")
-	if err != nil {
-		return fmt.Errorf("cannot use overlayfs: %w", err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	for _, d := range []string{"a", "b", upper, work} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
-			return fmt.Errorf("cannot use overlayfs: %w", err)
-		}
-	}
-	lower := mount.Escape(filepath.Join(dir, "a")) + ":" + mount.Escape(filepath.Join(dir, "b"))
-	try := func(options []string) error {
-		return mount.WithTemp([]*types.Mount{overlay.Mount(options, filepath.Join(dir, work), filepath.Join(dir, upper), lower)}, func(root string) error {
-			return os.WriteFile(filepath.Join(root, "f"), nil, 0o600)
-		})
-	}
-	b.options = needed
-	if err := try(b.options); err != nil {
-		return fmt.Errorf("cannot use overlayfs in %s: %w: %w", root, err, errdefs.ErrNotImplemented)
-	}
-	if len(b.cfg.Mount) > 0 {
-		b.options, b.volatile = join(needed, b.cfg.Mount)
-		if err := try(b.options); err != nil {
-			return fmt.Errorf("cannot use overlayfs with mount_options %q: %w: %w", b.cfg.Mount, err, errdefs.ErrInvalidArgument)
-		}
-	}
-	// To be root in the mount the IDs of this process must be mapped, too.
-	b.remaps = try(append(slices.Clone(b.options), "uidmap=0:0:4294967295", "gidmap=0:0:4294967295")) == nil
-	return nil
 }
 
 func (b *Backend) fs(id uint64) string { return filepath.Join(b.Dirs.Path(id), upper) }

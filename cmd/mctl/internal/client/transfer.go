@@ -24,14 +24,14 @@ import (
 type Asked func(ctx context.Context, host string) (*wire.AuthResponse, error)
 
 // Transfer has the daemon move from what to what, and returns when that is done. progress is told what happens, by one
-// goroutine, and no more when Transfer has returned. asked, if not nil, is asked for credentials of the registry r. When
-// the daemon is killed under it, the next one goes on.
-func (c *Client) Transfer(ctx context.Context, from, to proto.Message, r *wire.RegistryResolver, asked Asked, progress func(*wire.Progress), notice func(string)) error {
+// goroutine, and no more when Transfer has returned. asked, if not nil, is asked for credentials of the registry r; what
+// r.HttpDebug asks for goes to debug. When the daemon is killed under it, the next one goes on.
+func (c *Client) Transfer(ctx context.Context, from, to proto.Message, r *wire.RegistryResolver, asked Asked, progress func(*wire.Progress), notice func(string), debug io.Writer) error {
 	var final error
 	err := c.Again(ctx, notice, func(ctx context.Context, _ bool) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		err := c.transfer(ctx, from, to, r, asked, progress)
+		err := c.transfer(ctx, from, to, r, asked, progress, debug)
 		if errdefs.IsUnavailable(err) && !c.gone(err) {
 			final = err // a registry is unavailable, not the daemon
 			return nil
@@ -46,8 +46,16 @@ func (c *Client) gone(err error) bool {
 	return !strings.Contains(err.Error(), "cannot pull ") && !strings.Contains(err.Error(), "cannot push ")
 }
 
-func (c *Client) transfer(ctx context.Context, from, to proto.Message, r *wire.RegistryResolver, asked Asked, progress func(*wire.Progress)) error {
+func (c *Client) transfer(ctx context.Context, from, to proto.Message, r *wire.RegistryResolver, asked Asked, progress func(*wire.Progress), debug io.Writer) error {
 	streams := streamingapi.NewStreamingClient(c.Conn)
+	if r.HttpDebug != wire.HTTPDebug_DISABLED {
+		id, s, err := open(ctx, streams, "logs")
+		if err != nil {
+			return err
+		}
+		r.LogsStream = id
+		go copyTo(debug, s)
+	}
 	if asked != nil {
 		id, s, err := open(ctx, streams, "auth")
 		if err != nil {
@@ -114,6 +122,29 @@ func receive(s streamingapi.Streaming_StreamClient, m proto.Message) error {
 		return err
 	}
 	return typeurl.UnmarshalTo(a, m)
+}
+
+// window is how much the daemon may send that was not written yet, in bytes.
+const window = 64 << 10
+
+// copyTo writes what comes over a stream, until it ends.
+func copyTo(w io.Writer, s streamingapi.Streaming_StreamClient) {
+	for granted := 0; ; {
+		if granted < window {
+			if send(s, &wire.WindowUpdate{Update: window}) != nil {
+				return
+			}
+			granted += window
+		}
+		var d wire.Data
+		if receive(s, &d) != nil {
+			return
+		}
+		granted -= len(d.Data)
+		if _, err := w.Write(d.Data); err != nil {
+			return
+		}
+	}
 }
 
 // answer answers for as long as the stream lasts. Without an answer of ours the registry is shown nothing.

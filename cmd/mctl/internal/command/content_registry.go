@@ -2,15 +2,14 @@ package command
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"strings"
 	"sync"
 
 	api "github.com/containerd/containerd/api/services/content/v1"
-	wire "github.com/containerd/containerd/api/types/transfer"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -19,59 +18,111 @@ import (
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
+	"github.com/managerd/managerd/manager/archive"
 	"github.com/managerd/managerd/manager/registry"
 )
 
-// contentFetch is images pull --no-unpack.
+// contentFetch is images pull --no-unpack, or less.
 func (c *cli) contentFetch() *cobra.Command {
 	cmd := c.imagesPull()
 	cmd.Use, cmd.Short = "fetch [flags] REF...", "Pull images from a registry, and do not unpack them"
-	cmd.Long, cmd.Example = "", "  mctl content fetch --all-platforms docker.io/library/busybox:latest"
-	for name, value := range map[string]string{"no-unpack": "true", "snapshotter": ""} {
+	cmd.Long = "With --metadata-only, " + ofRegistry
+	cmd.Example = "  mctl content fetch --all-platforms docker.io/library/busybox:latest"
+	for name, value := range map[string]string{"no-unpack": "true", "snapshotter": "", "print-chainid": "false"} {
 		f := cmd.Flags().Lookup(name)
 		f.Hidden = true
 		_ = f.Value.Set(value) // a bool and a string take these
 	}
 	cmd.Flags().Lookup("all-platforms").Usage = "pull for all platforms"
+	cmd.Flags().Lookup("metadata-only").Hidden = false
 	return cmd
 }
 
 // ofRegistry is what is said of the commands by which mctl talks to a registry itself.
 const ofRegistry = "mctl talks to the registry itself, as the flags say: mirrors and credentials of the daemon's configuration are not used."
 
-// withRepository calls f with the repository of ref, which mctl talks to itself.
-func (f *registryFlags) withRepository(cmd *cobra.Command, c *cli, ref reference.Named, call func(*registry.Repository) error) error {
-	asked, err := f.asked(c, ref)
+// fetchMetadata stores what ref stands for, without layers, as an image of that name.
+func (c *cli) fetchMetadata(ctx context.Context, cmd *cobra.Command, cl *client.Client, f *registryFlags, ref reference.Named, labels map[string]string) (target ocispec.Descriptor, err error) {
+	err = f.withRepository(cmd, c, ref, func(p *registry.Repository) (err error) {
+		if target, err = p.Resolve(ctx); err != nil {
+			return err
+		}
+		return cl.Leased(ctx, func(ctx context.Context) error {
+			m := metadataOf{p, cl.Blobs(), map[digest.Digest]bool{}}
+			if err := m.take(ctx, target, 0); err != nil {
+				return fmt.Errorf("cannot fetch %s: %w", ref, err)
+			}
+			return cl.Names().Put(ctx, ref.String(), target, labels)
+		})
+	})
+	return target, err
+}
+
+// metadataOf takes an image from a repository into a store, layers aside.
+type metadataOf struct {
+	from  *registry.Repository
+	store archive.Content
+	taken map[digest.Digest]bool
+}
+
+const (
+	maxDepth    = 8    // of indexes in each other
+	maxMetadata = 4000 // blobs of an image
+)
+
+// take fetches a blob and, of an index or a manifest, what it names, layers aside.
+func (m metadataOf) take(ctx context.Context, desc ocispec.Descriptor, depth int) error {
+	if m.taken[desc.Digest] {
+		return nil
+	}
+	if m.taken[desc.Digest] = true; depth > maxDepth || len(m.taken) > maxMetadata {
+		return fmt.Errorf("it has more than %d blobs of metadata, or indexes more than %d deep: %w", maxMetadata, maxDepth, errdefs.ErrInvalidArgument)
+	}
+	r, err := m.from.Fetch(ctx, desc, 0)
 	if err != nil {
 		return err
 	}
-	o := registry.Options{PlainHTTP: f.plainHTTP, SkipVerify: f.skipVerify, HostDir: f.hostsDir, Headers: http.Header{}}
-	for _, h := range f.headers {
-		k, v, ok := strings.Cut(h, ":")
-		if !ok {
-			return misused(cmd, "header %q is not NAME: VALUE", h)
-		}
-		o.Headers.Add(strings.TrimSpace(k), strings.TrimSpace(v))
-	}
-	if asked != nil {
-		o.Credentials = func(ctx context.Context, host string) (registry.Credential, error) {
-			a, err := asked(ctx, host)
-			if err != nil {
-				return registry.Credential{}, err
-			}
-			if a.AuthType == wire.AuthType_REFRESH {
-				return registry.Credential{RefreshToken: a.Secret}, nil
-			}
-			return registry.Credential{Username: a.Username, Password: a.Secret}, nil
-		}
-	}
-	r := registry.New(registry.Config{UserAgent: "mctl"})
-	defer r.Close()
-	p, err := r.Repository(ref.String(), o)
-	if err != nil {
+	data, err := io.ReadAll(r)
+	if err := errors.Join(err, r.Close()); err != nil {
 		return err
 	}
-	return call(p)
+	var node struct {
+		Manifests, Layers []ocispec.Descriptor
+		Config            *ocispec.Descriptor
+	}
+	kind := archive.KindOf(desc.MediaType)
+	if kind == archive.Index || kind == archive.Manifest {
+		if err := json.Unmarshal(data, &node); err != nil {
+			return fmt.Errorf("%s is malformed: %w: %w", desc.Digest, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	labels := map[string]string{}
+	for i, d := range node.Manifests {
+		labels[fmt.Sprintf("containerd.io/gc.ref.content.m.%d", i)] = d.Digest.String()
+	}
+	for i, d := range node.Layers {
+		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = d.Digest.String()
+	}
+	if node.Config != nil {
+		labels["containerd.io/gc.ref.content.config"] = node.Config.Digest.String()
+		node.Manifests = append(node.Manifests, *node.Config)
+	}
+	w, err := m.store.Create(ctx, archive.RefKey(desc))
+	if err == nil {
+		if _, err = w.Write(data); err == nil {
+			err = w.Commit(ctx, desc.Size, desc.Digest, labels)
+		}
+		err = errors.Join(err, w.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("cannot store %s: %w", desc.Digest, err)
+	}
+	for _, d := range node.Manifests {
+		if err := m.take(ctx, d, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fetch copies what a repository's reference stands for to standard output.

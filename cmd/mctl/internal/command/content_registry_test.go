@@ -75,6 +75,12 @@ func TestContentRegistry(t *testing.T) {
 	if out := w.ok("snapshots", "ls", "-q"); out != "" {
 		t.Errorf("unpacked: %s", out)
 	}
+	defer func() {
+		out := w.loud("images", "pull", "--plain-http", "--print-chainid", "--skip-metadata", copied)
+		if key := strings.TrimSpace(w.ok("snapshots", "ls", "-q")); key == "" || out != copied+" "+target.Digest.String()+"\nimage chain ID: "+key+"\n" {
+			t.Errorf("pull --print-chainid prints %q, the snapshot is %s", out, key)
+		}
+	}()
 	if out := w.ok("images", "check"); !strings.Contains(out, "complete") || !strings.Contains(out, "false") {
 		t.Errorf("check says %s", out)
 	}
@@ -93,7 +99,6 @@ func TestContentRegistry(t *testing.T) {
 // --hosts-dir says.
 func TestContentRegistryAuth(t *testing.T) {
 	w := newWorld(t)
-	const htpasswd = "joe:$2y$05$sTHYYmy/AO26EQmrVpkvZ.9jiFpn9j.JGCQdhoiCSWGNi4bmJcKXK\n" // secret
 	authority := regproxy.NewAuthority(t)
 	server := regproxy.Start(t, regproxy.Options{TLS: authority, Htpasswd: htpasswd})
 	hosts := func(a *regproxy.Authority) string {

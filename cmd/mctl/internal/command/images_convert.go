@@ -51,7 +51,7 @@ of one is of the other, too. An index keeps the images for this machine's platfo
 						return err
 					}
 					if c.format() == table.JSON {
-						return table.PrintJSON(c.out, moved{names[1], target.Digest.String()})
+						return table.PrintJSON(c.out, moved{Name: names[1], Digest: target.Digest.String()})
 					}
 					_, err = fmt.Fprintln(c.out, target.Digest)
 					return err

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/test/image"
 	"github.com/managerd/managerd/test/regproxy"
@@ -114,6 +115,15 @@ func TestInspect(t *testing.T) {
 	}
 	if !target.Present || strings.Contains(out, "missing") {
 		t.Errorf("%+v: %s", target, out)
+	}
+	if out := w.ok("images", "inspect", "--content", "busybox"); !strings.Contains(out, `"diff_ids": [`) || !strings.Contains(out, leaf.Digest) || strings.Contains(w.ok("images", "inspect", "busybox"), "diff_ids") {
+		t.Errorf("no content in %s", out)
+	}
+	var whole []struct {
+		Target struct{ Content ocispec.Manifest }
+	}
+	if parse(t, w.ok("images", "inspect", "--content", "-o", "json", "busybox"), &whole); len(whole) != 1 || whole[0].Target.Content.SchemaVersion != 2 {
+		t.Errorf("%+v", whole)
 	}
 	w.ok("content", "rm", leaf.Digest)
 	if out := w.ok("images", "inspect", "busybox"); strings.Count(out, ", missing)") != 1 {

@@ -1,8 +1,12 @@
 package command
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -10,6 +14,8 @@ import (
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
@@ -33,6 +39,7 @@ type partInfo struct {
 	Present     bool              `json:"present"`
 	Platform    string            `json:"platform,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
+	Content     json.RawMessage   `json:"content,omitempty"` // of an index, a manifest or a config, if it was asked for
 	Children    []partInfo        `json:"children,omitempty"`
 }
 
@@ -47,8 +54,33 @@ func partOf(p archive.Part) partInfo {
 	return out
 }
 
+// fill reads the content of what is JSON.
+func (p *partInfo) fill(ctx context.Context, cl *client.Client) error {
+	kind := archive.KindOf(p.Type)
+	if p.Present && (kind == archive.Index || kind == archive.Manifest || kind == archive.Conf) {
+		r, err := cl.Blobs().Open(ctx, ocispec.Descriptor{Digest: digest.Digest(p.Digest), Size: p.Size})
+		if err != nil {
+			return err
+		}
+		data, err := io.ReadAll(r)
+		if err := errors.Join(err, r.Close()); err != nil {
+			return err
+		}
+		if json.Valid(data) {
+			p.Content = data
+		}
+	}
+	for i := range p.Children {
+		if err := p.Children[i].fill(ctx, cl); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (c *cli) imagesInspect() *cobra.Command {
-	return &cobra.Command{
+	var content bool
+	cmd := &cobra.Command{
 		Use: "inspect NAME...", Short: "Show what images consist of, for all platforms, and what of it is missing", Args: args(1, -1),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
@@ -68,6 +100,11 @@ func (c *cli) imagesInspect() *cobra.Command {
 						return fmt.Errorf("%s: %w", i.Name, err)
 					}
 					info := imageInfo{i.Name, i.Labels, i.CreatedAt.AsTime(), i.UpdatedAt.AsTime(), partOf(tree)}
+					if content {
+						if err := info.Target.fill(ctx, cl); err != nil {
+							return fmt.Errorf("%s: %w", i.Name, err)
+						}
+					}
 					if c.format() == table.JSON {
 						infos = append(infos, info)
 						return nil
@@ -84,6 +121,8 @@ func (c *cli) imagesInspect() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&content, "content", false, "show the content of indexes, manifests and configs")
+	return cmd
 }
 
 // drawImage draws an image as a tree.
@@ -114,6 +153,11 @@ func drawPart(out *strings.Builder, p partInfo, before string, last bool) {
 	}
 	if p.Platform != "" {
 		_, _ = fmt.Fprintf(out, "%s%sPlatform: %s\n", below, trunk, p.Platform)
+	}
+	if p.Content != nil {
+		var shown bytes.Buffer
+		_ = json.Indent(&shown, p.Content, below+trunk, "   ") // it is valid
+		_, _ = fmt.Fprintf(out, "%s%s%s\n", below, trunk, &shown)
 	}
 	for n, child := range p.Children {
 		drawPart(out, child, below, n == len(p.Children)-1)

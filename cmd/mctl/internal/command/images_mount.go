@@ -11,6 +11,8 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/metadata"
 
@@ -19,20 +21,26 @@ import (
 	"github.com/managerd/managerd/shimapi/mount"
 )
 
-// mountFor is how long the snapshot of a mounted image is kept.
-const mountFor = 24 * time.Hour
-
 func (c *cli) imagesMount() *cobra.Command {
 	var rw bool
-	var snapshotter string
+	var snapshotter, platform string
+	var kept time.Duration
 	cmd := &cobra.Command{
 		Use: "mount [flags] NAME TARGET", Short: "Mount the files of an image", Args: args(2, 2),
 		Long: `Mounts an image's files on TARGET, a directory, to be looked at or, with --rw, written to: in a snapshot that is called
-TARGET, and that a lease of the same name keeps for a day. "mctl images unmount --rm" takes both away.`,
+TARGET, and that a lease of the same name keeps. "mctl images unmount --rm" takes both away.`,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			target, err := filepath.Abs(given[1])
 			if err != nil {
 				return err
+			}
+			want := platforms.DefaultSpec()
+			if platform != "" {
+				list, err := parsePlatforms(cmd, []string{platform})
+				if err != nil {
+					return err
+				}
+				want = list[0]
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
 				name, err := cl.DefaultSnapshotter(ctx, c.namespace, snapshotter)
@@ -43,7 +51,7 @@ TARGET, and that a lease of the same name keeps for a day. "mctl images unmount 
 				if err != nil {
 					return err
 				}
-				if err := mountImage(ctx, cl, name, i, target, rw); err != nil {
+				if err := mountImage(ctx, cl, name, i, want, target, rw, kept); err != nil {
 					return fmt.Errorf("cannot mount %s: %w", i.Name, err)
 				}
 				_, err = fmt.Fprintln(c.out, target)
@@ -52,12 +60,14 @@ TARGET, and that a lease of the same name keeps for a day. "mctl images unmount 
 		},
 	}
 	cmd.Flags().BoolVar(&rw, "rw", false, "let it be written to")
+	cmd.Flags().DurationVarP(&kept, "expiration", "x", 24*time.Hour, "`time` for which its snapshot is kept")
+	cmd.Flags().StringVar(&platform, "platform", "", "`OS/ARCH` whose image is mounted (default: this machine's)")
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter")
 	return cmd
 }
 
-func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i archive.Image, target string, rw bool) (err error) {
-	expire := time.Now().Add(mountFor).UTC().Format(time.RFC3339)
+func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i archive.Image, want ocispec.Platform, target string, rw bool, kept time.Duration) (err error) {
+	expire := time.Now().Add(kept).UTC().Format(time.RFC3339)
 	_, err = cl.Leases.Create(ctx, &leasesapi.CreateRequest{ID: target, Labels: map[string]string{
 		"containerd.io/gc.expire": expire, "containerd.io/gc.ref.snapshot." + snapshotter: target,
 	}})
@@ -82,7 +92,7 @@ func mountImage(ctx context.Context, cl *client.Client, snapshotter string, i ar
 			err = errors.Join(err, lerr)
 		}
 	}()
-	chain, err := archive.Unpack(leased, cl.Blobs(), cl.Snapshotter(snapshotter), i.Target)
+	chain, err := archive.UnpackPlatform(leased, cl.Blobs(), cl.Snapshotter(snapshotter), i.Target, want)
 	if err != nil {
 		return err
 	}

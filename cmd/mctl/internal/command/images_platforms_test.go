@@ -7,10 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/managerd/managerd/test/regproxy"
 )
 
 // multi writes an archive with an image multi:1 for these platforms of Linux, without layers.
@@ -98,5 +101,63 @@ func TestPlatforms(t *testing.T) {
 	w.fails(2, []string{"linux/a/b/c"}, "images", "export", "--platform", "linux/a/b/c", out, name)
 	for _, args := range [][]string{{"export", "--platform", "linux/arm64", "--all-platforms", out, name}, {"convert", "--platform", "linux/arm64", "--all-platforms", name, "x:1"}} {
 		w.fails(2, []string{"--platform", "--all-platforms"}, append([]string{"images"}, args...)...)
+	}
+}
+
+// TestImportNames: names by digest, and unpacking for the platforms that are named.
+func TestImportNames(t *testing.T) {
+	w := newWorld(t)
+	w.ok("images", "rm", "--sync", busybox)
+	file := multi(t, "amd64", "arm64")
+	names := func(flags ...string) []string {
+		w.ok(append(append([]string{"images", "import", "--no-unpack", "--base-name", "local/x"}, flags...), file)...)
+		got := strings.Fields(w.ok("images", "ls", "-q"))
+		w.ok(append([]string{"images", "rm", "--sync"}, got...)...)
+		slices.Sort(got)
+		return got
+	}
+	const name = "docker.io/library/multi:1"
+	if got := names("--digests"); len(got) != 2 || got[0] != name || !strings.HasPrefix(got[1], "local/x@sha256:") {
+		t.Errorf("--digests: %q", got)
+	}
+	if got := names("--digests", "--skip-digest-for-named"); !slices.Equal(got, []string{name}) {
+		t.Errorf("--skip-digest-for-named: %q", got)
+	}
+	w.fails(2, []string{"--digests"}, "images", "import", "--skip-digest-for-named", file)
+	if out := w.ok("images", "import", "--all-platforms", "--platform", "linux/arm64", "--platform", "linux/amd64", file); !strings.Contains(out, "unpacked") {
+		t.Errorf("import says %q", out)
+	}
+	w.fails(1, []string{name, "linux/mips"}, "images", "import", "--platform", "linux/mips", file)
+}
+
+// TestMetadataOnly: the manifests and configs for all platforms come from a registry, and no layers.
+func TestMetadataOnly(t *testing.T) {
+	w := newWorld(t)
+	server := regproxy.Start(t, regproxy.Options{})
+	w.ok("images", "import", "--no-unpack", multi(t, "amd64", "arm64", "s390x"))
+	several, one := server.Addr+"/several:1", server.Addr+"/one:1"
+	w.loud("images", "push", "--plain-http", several, "docker.io/library/multi:1")
+	w.loud("images", "push", "--plain-http", one, busybox)
+	w.ok("images", "rm", "--sync", "docker.io/library/multi:1", busybox)
+	for name, blobs := range map[string]int{several: 7, one: 2} {
+		out := w.ok("content", "fetch", "--metadata-only", "--plain-http", "--label", "k=v", name)
+		if got := strings.Fields(w.ok("content", "ls", "-q")); len(got) != blobs || !strings.Contains(out, name+" sha256:") {
+			t.Errorf("%s: %d blobs, not %d: %s", name, len(got), blobs, out)
+		}
+		if got := w.ok("images", "ls", "-q", "labels.k==v"); got != name+"\n" {
+			t.Errorf("labelled: %q", got)
+		}
+		w.ok("content", "prune", "references") // what is referred to stays
+		if got := strings.Fields(w.ok("content", "ls", "-q")); len(got) != blobs {
+			t.Errorf("%s: %d blobs are left of %d", name, len(got), blobs)
+		}
+		w.ok("images", "rm", "--sync", name)
+		if got := w.ok("content", "ls", "-q"); got != "" {
+			t.Errorf("%s leaves %s", name, got)
+		}
+	}
+	w.fails(1, []string{"nothing", "404"}, "content", "fetch", "--metadata-only", "--plain-http", server.Addr+"/nothing:1")
+	if got := w.ok("leases", "ls", "-q"); got != "" {
+		t.Errorf("leases are left: %s", got)
 	}
 }

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/containerd/containerd/api/types"
 	wire "github.com/containerd/containerd/api/types/transfer"
@@ -21,90 +18,8 @@ import (
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/progress"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
+	"github.com/managerd/managerd/manager/archive"
 )
-
-// registryFlags say how a registry is talked to.
-type registryFlags struct {
-	user, hostsDir        string
-	plainHTTP, skipVerify bool
-	headers               []string
-}
-
-func (f *registryFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`NAME[:SECRET]` for the registry; a secret that is not given is asked for")
-	cmd.Flags().BoolVar(&f.plainHTTP, "plain-http", false, "talk to the registry over HTTP")
-	cmd.Flags().BoolVarP(&f.skipVerify, "skip-verify", "k", false, "do not verify the registry's certificate")
-	cmd.Flags().StringVar(&f.hostsDir, "hosts-dir", "", "`directory` with a hosts.toml for each registry, as the daemon's config_path")
-	cmd.Flags().StringArrayVarP(&f.headers, "http-header", "H", nil, "`NAME: VALUE` of a header for the registry")
-}
-
-// resolver is what the daemon is told of them. The returned function is to be called when the daemon is done.
-func (f *registryFlags) resolver(cmd *cobra.Command) (_ *wire.RegistryResolver, done func(), err error) {
-	r := &wire.RegistryResolver{HostDir: f.hostsDir, Headers: map[string]string{}}
-	done = func() {}
-	if f.plainHTTP {
-		r.DefaultScheme = "http"
-	}
-	for _, h := range f.headers {
-		k, v, ok := strings.Cut(h, ":")
-		if !ok {
-			return nil, done, misused(cmd, "header %q is not NAME: VALUE", h)
-		}
-		r.Headers[http.CanonicalHeaderKey(strings.TrimSpace(k))] = strings.TrimSpace(v)
-	}
-	if f.hostsDir != "" {
-		if r.HostDir, err = filepath.Abs(f.hostsDir); err != nil {
-			return nil, done, err
-		}
-	}
-	if !f.skipVerify {
-		return r, done, nil
-	}
-	if f.hostsDir != "" {
-		return nil, done, misused(cmd, "--skip-verify cannot be used with --hosts-dir: say skip_verify = true in its hosts.toml")
-	}
-	dir, err := os.MkdirTemp("", "mctl-hosts-")
-	if err != nil {
-		return nil, done, err
-	}
-	done = func() { _ = os.RemoveAll(dir) }
-	if err := os.Mkdir(filepath.Join(dir, "_default"), 0o700); err != nil {
-		return nil, done, err
-	}
-	r.HostDir = dir
-	return r, done, os.WriteFile(filepath.Join(dir, "_default", "hosts.toml"), []byte("skip_verify = true\n"), 0o600)
-}
-
-// asked answers the registry of ref, and only that one. nil when there is nothing to be answered.
-func (f *registryFlags) asked(c *cli, ref reference.Named) (client.Asked, error) {
-	if f.user == "" {
-		return nil, nil
-	}
-	name, secret, ok := strings.Cut(f.user, ":")
-	if !ok {
-		in, isFile := c.in.(*os.File)
-		if !isFile || !term.IsTerminal(int(in.Fd())) {
-			return nil, errors.New("--user has no secret, and there is no terminal to ask for it: give NAME:SECRET")
-		}
-		_, _ = fmt.Fprint(c.err, "Secret: ")
-		typed, err := term.ReadPassword(int(in.Fd()))
-		_, _ = fmt.Fprintln(c.err)
-		if err != nil {
-			return nil, err
-		}
-		secret = string(typed)
-	}
-	domain := reference.Domain(ref)
-	return func(_ context.Context, host string) (*wire.AuthResponse, error) {
-		if host != domain && (domain != "docker.io" || host != "registry-1.docker.io") {
-			return &wire.AuthResponse{AuthType: wire.AuthType_NONE}, nil
-		}
-		if name == "" {
-			return &wire.AuthResponse{AuthType: wire.AuthType_REFRESH, Secret: secret}, nil
-		}
-		return &wire.AuthResponse{AuthType: wire.AuthType_CREDENTIALS, Username: name, Secret: secret}, nil
-	}, nil
-}
 
 // move runs a transfer, and shows how it goes on standard error.
 func (c *cli) move(ctx context.Context, cl *client.Client, from, to proto.Message, r *wire.RegistryResolver, asked client.Asked) error {
@@ -114,13 +29,14 @@ func (c *cli) move(ctx context.Context, cl *client.Client, from, to proto.Messag
 	}
 	d := progress.New(c.err, size)
 	defer d.Close()
-	return cl.Transfer(ctx, from, to, r, asked, d.Tell, c.notice)
+	return cl.Transfer(ctx, from, to, r, asked, d.Tell, c.notice, c.err)
 }
 
 // moved is an image that was pulled or pushed.
 type moved struct {
 	Name   string `json:"name"`
 	Digest string `json:"digest"`
+	Chain  string `json:"chain_id,omitempty"` // if it was asked for
 }
 
 func (c *cli) printMoved(rows []moved) error {
@@ -130,6 +46,11 @@ func (c *cli) printMoved(rows []moved) error {
 	for _, r := range rows {
 		if _, err := fmt.Fprintf(c.out, "%s %s\n", r.Name, r.Digest); err != nil {
 			return err
+		}
+		if r.Chain != "" {
+			if _, err := fmt.Fprintf(c.out, "image chain ID: %s\n", r.Chain); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -159,7 +80,7 @@ func parseReference(cmd *cobra.Command, name string) (reference.Named, error) {
 func (c *cli) imagesPull() *cobra.Command {
 	var f registryFlags
 	var given, labels []string
-	var all, allMetadata, noUnpack bool
+	var all, allMetadata, metadataOnly, noUnpack, printChain bool
 	var snapshotter string
 	cmd := &cobra.Command{
 		Use: "pull [flags] REF...", Short: "Pull images from a registry, and unpack them", Args: args(1, -1),
@@ -190,8 +111,13 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 					if err != nil {
 						return err
 					}
-					asked, err := f.asked(c, ref)
+					asked, err := f.asked(cmd, c, ref)
 					if err != nil {
+						return err
+					}
+					if metadataOnly {
+						target, err := c.fetchMetadata(ctx, cmd, cl, &f, ref, set)
+						rows = append(rows, moved{Name: ref.String(), Digest: target.Digest.String()})
 						return err
 					}
 					store := &wire.ImageStore{Name: ref.String(), Labels: set, AllMetadata: allMetadata}
@@ -211,7 +137,11 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 						return err
 					}
 					i, err := cl.Image(ctx, ref.String())
-					rows = append(rows, moved{i.Name, i.Target.Digest.String()})
+					done := moved{Name: i.Name, Digest: i.Target.Digest.String()}
+					if err == nil && printChain {
+						_, done.Chain, err = archive.ConfigPlatform(ctx, cl.Blobs(), i.Target, unpack[0])
+					}
+					rows = append(rows, done)
 					return err
 				})
 			})
@@ -225,6 +155,11 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", env("", "CONTAINERD_SNAPSHOTTER"), "`name` of the snapshotter to unpack into")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE` for the image; may be repeated")
 	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
+	cmd.Flags().BoolVar(&printChain, "print-chainid", false, "print the key of the topmost snapshot, too")
+	cmd.Flags().Bool("skip-metadata", true, "do not pull the metadata of other platforms")
+	cmd.Flags().Lookup("skip-metadata").Hidden = true // it is not pulled anyway; for scripts made for ctr
+	cmd.Flags().BoolVar(&metadataOnly, "metadata-only", false, "fetch the manifests and configs for all platforms, and no layers")
+	cmd.Flags().Lookup("metadata-only").Hidden = true // of content fetch
 	return cmd
 }
 
@@ -254,7 +189,7 @@ index that is here in part, --platform says which image is pushed.`,
 				if err != nil {
 					return err
 				}
-				asked, err := f.asked(c, ref)
+				asked, err := f.asked(cmd, c, ref)
 				if err != nil {
 					return err
 				}
@@ -262,7 +197,7 @@ index that is here in part, --platform says which image is pushed.`,
 				if err := c.move(ctx, cl, store, &wire.OCIRegistry{Reference: ref.String(), Resolver: r}, r, asked); err != nil {
 					return err
 				}
-				return c.printMoved([]moved{{ref.String(), i.Target.Digest.String()}})
+				return c.printMoved([]moved{{Name: ref.String(), Digest: i.Target.Digest.String()}})
 			})
 		},
 	}

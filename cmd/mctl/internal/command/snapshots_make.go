@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
@@ -215,18 +217,23 @@ func (c *cli) snapshotsDiff(name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "diff [flags] KEY [KEY]", Short: "Write what a snapshot adds to its parent, or what makes one into another, as a layer", Args: args(1, 2),
 		Long: `Writes a layer to standard output: what KEY adds to its parent or, with two, what makes the first into the second. With
--o json it prints the layer's descriptor instead; with --keep the layer stays in the store.`,
+-o json it prints the layer's descriptor instead; with --keep the layer stays in the store. The environment variable
+SOURCE_DATE_EPOCH, in seconds, is the time that files which are newer get.`,
 		RunE: func(cmd *cobra.Command, keys []string) error {
 			labels, _, err := labelArgs(given)
 			if err != nil {
 				return misused(cmd, "%w", err)
+			}
+			latest, err := sourceDate()
+			if err != nil {
+				return err
 			}
 			if keep {
 				rooted(labels)
 			}
 			return c.withSnapshotter(cmd, *name, func(ctx context.Context, cl *client.Client, snapshotter string) error {
 				return cl.Leased(ctx, func(ctx context.Context) error {
-					req := &diffapi.DiffRequest{MediaType: mediaType, Ref: ref, Labels: labels}
+					req := &diffapi.DiffRequest{MediaType: mediaType, Ref: ref, Labels: labels, SourceDateEpoch: latest}
 					d, err := diffOf(ctx, cl, snapshotter, keys, req)
 					if err != nil {
 						return err
@@ -251,6 +258,19 @@ func (c *cli) snapshotsDiff(name *string) *cobra.Command {
 	cmd.Flags().BoolVar(&keep, "keep", false, "keep the layer in the store, until it is removed")
 	cmd.Flags().StringArrayVar(&given, "label", nil, "`KEY=VALUE` for the layer; may be repeated")
 	return cmd
+}
+
+// sourceDate is the time of SOURCE_DATE_EPOCH (reproducible-builds.org/docs/source-date-epoch), nil where it is not set.
+func sourceDate() (*timestamppb.Timestamp, error) {
+	v := os.Getenv("SOURCE_DATE_EPOCH")
+	if v == "" {
+		return nil, nil
+	}
+	seconds, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("SOURCE_DATE_EPOCH=%q is no number of seconds", v)
+	}
+	return &timestamppb.Timestamp{Seconds: seconds}, nil
 }
 
 // diffOf makes a layer of two snapshots, or of one and its parent.

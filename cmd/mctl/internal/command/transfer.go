@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
@@ -26,19 +28,29 @@ func (c *cli) imagesImport() *cobra.Command {
 	var o archive.ImportOptions
 	var noUnpack bool
 	var snapshotter string
-	var labels []string
+	var labels, given []string
 	cmd := &cobra.Command{
 		Use: "import [flags] FILE", Short: "Import the images of an archive", Args: args(1, 1),
 		Long: `Imports the images of FILE (- is standard input): the tar, plain, gzip or zstd, of an OCI layout or of "docker save". Every blob
 is verified by its digest.`,
 		Example: "  docker save busybox | mctl images import -",
-		RunE: func(cmd *cobra.Command, given []string) (err error) {
+		RunE: func(cmd *cobra.Command, files []string) (err error) {
 			if o.Labels, _, err = labelArgs(labels); err != nil {
 				return misused(cmd, "%w", err)
 			}
+			if o.SkipNamed && !o.Digests {
+				return misused(cmd, "--skip-digest-for-named is of use with --digests only")
+			}
+			list, err := parsePlatforms(cmd, given)
+			if err != nil {
+				return err
+			}
+			if len(list) == 0 {
+				list = []ocispec.Platform{platforms.DefaultSpec()}
+			}
 			in := c.in
-			if given[0] != "-" {
-				f, err := os.Open(given[0])
+			if files[0] != "-" {
+				f, err := os.Open(files[0])
 				if err != nil {
 					return fmt.Errorf("cannot import: %w", err)
 				}
@@ -54,15 +66,17 @@ is verified by its digest.`,
 				err = cl.Leased(ctx, func(ctx context.Context) error {
 					images, err := archive.Import(ctx, cl.Blobs(), cl.Names(), in, o)
 					if err != nil {
-						return fmt.Errorf("%s: %w", given[0], err)
+						return fmt.Errorf("%s: %w", files[0], err)
 					}
 					for _, i := range images {
 						done = append(done, imported{Name: i.Name, Digest: i.Target.Digest.String()})
 						if noUnpack {
 							continue
 						}
-						if _, err := archive.Unpack(ctx, cl.Blobs(), cl.Snapshotter(name), i.Target); err != nil {
-							return fmt.Errorf("%s was imported, but: %w", i.Name, err)
+						for _, p := range list {
+							if _, err := archive.UnpackPlatform(ctx, cl.Blobs(), cl.Snapshotter(name), i.Target, p); err != nil {
+								return fmt.Errorf("%s was imported, but not unpacked for %s: %w", i.Name, platforms.FormatAll(p), err)
+							}
 						}
 						done[len(done)-1].Unpacked = true
 					}
@@ -73,8 +87,13 @@ is verified by its digest.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.Base, "base-name", "", "`name` for images that have only a tag, or none (default: import-DATE)")
+	cmd.Flags().BoolVar(&o.Digests, "digests", false, "name images by their digests, too (BASE@DIGEST)")
+	cmd.Flags().BoolVar(&o.SkipNamed, "skip-digest-for-named", false, "with --digests, not those that have a name in the archive")
 	cmd.Flags().StringVar(&o.Index, "index-name", "", "a further `name`, for the archive as a whole")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE` for the images; may be repeated")
+	cmd.Flags().StringArrayVar(&given, "platform", nil, "unpack for `OS/ARCH` instead of this machine's; may be repeated")
+	cmd.Flags().Bool("all-platforms", true, "take the images for all platforms")
+	cmd.Flags().Lookup("all-platforms").Hidden = true // they are taken anyway; it is there for scripts made for ctr
 	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter to unpack into")
 	return cmd
@@ -98,16 +117,16 @@ func (c *cli) printImported(images []imported) error {
 
 func (c *cli) imagesExport() *cobra.Command {
 	var o archive.ExportOptions
-	var platforms []string
+	var named []string
 	cmd := &cobra.Command{
 		Use: "export [flags] FILE NAME...", Short: "Export images to an archive", Args: args(2, -1),
 		Long:    `Writes images to FILE (- is standard output) as an OCI layout that "docker load" takes, too. FILE appears when it is complete.`,
 		Example: "  mctl images export busybox.tar docker.io/library/busybox:latest",
 		RunE: func(cmd *cobra.Command, given []string) (err error) {
-			if o.Platforms, err = parsePlatforms(cmd, platforms); err != nil {
+			if o.Platforms, err = parsePlatforms(cmd, named); err != nil {
 				return err
 			}
-			if o.AllPlatforms && len(platforms) > 0 {
+			if o.AllPlatforms && len(named) > 0 {
 				return misused(cmd, "--platform and --all-platforms cannot both be given")
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
@@ -127,7 +146,7 @@ func (c *cli) imagesExport() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringArrayVar(&platforms, "platform", nil, "take the image for `OS/ARCH` instead of this machine's; may be repeated")
+	cmd.Flags().StringArrayVar(&named, "platform", nil, "take the image for `OS/ARCH` instead of this machine's; may be repeated")
 	cmd.Flags().BoolVar(&o.AllPlatforms, "all-platforms", false, "take the images for all platforms")
 	cmd.Flags().BoolVar(&o.NoForeign, "skip-non-distributable", false, "leave out layers that are not to be distributed")
 	cmd.Flags().BoolVar(&o.NoDocker, "skip-manifest-json", false, "leave out manifest.json, by which `docker load` of old finds images")

@@ -38,7 +38,7 @@ func Apply(ctx context.Context, dir string, r io.Reader, limits Limits) error {
 	if err != nil {
 		return err
 	}
-	a := &applier{ctx: ctx, root: rt, seed: maphash.MakeSeed(), seen: map[uint64]struct{}{}, buf: make([]byte, 256<<10)}
+	a := &applier{ctx: ctx, root: rt, seed: maphash.MakeSeed(), seen: map[uint64]struct{}{}, touched: map[string]struct{}{}, buf: make([]byte, 256<<10)}
 	rt.made = a.note
 	defer rt.close()
 
@@ -93,13 +93,11 @@ type applier struct {
 	seed maphash.Seed
 	seen map[uint64]struct{}
 
-	// dirs get their times when nothing is made in them any more.
-	dirs []dirTimes
-}
-
-type dirTimes struct {
-	path         string
-	atime, mtime time.Time
+	// dirs get their times when nothing is made in them any more: those of the layer, and before them those in which
+	// it makes or deletes something without having a time for them (touched has both).
+	dirs    []dirTimes
+	kept    []dirTimes
+	touched map[string]struct{}
 }
 
 func (a *applier) note(p string)       { a.seen[maphash.String(a.seed, p)] = struct{}{} }
@@ -123,6 +121,7 @@ func (a *applier) entry(h *tar.Header, body io.Reader) error {
 		}
 		return a.attributes(h, a.root.fd, ".", "")
 	}
+	a.keep(parent, h.ModTime)
 	a.note(p)
 	for d := parent; d != "" && !a.noted(d); d, _ = split(d) {
 		a.note(d)
@@ -355,15 +354,11 @@ func (a *applier) attributes(h *tar.Header, at int, base, p string) error {
 		atime = mtime
 	}
 	if h.Typeflag == tar.TypeDir {
-		a.dirs = append(a.dirs, dirTimes{p, atime, mtime})
+		a.touched[p] = struct{}{}
+		a.dirs = append(a.dirs, dirTimes{path: p, atime: atime, mtime: mtime})
 		return nil
 	}
 	return setTimes(at, base, atime, mtime)
-}
-
-func setTimes(at int, base string, atime, mtime time.Time) error {
-	ts := []unix.Timespec{{Sec: atime.Unix(), Nsec: int64(atime.Nanosecond())}, {Sec: mtime.Unix(), Nsec: int64(mtime.Nanosecond())}}
-	return os.NewSyscallError("utimensat", unix.UtimesNanoAt(at, base, ts, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 const xattrPrefix = "SCHILY.xattr."
@@ -411,11 +406,13 @@ func (a *applier) whiteout(parent, base string) error {
 	if base == opaque {
 		return a.clear(at, parent)
 	}
+	a.keep(parent, time.Time{})
 	return a.hide(at, parent, name)
 }
 
 // clear hides every child of a directory.
 func (a *applier) clear(at int, p string) error {
+	a.keep(p, time.Time{})
 	at, err := unix.FcntlInt(uintptr(at), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("fcntl", err)
@@ -449,26 +446,4 @@ func (a *applier) hide(at int, parent, name string) error {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	return a.clear(fd, p)
-}
-
-// finish sets the times of directories, which making files in them has changed.
-func (a *applier) finish() error {
-	for i := len(a.dirs) - 1; i >= 0; i-- {
-		d := a.dirs[i]
-		parent, base := split(d.path)
-		if base == "" {
-			base = "."
-		}
-		at, err := a.root.dir(parent, false)
-		if err == nil {
-			var st unix.Stat_t
-			if err = unix.Fstatat(at, base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				err = setTimes(at, base, d.atime, d.mtime)
-			}
-		}
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) { // replaced by a later entry
-			return fmt.Errorf("layer entry %q: %w", d.path, err)
-		}
-	}
-	return nil
 }

@@ -24,13 +24,17 @@ type Trees struct {
 	// Hint, if not empty, is the upper directory of the overlay of which Upper is the mount and Lower what is below:
 	// where it has nothing, nothing has changed.
 	Hint string
+	// Latest, if not zero, is the time that files which are newer get.
+	Latest time.Time
 }
 
 // Diff writes, as a layer tar, what makes Lower into Upper. Names come in order, parents before children, and with
-// times cut to seconds, so the same change gives the same bytes. Sockets are left out. The archive is ended, w is not
-// closed.
+// times cut to seconds, so the same change gives the same bytes. A directory of which only the time is another one has
+// not changed. Sockets are left out. The archive is ended, w is not closed.
 func Diff(ctx context.Context, t Trees, w io.Writer) error {
-	d := &differ{ctx: ctx, out: tar.NewWriter(w), links: map[[2]uint64]string{}, buf: make([]byte, 256<<10)}
+	d := &differ{
+		ctx: ctx, out: tar.NewWriter(w), latest: t.Latest, links: map[inode]string{}, same: map[inode][]string{}, buf: make([]byte, 256<<10),
+	}
 	var fds [3]int
 	for i, dir := range []string{t.Lower, t.Upper, t.Hint} {
 		if fds[i] = none; dir == "" {
@@ -50,11 +54,17 @@ func Diff(ctx context.Context, t Trees, w io.Writer) error {
 }
 
 type differ struct {
-	ctx   context.Context
-	out   *tar.Writer
-	links map[[2]uint64]string // device, inode of files with many names → the first that was written
-	buf   []byte
+	ctx    context.Context
+	out    *tar.Writer
+	latest time.Time
+	links  map[inode]string   // files with many names → the first that was written
+	same   map[inode][]string // such files → names that have not changed
+	buf    []byte
 }
+
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
 
 const none = -1
 
@@ -110,6 +120,7 @@ func (d *differ) entry(at dirs, p, name string, announce func() error) error {
 	if err != nil {
 		return fmt.Errorf("cannot stat /%s: %w", p, err)
 	}
+	lower, upper = noSocket(lower), noSocket(upper)
 	switch {
 	case upper == nil && lower == nil:
 		return nil // a whiteout of nothing, or gone while we looked
@@ -129,7 +140,7 @@ func (d *differ) entry(at dirs, p, name string, announce func() error) error {
 	}
 	if upper.Mode&unix.S_IFMT != unix.S_IFDIR {
 		if !changed {
-			return nil
+			return d.unchanged(p, upper)
 		}
 		if err := announce(); err != nil {
 			return err
@@ -159,6 +170,48 @@ func (d *differ) entry(at dirs, p, name string, announce func() error) error {
 	}
 	defer below.close()
 	return d.dir(below, p, self)
+}
+
+// unchanged keeps the names of a file together: when one of them is new, the file is written under that one, and the
+// others become links to it. Their directories are there already.
+func (d *differ) unchanged(p string, st *unix.Stat_t) error {
+	if st.Nlink < 2 {
+		return nil
+	}
+	i := inodeOf(st)
+	if first, ok := d.links[i]; ok {
+		return d.link(p, first, st)
+	}
+	d.same[i] = append(d.same[i], p)
+	return nil
+}
+
+func (d *differ) link(p, first string, st *unix.Stat_t) error {
+	h := d.header(p, st)
+	h.Typeflag, h.Linkname = tar.TypeLink, first
+	if err := d.out.WriteHeader(h); err != nil {
+		return fmt.Errorf("cannot write header of /%s: %w", p, err)
+	}
+	return nil
+}
+
+func (d *differ) header(p string, st *unix.Stat_t) *tar.Header {
+	h := &tar.Header{
+		Name: p, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
+		ModTime: time.Unix(st.Mtim.Sec, 0), Format: tar.FormatPAX,
+	}
+	if !d.latest.IsZero() && h.ModTime.After(d.latest) {
+		h.ModTime = d.latest.Truncate(time.Second)
+	}
+	return h
+}
+
+// noSocket is nil for a socket, which means nothing without its process.
+func noSocket(st *unix.Stat_t) *unix.Stat_t {
+	if st != nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		return nil
+	}
+	return st
 }
 
 // below opens the directory name in each tree that has it.
@@ -304,24 +357,17 @@ func openFile(at int, name string) (*os.File, error) {
 
 // write adds one file of the upper tree to the layer.
 func (d *differ) write(at int, name, p string, st *unix.Stat_t) error {
-	h := &tar.Header{
-		Name: p, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
-		ModTime: time.Unix(st.Mtim.Sec, 0), Format: tar.FormatPAX,
+	kind := st.Mode & unix.S_IFMT
+	linked := st.Nlink > 1 && kind != unix.S_IFDIR
+	if first, ok := d.links[inodeOf(st)]; linked && ok {
+		return d.link(p, first, st)
 	}
+	h := d.header(p, st)
 	var body *os.File
-	switch st.Mode & unix.S_IFMT {
+	switch kind {
 	case unix.S_IFDIR:
 		h.Typeflag, h.Name = tar.TypeDir, p+"/"
 	case unix.S_IFREG:
-		h.Typeflag = tar.TypeReg
-		if st.Nlink > 1 {
-			inode := [2]uint64{uint64(st.Dev), st.Ino}
-			if first, ok := d.links[inode]; ok {
-				h.Typeflag, h.Linkname = tar.TypeLink, first
-				break
-			}
-			d.links[inode] = p
-		}
 		f, err := openFile(at, name)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
@@ -334,7 +380,7 @@ func (d *differ) write(at int, name, p string, st *unix.Stat_t) error {
 		if err := unix.Fstat(int(f.Fd()), &now); err != nil {
 			return fmt.Errorf("cannot read /%s: %w", p, err)
 		}
-		h.Size, body = now.Size, f
+		h.Typeflag, h.Size, body = tar.TypeReg, now.Size, f
 	case unix.S_IFLNK:
 		target, err := readlinkat(at, name)
 		if err != nil {
@@ -343,42 +389,54 @@ func (d *differ) write(at int, name, p string, st *unix.Stat_t) error {
 		h.Typeflag, h.Linkname = tar.TypeSymlink, target
 	case unix.S_IFCHR, unix.S_IFBLK:
 		h.Typeflag = tar.TypeChar
-		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		if kind == unix.S_IFBLK {
 			h.Typeflag = tar.TypeBlock
 		}
 		h.Devmajor, h.Devminor = int64(unix.Major(uint64(st.Rdev))), int64(unix.Minor(uint64(st.Rdev)))
 	case unix.S_IFIFO:
 		h.Typeflag = tar.TypeFifo
 	default:
-		return nil // a socket, which means nothing without its process
+		return nil // of a kind that no layer has
 	}
-	if h.Typeflag != tar.TypeLink {
-		x, err := xattrs(at, name)
-		if err != nil {
-			return fmt.Errorf("cannot read attributes of /%s: %w", p, err)
+	x, err := xattrs(at, name)
+	if err != nil {
+		return fmt.Errorf("cannot read attributes of /%s: %w", p, err)
+	}
+	for k, v := range x {
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
 		}
-		for k, v := range x {
-			if h.PAXRecords == nil {
-				h.PAXRecords = map[string]string{}
-			}
-			h.PAXRecords[xattrPrefix+k] = v
-		}
+		h.PAXRecords[xattrPrefix+k] = v
 	}
 	if err := d.out.WriteHeader(h); err != nil {
 		return fmt.Errorf("cannot write header of /%s: %w", p, err)
 	}
-	if body == nil {
+	if body != nil {
+		if err := d.copy(body, h.Size); err != nil {
+			return fmt.Errorf("cannot write /%s: %w", p, err)
+		}
+	}
+	if !linked {
 		return nil
 	}
-	n, err := io.CopyBuffer(onlyWriter{d.out}, io.LimitReader(onlyReader{body}, h.Size), d.buf)
-	if err == nil && n < h.Size {
-		// It shrank while it was read: the header has promised more.
-		_, err = io.CopyN(d.out, zeros{}, h.Size-n)
+	i := inodeOf(st)
+	d.links[i] = p
+	for _, other := range d.same[i] {
+		if err := d.link(other, p, st); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("cannot write /%s: %w", p, err)
-	}
+	delete(d.same, i)
 	return nil
+}
+
+// copy writes the content of a file of which size bytes were promised; it may have shrunk since.
+func (d *differ) copy(body io.Reader, size int64) error {
+	n, err := io.CopyBuffer(onlyWriter{d.out}, io.LimitReader(onlyReader{body}, size), d.buf)
+	if err == nil && n < size {
+		_, err = io.CopyN(d.out, zeros{}, size-n)
+	}
+	return err
 }
 
 // These hide methods that would make io.CopyBuffer leave the buffer unused.
