@@ -83,6 +83,7 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 		return fail(err)
 	}
 	defer func() { _ = blob.Close() }()
+	asked := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var read atomic.Int64
@@ -98,7 +99,7 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 	bad := func(err error) (ocispec.Descriptor, error) {
 		var failed *ProcessorError
 		var input inputError
-		if n := len(chain); n > 0 && !errors.As(err, &failed) && !errors.As(err, &input) && ctx.Err() == nil {
+		if n := len(chain); n > 0 && !errors.As(err, &failed) && !errors.As(err, &input) && asked.Err() == nil {
 			err = fmt.Errorf("as stream processor %s writes it: %w", chain[n-1].ID, err)
 		}
 		return fail(err)

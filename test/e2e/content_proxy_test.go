@@ -186,7 +186,7 @@ func TestContentProxyKilled(t *testing.T) {
 	imported := make(chan error, 1)
 	go func() {
 		store := stored("")
-		store.ExtraReferences = []*wire.ImageReference{{Name: n.ref, AllowOverwrite: true}}
+		store.ExtraReferences = []*wire.ImageReference{{Name: "import-2026", IsPrefix: true, AllowOverwrite: true}}
 		_, err := mv.move(&wire.ImageImportStream{Stream: id}, store)
 		imported <- err
 	}()

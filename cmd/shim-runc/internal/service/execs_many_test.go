@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -152,9 +153,11 @@ func TestManyExecs(t *testing.T) {
 		}
 		first := done == 0
 		if done += n; first || done == *manyExecs || done/10000 > (done-n)/10000 {
-			now = f.settled()
 			if first {
-				base = now
+				base = f.settled(math.MaxInt64)
+				now = base
+			} else {
+				now = f.settled(base.private + 1<<20)
 			}
 			t.Logf("%d execs after %v: %v", done, time.Since(begin).Round(time.Second), now)
 		}
@@ -182,18 +185,22 @@ func TestManyExecs(t *testing.T) {
 	}
 }
 
-// settling is how long a shim has to give memory back: it waits for quiet, and ends threads, on a machine that may be busy.
-const settling = 5 * time.Second
+// settling is how long a shim has to give memory back: it waits for quiet, ends threads and drops records, on a machine and a
+// disk that may be busy.
+const settling = 60 * time.Second
 
-// settled is what the shim holds when it has given back what it does not need: it does so some time after the last exec.
-func (f *fixture) settled() (u usage) {
+// settled is what the shim holds when it has given back what it does not need, which it does some time after the last exec: the
+// least in five seconds, or in longer if that is not less than limit bytes of its own.
+func (f *fixture) settled(limit int64) (u usage) {
 	f.t.Helper()
-	deadline := time.Now().Add(settling)
-	for u = f.usage(); time.Now().Before(deadline); {
+	begin := time.Now()
+	for u = f.usage(); ; {
+		if took := time.Since(begin); took > settling || took > 5*time.Second && u.private < limit {
+			return u
+		}
 		time.Sleep(100 * time.Millisecond) // nothing tells when the kernel has it back
 		if now := f.usage(); now.private < u.private {
 			u = now
 		}
 	}
-	return u
 }
