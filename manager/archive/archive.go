@@ -24,6 +24,8 @@ import (
 // Content is where blobs are kept.
 type Content interface {
 	diff.Content
+	// Keep has the context's lease, if there is one, hold on to a blob that is there; NotFound when there is none.
+	Keep(ctx context.Context, d digest.Digest) error
 	// Labels of a blob; NotFound when there is none.
 	Labels(ctx context.Context, d digest.Digest) (map[string]string, error)
 	// SetLabels adds to a blob's labels.

@@ -38,6 +38,11 @@ func (m *memory) Create(context.Context, string) (diff.Writer, error) {
 	return &memoryWriter{m: m}, nil
 }
 
+func (m *memory) Keep(ctx context.Context, d digest.Digest) error {
+	_, err := m.Labels(ctx, d)
+	return err
+}
+
 func (m *memory) Labels(_ context.Context, d digest.Digest) (map[string]string, error) {
 	if _, ok := m.data[d]; !ok {
 		return nil, fmt.Errorf("content %s: %w", d, errdefs.ErrNotFound)

@@ -280,7 +280,7 @@ func (im *importer) entry(h *tar.Header, body io.Reader) error {
 func (im *importer) put(name string, desc ocispec.Descriptor, body io.Reader) (err error) {
 	sniff := &sniffer{r: body}
 	if desc.Digest != "" {
-		if _, err := im.content.Labels(im.ctx, desc.Digest); err == nil {
+		if err := im.content.Keep(im.ctx, desc.Digest); err == nil {
 			if _, err := io.ReadFull(sniff, make([]byte, min(desc.Size, sniffLen))); err != nil {
 				return err
 			}

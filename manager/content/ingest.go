@@ -94,6 +94,23 @@ func (s *Store) missing(ctx context.Context, ns string, d digest.Digest) error {
 	return err
 }
 
+// Keep has the lease of ctx, if there is one, hold on to a blob that the namespace has, or gets from another that shares
+// it. NotFound when it has to be written.
+func (s *Store) Keep(ctx context.Context, d digest.Digest) error {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return err
+	}
+	switch err := s.missing(ctx, ns, d); {
+	case err == nil:
+		return fmt.Errorf("content %s: %w", d, errdefs.ErrNotFound)
+	case errdefs.IsAlreadyExists(err):
+		return nil
+	default:
+		return err
+	}
+}
+
 // keep has the lease of ctx, if there is one, hold on to a blob that is there.
 func (s *Store) keep(ctx context.Context, ns string, i Info, ref string) error {
 	if _, leased := leases.From(ctx); !leased {

@@ -3,6 +3,7 @@ package transfer
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/managerd/managerd/manager/archive"
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/leases"
 )
 
 // TestArchives: what is exported is imported elsewhere as the same, under the names that are asked for.
@@ -68,6 +70,39 @@ func TestArchives(t *testing.T) {
 	}
 	if err := e.Export(context.Background(), &out, Image{Name: "x"}, archive.ExportOptions{}, nil); err == nil {
 		t.Error("an export of no namespace")
+	}
+}
+
+// TestImportKeeps: what an import finds in the store is its lease's from then on, and not lost to the collector.
+func TestImportKeeps(t *testing.T) {
+	e := newEnv(t, content.Shared)
+	b := e.reg.image("a:1", platforms.DefaultSpec(), 121, 1000)
+	if _, err := e.pull(e.ctx, "a:1", Image{}); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := e.Export(e.ctx, &out, Image{Name: e.name("a:1")}, archive.ExportOptions{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	l, err := e.cfg.Leases.Create(e.ctx, "mine", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := Image{References: []Reference{{Name: "import-x", Prefix: true, Overwrite: true}}}
+	if _, err := e.Import(leases.With(e.ctx, l.ID), &out, image, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	held, err := e.cfg.Leases.ListResources(e.ctx, l.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range append([]ocispec.Descriptor{b.manifest, b.config}, b.layers...) {
+		if !slices.Contains(held, leases.Resource{ID: d.Digest.String(), Type: leases.Content}) {
+			t.Errorf("%s is not kept: %v", d.MediaType, held)
+		}
+	}
+	if err := e.cfg.Content.Keep(e.ctx, digest.FromString("nosuch")); !errdefs.IsNotFound(err) {
+		t.Error(err)
 	}
 }
 

@@ -81,6 +81,9 @@ func (w *writer) Close() error {
 	return err
 }
 
+// Keep has the lease of ctx hold on to a blob.
+func (c Content) Keep(ctx context.Context, d digest.Digest) error { return c.store.Keep(ctx, d) }
+
 // Labels of a blob.
 func (c Content) Labels(ctx context.Context, d digest.Digest) (map[string]string, error) {
 	i, err := c.store.Info(ctx, d)

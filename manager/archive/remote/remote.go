@@ -12,6 +12,7 @@ import (
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -19,17 +20,21 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"github.com/managerd/managerd/manager/diff"
 )
 
 // Content is the content service.
-type Content struct{ api contentapi.ContentClient }
+type Content struct {
+	api    contentapi.ContentClient
+	leases leasesapi.LeasesClient
+}
 
 // NewContent uses conn, which stays the caller's.
 func NewContent(conn grpc.ClientConnInterface) Content {
-	return Content{contentapi.NewContentClient(conn)}
+	return Content{contentapi.NewContentClient(conn), leasesapi.NewLeasesClient(conn)}
 }
 
 // Open reads a blob.
@@ -189,6 +194,19 @@ func (w *writer) Close() error {
 	if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
 		return nil // nothing was written, or the server is still busy with a call that was cancelled
 	}
+	return err
+}
+
+// Keep has the lease of ctx hold on to a blob: first that, so that it stays when it is found then.
+func (c Content) Keep(ctx context.Context, d digest.Digest) error {
+	md, _ := metadata.FromOutgoingContext(ctx)
+	if lease := md.Get("containerd-lease"); len(lease) > 0 {
+		_, err := c.leases.AddResource(ctx, &leasesapi.AddResourceRequest{ID: lease[len(lease)-1], Resource: &leasesapi.Resource{ID: d.String(), Type: "content"}})
+		if err != nil {
+			return errgrpc.ToNative(err)
+		}
+	}
+	_, err := c.Labels(ctx, d)
 	return err
 }
 
