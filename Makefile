@@ -47,7 +47,7 @@ fuzz: build ## every fuzz test for FUZZTIME (10s) each; FUZZPKG=./shimapi/... fo
 	@for p in $$($(GO) list $(or $(FUZZPKG),./...)); do \
 		for f in $$(MANAGERD_BIN_DIR=$(BIN) $(GO) test -tags '$(TESTTAGS)' -list '^Fuzz' $$p | grep '^Fuzz'); do \
 			echo "$$p $$f"; \
-			MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),10s) $$p || exit 1; \
+			MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -run '^$$' -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),10s) -fuzzminimizetime 10x $$p || exit 1; \
 		done; \
 	done
 

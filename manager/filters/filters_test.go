@@ -56,7 +56,9 @@ func TestMalformed(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"name==a", `labels."a/b"~=/x\/y/,z`, "a.b.c!=1", `"\u00e9"==x`} {
+	for _, s := range []string{"name==a", `labels."a/b"~=/x\/y/,z`, "a.b.c!=1", `"\u00e9"==x`,
+		`labels."nerdctl/name"==web,id!=a`, `name~="^docker\\.io/library/(a|b)$"`, `type==io.containerd.snapshotter.v1,id==overlayfs`,
+		`topic~=/tasks/exit`, `labels."io.cri-containerd.kind"=="container"`, `parent==sha256:0000`, "a==,b", `a~=[`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
