@@ -245,7 +245,7 @@ func TestInit(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, ticks := b.Init()
-	if !InitAlive(pid, ticks) || !InitAlive(pid, 0) || InitAlive(pid, ticks+1) {
+	if !InitAlive(pid, ticks) || InitAlive(pid, 0) || InitAlive(pid, ticks+1) {
 		t.Error("the process lives, and began when it began")
 	}
 	old := time.Now().Add(-time.Hour)

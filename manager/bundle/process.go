@@ -18,10 +18,11 @@ import (
 // ticksPerSecond is the unit of start times in /proc/PID/stat (USER_HZ, 100 on every Linux that Go runs on).
 const ticksPerSecond = 100
 
-// InitAlive says whether process pid, which began at ticks (field 22 of /proc/PID/stat), is there and no zombie.
+// InitAlive says whether process pid, which began at ticks (field 22 of /proc/PID/stat), is there and no zombie. One of which nobody
+// knows when it began (0) is not: its number may be another's.
 func InitAlive(pid uint32, ticks uint64) bool {
 	got, ok := started(pid)
-	return ok && (got == ticks || ticks == 0)
+	return ok && got == ticks && ticks != 0
 }
 
 // started is when a process that is no zombie began, in ticks since the boot.

@@ -131,21 +131,14 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 		}
 		return nil
 	})
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		err = fmt.Errorf("%s is full: %w", written(mounts[len(mounts)-1]), err)
-	}
 	if err != nil {
+		err = noRoom(mounts[len(mounts)-1], err)
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			return fail(err) // no processor's fault
+		}
 		return bad(err)
 	}
 	return out, nil
-}
-
-// written is what changes when a mount is written to: the upper directory of an overlay, else its source.
-func written(m *types.Mount) string {
-	if dir := mount.Option(m, "upperdir"); m.Type == "overlay" && dir != "" {
-		return mount.Layers(dir)[0]
-	}
-	return m.Source
 }
 
 // within has fn work on mounts; a plain writable bind needs no mount, its source is the same files.

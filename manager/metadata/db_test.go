@@ -236,3 +236,42 @@ func TestUpgrade(t *testing.T) {
 		}
 	}
 }
+
+// TestOpenWritesNothing: a database that is as it was left is opened without a write, which would wait for the disk.
+func TestOpenWritesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	var before []byte
+	for i := range 3 {
+		db, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			err = db.Update(func(tx *Tx) error { _, err := tx.MakeBucket(Path("ns")...); return err })
+		}
+		if err := errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 && !bytes.Equal(data, before) {
+			t.Errorf("start %d has written", i)
+		}
+		before = data
+	}
+	if err := os.Remove(path + stampSuffix); err != nil {
+		t.Fatal(err)
+	}
+	db, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(path + stampSuffix); err != nil || fi.Size() == 0 {
+		t.Errorf("the stamp is not made again: %v", err)
+	}
+}

@@ -113,6 +113,12 @@ func openFile(path string) (db *DB, err error) {
 	if db.stamp, db.older, err = openStamp(path, db.bolt); err != nil {
 		return db, err
 	}
+	if current := false; db.stamp.known {
+		// A commit would wait for the disk, and so would every client of a daemon that was just started again.
+		if err = db.View(func(tx *Tx) error { current = isCurrent(tx); return nil }); err != nil || current {
+			return db, err
+		}
+	}
 	err = db.Update(func(tx *Tx) error {
 		if err := migrate(tx, Schema, upgrades); err != nil {
 			return err

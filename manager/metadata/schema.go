@@ -102,6 +102,16 @@ func migrate(tx *Tx, schema uint32, upgrades map[uint32]func(*Tx) error) error {
 	return setSchemaVersion(b, schema)
 }
 
+// isCurrent says whether migrate has nothing to do.
+func isCurrent(tx *Tx) bool {
+	b := tx.Tx.Bucket(schemaBucket)
+	if b == nil || tx.Bucket(Path()...) == nil {
+		return false
+	}
+	v := b.Get(schemaKey)
+	return len(v) == 4 && binary.LittleEndian.Uint32(v) == Schema && b.Get(readableKey) != nil
+}
+
 func setSchemaVersion(b *bolt.Bucket, schema uint32) error {
 	if err := b.Put(readableKey, binary.LittleEndian.AppendUint32(nil, readableBy)); err != nil {
 		return err

@@ -26,6 +26,7 @@ var (
 type stamp struct {
 	file     *os.File
 	identity []byte
+	known    bool // there was a stamp, and the database is what that says
 }
 
 // openStamp opens the stamp of the database b and says why b is not the database that was last open here: empty when it is.
@@ -48,6 +49,7 @@ func openStamp(path string, b *bolt.DB) (_ *stamp, older string, err error) {
 	}
 	var last records.Stamp
 	if Unseal(data, &last) == nil { // one that is damaged says nothing
+		s.known = len(s.identity) > 0 && bytes.Equal(last.Identity, s.identity) && last.Txid <= txid
 		switch {
 		case !bytes.Equal(last.Identity, s.identity):
 			older = "it is not the database that this daemon used last"

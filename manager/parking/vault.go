@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/protos/shimstate"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/parking"
 )
 
@@ -82,6 +83,7 @@ func (l *Lot) restore(v Vault) {
 		k.next = max(k.next, number(f))
 		p, files, err := peek(f)
 		_ = f.Close()
+		failpoint.Hit("parking.vault.looked")
 		if err != nil {
 			l.log.Error("what an earlier daemon had kept cannot be read", "name", f.Name(), "error", err)
 			k.stale = append(k.stale, f.Name())
@@ -180,6 +182,7 @@ func (k *keeping) update(l *Lot) (err error) {
 		if err := k.vault.Release(k.stale[0]); err != nil {
 			return err
 		}
+		failpoint.Hit("parking.vault.released")
 		k.stale = k.stale[1:]
 	}
 	return nil
@@ -198,11 +201,13 @@ func (k *keeping) store(l *Lot, of process) error {
 	} else {
 		k.next++
 		n := VaultPrefix + strconv.FormatUint(k.next, 36)
+		failpoint.Hit("parking.vault.made")
 		err := k.vault.Keep(n, f)
 		_ = f.Close()
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("parking.vault.kept")
 		k.names[of] = n
 	}
 	if older != "" {

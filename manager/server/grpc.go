@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
@@ -153,4 +155,25 @@ func (c *calls) none() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.n == 0
+}
+
+// yielding is how long work that can wait does, all in all, for calls that are under way; yieldOnce, at one time.
+const yielding, yieldOnce = time.Second, 50 * time.Millisecond
+
+// yield gives a function that returns when no call is under way, or has waited long enough, for work that is to leave the
+// machine to clients.
+func (c *calls) yield(ctx context.Context) func() {
+	var waited atomic.Int64
+	return func() {
+		begin := time.Now()
+		most := min(yieldOnce, yielding-time.Duration(waited.Load()))
+		for time.Since(begin) < most && !c.none() {
+			select {
+			case <-time.After(time.Millisecond):
+			case <-ctx.Done():
+				return
+			}
+		}
+		waited.Add(int64(time.Since(begin)))
+	}
 }

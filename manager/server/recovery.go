@@ -2,7 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -28,7 +31,11 @@ const metadataHealth = "metadata"
 // openDatabase opens the database, whatever has become of it. What it does not know any more is made again by those whose
 // it is: snapshotters when they are opened, containers with the tasks, content behind the start.
 func (s *Server) openDatabase() (err error) {
-	if s.db, err = metadata.OpenAnyway(filepath.Join(s.cfg.Root, MetadataFile), s.used(), s.log); err != nil {
+	path, used := filepath.Join(s.cfg.Root, MetadataFile), false
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		used = s.used()
+	}
+	if s.db, err = metadata.OpenAnyway(path, used, s.log); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.db.Close)

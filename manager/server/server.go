@@ -189,7 +189,7 @@ func (s *Server) adopt(ctx context.Context) error {
 		return nil
 	}
 	began := time.Now()
-	adopted, err := s.tasks.Adopt()
+	adopted, err := s.tasks.Adopt(s.calls.yield(ctx))
 	if err != nil {
 		return err
 	}

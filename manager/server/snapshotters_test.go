@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -38,6 +39,34 @@ func TestLeftOutSnapshotters(t *testing.T) {
 	}
 	if got := strings.Join(capabilities["overlayfs"], " "); !strings.Contains(got, "only-remap-ids") {
 		t.Errorf("overlayfs can %q", got)
+	}
+}
+
+// TestLeftOutErofs: without mkfs.erofs, or with one that is too old, the list of plugins says so.
+func TestLeftOutErofs(t *testing.T) {
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(known), "\terofs\n") {
+		t.Skip("this kernel has no erofs")
+	}
+	for script, why := range map[string]string{"": "mkfs.erofs (erofs-utils) is not installed", "#!/bin/sh\necho usage: mkfs.erofs --quiet\n": "is too old: it has no --preserve-mtime"} {
+		dir := t.TempDir()
+		if script != "" {
+			if err := os.WriteFile(filepath.Join(dir, "mkfs.erofs"), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Setenv("PATH", dir)
+		r := run(t, settings(t), nil)
+		resp, err := introspectionapi.NewIntrospectionClient(r).Plugins(context.Background(), &introspectionapi.PluginsRequest{Filters: []string{"id==erofs"}})
+		if err != nil || len(resp.Plugins) != 1 {
+			t.Fatal(resp, err)
+		}
+		if m := resp.Plugins[0].InitErr.GetMessage(); !strings.Contains(m, why) || !strings.HasSuffix(m, "skip plugin") {
+			t.Errorf("%q, want %q", m, why)
+		}
 	}
 }
 

@@ -75,8 +75,7 @@ func (s *Shim) KillProcess() error {
 		return nil
 	}
 	if s.proc != nil {
-		s.proc.kill()
-		return nil
+		return s.proc.kill()
 	}
 	records, err := s.Bundle.Ledger()
 	var last *ledgerpb.Header

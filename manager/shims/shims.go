@@ -162,10 +162,20 @@ func (m *Manager) ownSocket(b *bundle.Bundle) shimapi.BootstrapParams {
 	return shimapi.BootstrapParams{Version: 3, Address: "unix://" + path, Protocol: "ttrpc"}
 }
 
-// Own says whether the shim of a bundle is, or was, one of ours: then its ledger is complete, and its events come by it.
+// Own says whether the shim of a bundle is, or was, one of ours.
 func (m *Manager) Own(b *bundle.Bundle) bool {
-	_, p, err := b.Shim()
-	return err != nil || p.Address == m.ownSocket(b).Address
+	own, _ := m.Keeper(b)
+	return own
+}
+
+// Keeper says whose the shim of a bundle is, or was: one of ours, whose ledger is complete and brings its events, or an endpoint;
+// neither: another's.
+func (m *Manager) Keeper(b *bundle.Bundle) (own, joined bool) {
+	binary, p, err := b.Shim()
+	if err != nil {
+		return true, false
+	}
+	return p.Address == m.ownSocket(b).Address, binary == ""
 }
 
 func (m *Manager) connect(ctx context.Context, b *bundle.Bundle, own bool, p shimapi.BootstrapParams, log *shimLog) (*Shim, error) {

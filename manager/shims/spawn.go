@@ -40,9 +40,20 @@ type shimProcess struct {
 	ended chan struct{} // closed once it has been waited for
 }
 
-func (p *shimProcess) kill() {
+// dying is how long a shim that was killed may take to end: one that waits in the kernel does when that lets it go.
+const dying = 5 * time.Second
+
+// kill kills the process and waits for its end. Unavailable when that does not come.
+func (p *shimProcess) kill() error {
 	_ = p.cmd.Process.Kill() // an error says that it has ended
-	<-p.ended
+	late := time.NewTimer(dying)
+	defer late.Stop()
+	select {
+	case <-p.ended:
+		return nil
+	case <-late.C:
+		return fmt.Errorf("shim process %d was killed and does not end within %v: %w", p.cmd.Process.Pid, dying, errdefs.ErrUnavailable)
+	}
 }
 
 // Spawn starts a shim for a bundle and connects to it. On an error no process and no socket is left.
@@ -126,8 +137,7 @@ func (m *Manager) spawnOwn(ctx context.Context, b *bundle.Bundle, binary string,
 	}()
 	s, err := m.connect(ctx, b, true, p, log)
 	if err != nil {
-		proc.kill()
-		return nil, err
+		return nil, errors.Join(err, proc.kill())
 	}
 	s.proc = proc
 	return s, nil

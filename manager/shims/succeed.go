@@ -53,7 +53,7 @@ func (m *Manager) Succeed(ctx context.Context, b *bundle.Bundle) (*Shim, error) 
 		err = s.keeps(ctx)
 	}
 	if err != nil {
-		s.proc.kill()
+		err = errors.Join(err, s.proc.kill())
 		if said := s.Epitaph(); said != "" {
 			err = fmt.Errorf("%s: %w", said, err)
 		}

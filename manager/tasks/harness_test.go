@@ -163,7 +163,7 @@ func (w *world) begin() <-chan struct{} {
 	if err := w.Recover(); err != nil {
 		w.t.Fatal(err)
 	}
-	done, err := w.Adopt()
+	done, err := w.Adopt(nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -6,11 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
-	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 
@@ -20,8 +18,6 @@ import (
 )
 
 const (
-	// adopters is how many shims are connected to at once after a start; those that somebody asks for come on top.
-	adopters = 16
 	// connecting is how long connecting to a shim may take: the kernel accepts, even for one that is stopped.
 	connecting = 5 * time.Second
 	// succeeding is how long the successor of a dead shim may take.
@@ -60,140 +56,6 @@ func (s *Service) Recover() error {
 		return s.tasks[key{ns, id}] != nil
 	})
 	return nil
-}
-
-// Adopt finds out, behind its return, whether the shims live of the tasks that Recover has entered. The channel is closed
-// when it is known of all.
-func (s *Service) Adopt() (<-chan struct{}, error) {
-	var found []*Task
-	s.mu.Lock()
-	for _, t := range s.tasks {
-		if t.adopt != nil {
-			found = append(found, t)
-		}
-	}
-	s.mu.Unlock()
-	jobs := make(chan *Task, len(found))
-	for _, t := range found {
-		jobs <- t
-	}
-	close(jobs)
-	done := make(chan struct{})
-	var adopting sync.WaitGroup
-	for range min(adopters, len(found)) {
-		adopting.Add(1)
-		err := s.background(func() {
-			defer adopting.Done()
-			for t := range jobs {
-				t.begin.Do(t.adopt)
-			}
-		})
-		if err != nil {
-			adopting.Done()
-			return nil, err
-		}
-	}
-	go func() {
-		adopting.Wait()
-		close(done)
-	}()
-	return done, nil
-}
-
-// adopt finds out what there is of a task: a living shim, the remains of a dead one, or nothing that anybody was told of. It
-// says whether a shim was asked, which is heard when that answers.
-func (s *Service) adopt(t *Task, b *bundle.Bundle) (asked bool) {
-	log := s.log.With("namespace", b.Namespace, "id", b.ID)
-	ctx, cancel := context.WithTimeout(s.in(b.Namespace), connecting)
-	defer cancel()
-	shim, err := s.shims.Adopt(ctx, b)
-	switch {
-	case err == nil:
-	case s.ctx.Err() != nil:
-		t.settle(nil, nil)
-		return false
-	case errdefs.IsNotFound(err):
-		if !b.Doomed() {
-			shim = s.succession(b, &deaths{}, 0)
-		}
-		if shim == nil {
-			if s.ctx.Err() != nil {
-				t.settle(nil, nil)
-				return false
-			}
-			s.bury(t, b)
-			return false
-		}
-	default:
-		log.Error("cannot reach shim; its task is shown as unknown", "error", err)
-		d := s.read(b).remains
-		t.settle(nil, &d)
-		close(t.followed)
-		return false
-	}
-	s.follow(t, b, shim)
-	// A shim that is wedged holds nobody up: its task is adopted, and its answer judged when it comes.
-	late, since := make(chan struct{}), time.Now()
-	overdue := time.AfterFunc(hearing, func() { t.owes(t.heard, since) })
-	err = s.background(func() {
-		state, err := shim.State(s.in(b.Namespace), &task.StateRequest{ID: b.ID})
-		overdue.Stop()
-		defer close(t.heard)
-		switch {
-		case errdefs.IsNotFound(err):
-			// Killed before it could send Create, or after Delete: nobody was told of a task, or somebody that it is gone.
-			s.retire(t, shim)
-		case err != nil:
-			log.Warn("shim was adopted but does not answer", "error", err)
-		default:
-			log.Info("adopted", "pid", state.Pid, "status", state.Status.String(), "late", isClosed(late))
-		}
-	})
-	if err != nil {
-		overdue.Stop()
-		shim.Close()
-		t.settle(nil, nil)
-		return false
-	}
-	wait := time.NewTimer(answer)
-	defer wait.Stop()
-	select {
-	case <-t.heard:
-	case <-wait.C:
-		close(late)
-		log.Warn("shim was adopted but has not answered yet")
-	}
-	t.once.Do(func() { // unless it has been retired, or has died meanwhile
-		t.mu.Lock()
-		t.shim = shim
-		t.mu.Unlock()
-		close(t.settled)
-	})
-	return true
-}
-
-// retire ends a shim that keeps nothing. A Create of the last daemon may still be under way in it: then it keeps a task
-// after all, or, when it dies meanwhile, leaves half of one, which is taken away.
-func (s *Service) retire(t *Task, shim *shims.Shim) {
-	ctx, cancel := context.WithTimeout(s.in(t.key.ns), ending)
-	defer cancel()
-	t.expectEnd(true)
-	if err := shim.End(ctx); err == nil {
-		if _, err := shim.State(ctx, &task.StateRequest{ID: t.key.id}); err == nil {
-			t.expectEnd(false)
-			return
-		}
-	}
-	s.log.Info("ended a shim that keeps nothing", "namespace", t.key.ns, "id", t.key.id)
-	if s.dismiss(s.in(t.key.ns), t, shim) != nil {
-		return // the daemon is ending, too
-	}
-	if !s.shared(shim) {
-		if _, err := s.shims.Cleanup(s.in(t.key.ns), shim.Bundle); err != nil {
-			s.log.Error("cannot clean up after a shim that keeps nothing", "namespace", t.key.ns, "id", t.key.id, "error", err)
-		}
-	}
-	s.forget(t, shim)
 }
 
 // follow hands on what our own shim tells, from where the last daemon stopped, until the shim ends. A connection that
@@ -425,7 +287,8 @@ type legacy struct {
 
 // read reads what a shim has written down.
 func (s *Service) read(b *bundle.Bundle) legacy {
-	l := legacy{remains: remains{bundle: b, own: s.shims.Own(b), joined: b.Joined()}}
+	own, joined := s.shims.Keeper(b)
+	l := legacy{remains: remains{bundle: b, own: own, joined: joined}}
 	d := &l.remains
 	records, err := b.Ledger()
 	if err != nil {

@@ -106,10 +106,7 @@ func (s *Service) endShims(ctx context.Context, ns, id string) error {
 func (s *Service) places() orphans.Places { return orphans.Places{State: s.bundles.State()} }
 
 func (s *Service) unlessGone(t *Task, err error) error {
-	s.mu.Lock()
-	there := s.tasks[t.key] == t
-	s.mu.Unlock()
-	if !there {
+	if !s.knows(t) {
 		return nil
 	}
 	return err

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sort"
 	"sync"
+	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
@@ -120,13 +122,10 @@ func (s *Service) List(ctx context.Context) ([]*task.StateResponse, error) {
 	defer cancel()
 	states := make([]*task.StateResponse, len(all))
 	var asked sync.WaitGroup
-	for i, t := range all {
+	for i, t := range s.unwritten(all, states) {
 		asked.Add(1)
 		go func() {
 			defer asked.Done()
-			if states[i] = s.written(t); states[i] != nil {
-				return
-			}
 			st, err := s.Get(ctx, t.key.id, "")
 			switch {
 			case err == nil:
@@ -273,24 +272,25 @@ func (s *Service) Checkpoint(ctx context.Context, id, path string, options *anyp
 	return err
 }
 
-// Metrics reads the counters of the tasks that match f (id, namespace), all shims at once, each for at most a second. A
-// task that does not answer, or runs no more, is left out.
+// Metrics reads the counters of the tasks that match f (id, namespace), many at once, each for at most a second. A task that does
+// not answer, or runs no more, is left out; one that has not answered before is not waited for.
 func (s *Service) Metrics(ctx context.Context, f filters.Filter) ([]*types.Metric, error) {
 	all, err := s.list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, counting)
-	defer cancel()
+	all = slices.DeleteFunc(all, func(t *Task) bool { return !f.Match(t) })
 	metrics := make([]*types.Metric, len(all))
+	room := make(chan struct{}, meters)
 	var asked sync.WaitGroup
 	for i, t := range all {
-		if !f.Match(t) {
-			continue
-		}
+		room <- struct{}{}
 		asked.Add(1)
 		go func() {
 			defer asked.Done()
+			leave := sync.OnceFunc(func() { <-room })
+			defer leave()
+			defer time.AfterFunc(metering, leave).Stop()
 			m, err := s.metric(ctx, t)
 			if metrics[i] = m; err != nil {
 				s.log.Warn("no metrics of task", "namespace", t.key.ns, "id", t.key.id, "error", err)
@@ -298,12 +298,7 @@ func (s *Service) Metrics(ctx context.Context, f filters.Filter) ([]*types.Metri
 		}()
 	}
 	asked.Wait()
-	out := metrics[:0]
-	for _, m := range metrics {
-		if m != nil {
-			out = append(out, m)
-		}
-	}
+	out := slices.DeleteFunc(metrics, func(m *types.Metric) bool { return m == nil })
 	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
 	return out, nil
 }
@@ -323,6 +318,11 @@ func (t *Task) Field(path []string) (string, bool) {
 
 // metric reads one task's counters; none when it does not run.
 func (s *Service) metric(ctx context.Context, t *Task) (*types.Metric, error) {
+	if s.silent(t) {
+		return nil, fmt.Errorf("shim of task %s does not answer: %w", t.key.id, errdefs.ErrUnavailable)
+	}
+	ctx, cancel := context.WithTimeout(ctx, counting)
+	defer cancel()
 	resp, err := repeat(ctx, s, t.key.id, func(ctx context.Context, c *shims.Shim, _ bool) (*task.StatsResponse, error) {
 		return ask(ctx, s, t, c, func(ctx context.Context, c *shims.Shim) (*task.StatsResponse, error) {
 			return c.Stats(ctx, &task.StatsRequest{ID: t.key.id})

@@ -24,6 +24,10 @@ const (
 	answer = 700 * time.Millisecond
 	// counting is how long a shim may take to read its counters, before its task is left out of the metrics.
 	counting = time.Second
+	// meters is how many shims read their counters at once, but for those that take longer than metering: a time that is long for
+	// one is short for hundreds that share a processor.
+	meters   = 16
+	metering = 100 * time.Millisecond
 	// ending is how long a shim may take to hand over its last events when its task was deleted.
 	ending      = 5 * time.Second
 	unknownExit = shims.UnknownExit
@@ -67,13 +71,27 @@ func New(b *bundle.Store, s *shims.Manager, c containerStore, e exchange, log *s
 	return &Service{bundles: b, shims: s, containers: c, events: e, log: log, ctx: ctx, cancel: cancel, tasks: map[key]*Task{}}
 }
 
+// closing is how long Close waits for what goes on in the background; what waits in the kernel ends with the daemon.
+const closing = 10 * time.Second
+
 // Close lets go of every shim; they live on. Requests under way fail.
 func (s *Service) Close() {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
-	s.work.Wait()
+	done := make(chan struct{})
+	go func() {
+		s.work.Wait()
+		close(done)
+	}()
+	late := time.NewTimer(closing)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+		s.log.Error("something of tasks does not end; the next daemon goes on with it", "waited", closing)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range s.tasks {
@@ -124,10 +142,7 @@ func (s *Service) reserve(ctx context.Context, ns, id string) (*Task, error) {
 				return nil, err
 			}
 		}
-		s.mu.Lock()
-		there := s.tasks[k] == old
-		s.mu.Unlock()
-		if there {
+		if s.knows(old) {
 			return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrAlreadyExists)
 		}
 	}
@@ -143,20 +158,41 @@ func (s *Service) decided(ctx context.Context, t *Task) error {
 		if !clearing && (shim == nil || !shim.Own || s.read(shim.Bundle).made) {
 			return nil
 		}
-		heard := t.heard
+		over := t.heard
 		var late <-chan time.Time
-		if isClosed(heard) { // it has answered, or has died: what follows it decides
-			heard, late = nil, time.After(connecting)
+		switch {
+		case !isClosed(t.heard):
+		case clearing || isClosed(shim.Gone()): // what follows the shim finds out, or clears away
+			if over = t.clearing(); over == nil {
+				return nil
+			}
+		default: // it lives, and the answer was lost with a connection
+			over, late = nil, time.After(connecting)
 		}
 		select {
 		case <-changed:
-		case <-heard:
+		case <-over:
 		case <-late:
 			return nil
 		case <-ctx.Done():
 			return fmt.Errorf("shim of task %s does not answer: %w", t.key.id, ctx.Err())
 		}
 	}
+}
+
+// clearing is closed when the deletion that is under way has ended, or, if there is none, when what follows the shim has; nil
+// when both have.
+func (t *Task) clearing() chan struct{} {
+	t.mu.Lock()
+	d := t.deletion
+	t.mu.Unlock()
+	switch {
+	case d != nil:
+		return d.done
+	case isClosed(t.followed):
+		return nil
+	}
+	return t.followed
 }
 
 // settled waits until it is known what there is of a task; one that lived before this daemon has its turn now.
@@ -183,6 +219,13 @@ func (s *Service) drop(t *Task) {
 	s.mu.Unlock()
 	s.shims.Unpark(t.key.ns, t.key.id)
 	t.settle(nil, nil)
+}
+
+// knows says whether a task is still there.
+func (s *Service) knows(t *Task) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tasks[t.key] == t
 }
 
 // find gives the task, once it is known whether its shim lives, and a context for calls to the shim.

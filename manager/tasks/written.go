@@ -1,6 +1,8 @@
 package tasks
 
 import (
+	"runtime"
+	"sync"
 	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v3"
@@ -26,8 +28,7 @@ func (s *Service) written(t *Task) *task.StateResponse {
 	if !d.own || l.shim == 0 || !l.made || l.deleted || l.waits {
 		return nil
 	}
-	if t.found.ShimStopped(l.shim) {
-		t.owes(t.heard, time.Now())
+	if s.stopped(t, l.shim) {
 		return s.unanswered(t.key.id, "", t.found)
 	}
 	st := d.state(t.key.id)
@@ -43,4 +44,46 @@ func (s *Service) written(t *Task) *task.StateResponse {
 		st.Status = tasktypes.Status_CREATED
 	}
 	return st
+}
+
+// stopped says whether process pid, the shim of a task that has not been heard since this daemon began, is stopped.
+func (s *Service) stopped(t *Task, pid uint32) bool {
+	if pid == 0 || !t.found.ShimStopped(pid) {
+		return false
+	}
+	t.owes(t.heard, time.Now())
+	return true
+}
+
+// silent says whether it is known without asking that the shim of a task does not answer.
+func (s *Service) silent(t *Task) bool {
+	if _, late := t.unresponsive(); late {
+		return true
+	}
+	return t.found != nil && !isClosed(t.heard) && s.stopped(t, s.read(t.found).shim)
+}
+
+// unwritten fills in the states of tasks that are known by what is written down, and gives the others, by their place.
+func (s *Service) unwritten(all []*Task, states []*task.StateResponse) map[int]*Task {
+	places := make(chan int, len(all))
+	for i := range all {
+		places <- i
+	}
+	close(places)
+	var reading sync.WaitGroup
+	for range min(len(all), runtime.GOMAXPROCS(0)) { // each reads files: more at once would only make threads
+		reading.Go(func() {
+			for i := range places {
+				states[i] = s.written(all[i])
+			}
+		})
+	}
+	reading.Wait()
+	rest := map[int]*Task{}
+	for i, t := range all {
+		if states[i] == nil {
+			rest[i] = t
+		}
+	}
+	return rest
 }

@@ -41,6 +41,7 @@ type client struct {
 	tasks      tasksapi.TasksClient
 	parent     string     // the snapshot of the image
 	options    *anypb.Any // of the runtime of containers that are made; nil: none
+	terminal   string     // the FIFOs of the terminal that they get: this and ".in", and ".out"; empty: they get none
 }
 
 // dial connects to a daemon into which the image was imported. Its calls end with ctx.
@@ -136,6 +137,9 @@ func (c *client) again(what string, call func() error, done func(error) bool) (c
 // make makes a container that runs a script, and its task. stdout is a URI.
 func (c *client) make(id, script, stdout string) error {
 	s, err := spec.New(id, c.ns, spec.Args("/bin/sh", "-c", script), spec.Env("PATH=/bin"), spec.MemoryLimit(limit))
+	if err == nil && c.terminal != "" {
+		err = spec.Apply(s, spec.Terminal(80, 25))
+	}
 	if err != nil {
 		return err
 	}
@@ -156,9 +160,14 @@ func (c *client) make(id, script, stdout string) error {
 		}},
 		{"create", func() error {
 			m, err := c.snapshots.Mounts(c.ctx, &snapshotsapi.MountsRequest{Snapshotter: snapshotter, Key: id})
-			if err == nil {
-				_, err = c.tasks.Create(c.ctx, &tasksapi.CreateTaskRequest{ContainerID: id, Rootfs: m.Mounts, Stdout: stdout})
+			if err != nil {
+				return err
 			}
+			r := &tasksapi.CreateTaskRequest{ContainerID: id, Rootfs: m.Mounts, Stdout: stdout}
+			if c.terminal != "" {
+				r.Terminal, r.Stdin, r.Stdout = true, c.terminal+".in", c.terminal+".out"
+			}
+			_, err = c.tasks.Create(c.ctx, r)
 			return err
 		}},
 	}

@@ -143,6 +143,10 @@ func TestFailpoints(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	store, err := d.NewFDStore()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +166,7 @@ func TestFailpoints(t *testing.T) {
 			continue
 		}
 		j.note("--- %s", name)
-		r := &run{name: name, id: fmt.Sprintf("p%d", i), d: d, j: j, watch: watch, armory: armory}
+		r := &run{name: name, id: fmt.Sprintf("p%d", i), d: d, j: j, watch: watch, store: store, armory: armory}
 		if err := r.all(); err != nil {
 			t.Errorf("%s: %v", name, err)
 			ctx, cancel := context.WithTimeout(context.Background(), patience)

@@ -41,6 +41,7 @@ type run struct {
 	d      *harness.Daemon
 	j      *journal
 	watch  *warden
+	store  *harness.FDStore
 	armory string
 	m      *monkey
 	want   map[string]int // events: "TOPIC NAME EXEC"
@@ -85,6 +86,9 @@ func (r *run) all() error {
 	if strings.HasPrefix(r.name, "eventlog.segment.") {
 		steps = []func() error{r.roll, func() error { since, err = r.newest(); return err }, r.container}
 	}
+	if strings.HasPrefix(r.name, "parking.vault.") {
+		steps = []func() error{r.heldTerminal}
+	}
 	if strings.HasPrefix(r.name, "external.") {
 		steps = []func() error{r.container}
 		path, err := exec.LookPath("runc")
@@ -108,6 +112,9 @@ func (r *run) all() error {
 	}
 	if left := r.watch.left(r.d); len(left) > 0 {
 		return fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+	}
+	if !r.store.Empty(patience) {
+		return errors.New("the service manager keeps descriptors of containers that are gone")
 	}
 	if err := r.stored(); err != nil {
 		return err

@@ -41,6 +41,18 @@ func newWarden(d *harness.Daemon) *warden {
 	return w
 }
 
+// kill kills the daemon, and does something before the next one is started.
+func (w *warden) kill(d *harness.Daemon, meanwhile func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	pid := d.PID()
+	_ = unix.Kill(pid, unix.SIGKILL)
+	for !errors.Is(unix.Kill(pid, 0), unix.ESRCH) { // the harness waits for it
+		time.Sleep(time.Millisecond)
+	}
+	meanwhile()
+}
+
 func (w *warden) deaths() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -104,6 +104,9 @@ func (d *Daemon) Raze() error {
 			_ = os.Remove(dir)
 		}
 	}
+	if d.store != nil {
+		d.store.close()
+	}
 	if left := append(d.processes(), append(d.mounts(), cgroupsOf(d.Namespace)...)...); len(left) > 0 {
 		return fmt.Errorf("cannot be removed:\n%s", strings.Join(left, "\n"))
 	}

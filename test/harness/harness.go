@@ -57,9 +57,10 @@ type Daemon struct {
 	Env       []string
 	Client    string // the ctr of Command; "" for Debian's
 
-	cmd  *exec.Cmd
-	exit chan error
-	conn *grpc.ClientConn
+	cmd   *exec.Cmd
+	exit  chan error
+	conn  *grpc.ClientConn
+	store *FDStore // nil: there is no service manager
 }
 
 var serial atomic.Int64
@@ -105,7 +106,11 @@ func (d *Daemon) Spawn() error {
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Env = append(os.Environ(), d.Env...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := d.cmd.Start(); err != nil {
+	start := d.cmd.Start
+	if d.store != nil {
+		start = func() error { return d.store.start(d.cmd) }
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	d.exit = make(chan error, 1)
@@ -231,6 +236,9 @@ func Status(err error) int {
 // Close ends the daemon and removes its directory, unless something is left behind: the error then says what.
 func (d *Daemon) Close() error {
 	errs := []error{d.Stop()}
+	if d.store != nil {
+		d.store.close()
+	}
 	if d.conn != nil {
 		_ = d.conn.Close()
 	}

@@ -72,6 +72,11 @@ func (t *tap) Write(cancel <-chan struct{}, in *fuse.WriteIn, b []byte) (uint32,
 	return t.RawFileSystem.Write(cancel, in, b)
 }
 
+func (t *tap) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	t.wait()
+	return t.RawFileSystem.Flush(cancel, in)
+}
+
 func (t *tap) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	t.wait()
 	return t.RawFileSystem.Create(cancel, in, name, out)

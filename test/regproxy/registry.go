@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -32,8 +31,10 @@ type Registry struct {
 	Addr string // 127.0.0.1:PORT
 	Dir  string // of its storage and its files
 	tls  *Authority
-	cmd  *exec.Cmd
 	log  *os.File
+
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when cmd has ended
 }
 
 // Serving is how long a registry may take to serve on a busy machine.
@@ -46,24 +47,37 @@ func Start(t testing.TB, o Options) *Registry {
 		t.Fatal("there is no docker-registry: contrib/deps.sh test installs it")
 	}
 	r := &Registry{Dir: t.TempDir(), tls: o.TLS}
+	t.Cleanup(r.Stop)
+	// Somebody else may take a port between its choice and the registry's start.
+	for left := 5; ; left-- {
+		var err error
+		if r.Addr, err = free(); err != nil {
+			t.Fatal(err)
+		}
+		config, err := r.config(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(r.path("config.yml"), config, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err = r.run()
+		if err == nil {
+			return r
+		}
+		if left == 0 || !errors.Is(err, errEnded) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// free is an address of loopback at which nobody listens now.
+func free() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	r.Addr = l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	config, err := r.config(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(r.path("config.yml"), config, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r.Run(t)
-	t.Cleanup(r.Stop)
-	return r
+	return l.Addr().String(), l.Close()
 }
 
 func (r *Registry) path(name string) string { return filepath.Join(r.Dir, name) }
@@ -75,7 +89,7 @@ func (r *Registry) config(o Options) ([]byte, error) {
 	if o.ReadOnly {
 		b.WriteString("  maintenance: {readonly: {enabled: true}}\n")
 	}
-	fmt.Fprintf(&b, "http:\n  addr: %q\n  relativeurls: true\n", r.Addr)
+	fmt.Fprintf(&b, "http:\n  addr: %q\n  relativeurls: true\n  headers: {%s: [%q]}\n", r.Addr, ownHeader, r.Dir)
 	if o.TLS != nil {
 		if err := o.TLS.Issue(r.path("server.crt"), r.path("server.key"), "127.0.0.1", "localhost"); err != nil {
 			return nil, err
@@ -100,38 +114,59 @@ func (r *Registry) config(o Options) ([]byte, error) {
 // Run starts a registry that was stopped, and waits until it serves.
 func (r *Registry) Run(t testing.TB) {
 	t.Helper()
+	if err := r.run(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// errEnded is a registry that ended by itself.
+var errEnded = errors.New("docker-registry ended")
+
+func (r *Registry) run() error {
 	var err error
 	if r.log, err = os.OpenFile(r.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	r.cmd = exec.Command("docker-registry", "serve", r.path("config.yml"))
-	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
-	r.cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
+	cmd := exec.Command("docker-registry", "serve", r.path("config.yml"))
+	cmd.Stdout, cmd.Stderr = r.log, r.log
+	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	if err := cmd.Start(); err != nil {
+		return errors.Join(err, r.log.Close())
 	}
-	for deadline := time.Now().Add(Serving); ; time.Sleep(10 * time.Millisecond) {
-		if err = r.serves(); err == nil {
-			return
+	r.cmd, r.ended = cmd, make(chan struct{})
+	go func(ended chan struct{}) {
+		_ = cmd.Wait()
+		close(ended)
+	}(r.ended)
+	for deadline := time.Now().Add(Serving); ; {
+		serving := r.serves()
+		select {
+		case <-r.ended: // it may be another one that serves here
+			err = errEnded
+		case <-time.After(10 * time.Millisecond):
+			err = serving
 		}
-		if time.Now().After(deadline) {
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, errEnded) || time.Now().After(deadline) {
 			r.Stop()
 			text, _ := os.ReadFile(r.path("log"))
-			t.Fatalf("docker-registry does not serve: %v\n%s", err, text)
+			return fmt.Errorf("docker-registry does not serve: %w\n%s", err, text)
 		}
 	}
 }
 
+// serves looks whether it does, and whether it is this one.
 func (r *Registry) serves() error {
-	c, err := net.DialTimeout("tcp", r.Addr, time.Second)
-	if err != nil {
-		return err
-	}
 	if r.tls != nil {
+		c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", r.Addr, r.ClientTLS())
+		if err != nil {
+			return err
+		}
 		return c.Close()
 	}
-	defer c.Close()
-	resp, err := (&http.Client{Timeout: 5 * time.Second}).Get("http://" + r.Addr + "/v2/")
+	resp, err := (&http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + r.Addr + "/v2/")
 	if err != nil {
 		return err
 	}
@@ -139,16 +174,22 @@ func (r *Registry) serves() error {
 	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
 		return fmt.Errorf("it answers %s: %w", resp.Status, errors.Join(err))
 	}
+	if resp.Header.Get(ownHeader) != r.Dir {
+		return errors.New("another server has its port")
+	}
 	return nil
 }
+
+// ownHeader of an answer is by which a registry is known, its directory.
+const ownHeader = "X-Test-Directory"
 
 // Stop kills it as a power cut would.
 func (r *Registry) Stop() {
 	if r.cmd == nil {
 		return
 	}
-	_ = r.cmd.Process.Signal(syscall.SIGKILL)
-	_ = r.cmd.Wait()
+	_ = r.cmd.Process.Kill()
+	<-r.ended
 	r.cmd = nil
 	_ = r.log.Close()
 }

@@ -12,6 +12,7 @@ key=$(cat image.sh initrd.sh | sha256sum | cut -c1-16)
 cache=${MANAGERD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/managerd/vm}
 out=$cache/$key
 if [ -e "$out/done" ]; then
+	touch "$out/done"
 	echo "$out"
 	exit 0
 fi
@@ -55,7 +56,7 @@ mask="serial-getty@.service getty.target getty@.service systemd-udevd.service sy
 	sys-kernel-tracing.mount apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
 	e2scrub_reap.service containerd.service logrotate.timer man-db.timer"
 for unit in $mask; do ln -sf /dev/null "$root/etc/systemd/system/$unit"; done
-mkdir -p "$root/etc/systemd/journald.conf.d" "$root/etc/systemd/system.conf.d" "$root/out"
+mkdir -p "$root/etc/systemd/journald.conf.d" "$root/etc/systemd/system.conf.d" "$root/out" "$root/vmtest"
 printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf.d/test.conf"
 printf '[Manager]\nDefaultEnvironment=DM_DISABLE_UDEV=1\n' >"$root/etc/systemd/system.conf.d/test.conf"
 cat >"$root/etc/systemd/system/vmtest.service" <<'UNIT'
@@ -65,7 +66,7 @@ After=multi-user.target
 [Service]
 Type=oneshot
 TimeoutStartSec=infinity
-ExecStart=/bin/bash /vmtest/main
+ExecStart=/bin/bash /out/main
 StandardOutput=tty
 StandardError=inherit
 TTYPath=/dev/ttyS1
@@ -86,6 +87,6 @@ touch "$work/done"
 rm -rf "$out"
 mv "$work" "$out"
 chmod 0755 "$out"
-# Older images are of no use any more.
-find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$key" ! -name 'build.*' -exec rm -rf {} +
+# Images that nobody has used for a week, and what is left of builds that were interrupted.
+find "$cache" -mindepth 2 -maxdepth 2 \( -name done -o -name log -path '*/build.*' \) -mtime +6 -printf '%h\0' | xargs -0r rm -rf
 echo "$out"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# initrd.sh ROOT RELEASE FILE: makes the initial RAM disk: busybox and the modules of the virtio disks. It mounts the root,
-# unpacks the tar of the second disk over it, mounts the third at /out, and hands over to systemd.
+# initrd.sh ROOT RELEASE FILE: makes the initial RAM disk: busybox and the modules of the virtio disks. It mounts the
+# disks as the root, /vmtest and /out, and hands over to systemd.
 set -euo pipefail
 root=$1 release=$2 file=$3
 work=$(mktemp -d)
@@ -24,7 +24,7 @@ bb=/bin/busybox
 for m in$modules; do \$bb insmod /modules/\$m; done
 until [ -b /dev/vdc ]; do \$bb usleep 20000; done
 \$bb mount -t ext4 -o rw,noatime /dev/vda /root || exec \$bb sh
-\$bb tar -x -f /dev/vdb -C /root
+\$bb mount -t ext4 -o ro /dev/vdb /root/vmtest
 \$bb mount -t ext4 -o commit=1,data=journal /dev/vdc /root/out
 \$bb umount /proc /sys /dev
 exec \$bb switch_root /root /sbin/init

@@ -1,9 +1,10 @@
 #!/bin/bash
-# What make test-vm runs: the tests of test/vm/guest in two boots of one disk of the test machine, and those tests of other
-# packages that come out differently there. Needs BIN with the programs. GO: the go
-# command; TAGS: the tests' build tags; OUT: where logs are kept (a temporary directory, removed when all is well). PARTS, a
-# regular expression such as 'Install|Import|Steady|Restart': only these parts of the first boot, and nothing else. TESTS, one
-# such as 'engine|reaper': only the tests of these packages.
+# What make test-vm runs, on two test machines side by side, each with one of the host's processors:
+#   systemd   the tests of test/vm/guest, in two boots of one disk
+#   packages  those tests of other packages that come out differently there
+# Needs BIN with the programs. GO: the go command; TAGS: the tests' build tags; OUT: where logs are kept (a temporary directory,
+# removed when all is well). PARTS, a regular expression such as 'Install|Import|Steady|Restart': only these parts of the first
+# boot, and nothing else. TESTS, one such as 'engine|reaper': only the tests of these packages.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=${BIN:-$PWD/bin} go=${GO:-go} tags=${TAGS:-seccomp netgo osusergo}
@@ -13,68 +14,96 @@ if [ "$(id -u)" != 0 ]; then
 fi
 work=$(mktemp -d)
 out=${OUT:-$work/out}
-status=1
+status=1 jobs=()
 end() {
-	if [ "$status" = 0 ] || [ -n "${OUT:-}" ]; then rm -rf "$work"; else rm -rf "$work/tree" "$work/disk"; echo "logs: $out" >&2; fi
+	for job in "${jobs[@]}"; do kill -- "-$job" 2>/dev/null || :; done
+	wait
+	if [ "$status" = 0 ] || [ -n "${OUT:-}" ]; then rm -rf "$work"; else rm -rf "$work"/{systemd,packages}*; echo "logs: $out" >&2; fi
 }
 trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
-# Two builds to install from, which differ in their version.
-tree=$work/tree/vmtest
-mkdir -p "$tree/tests"
-for build in this next; do
-	mkdir -p "$tree/work/$build/bin" "$tree/work/$build/contrib"
-	cp contrib/install.sh "$tree/work/$build/contrib/"
-	cp -r init "$tree/work/$build/"
-done
-cp "$bin"/{managerd,shim-runc,mctl} "$tree/work/this/bin/"
-stamp="-s -w -X github.com/managerd/managerd/shimapi/version.Version=vm-next"
-CGO_ENABLED=0 "$go" build -trimpath -ldflags "$stamp" -o "$tree/work/next/bin/" ./cmd/managerd ./cmd/mctl
-CGO_ENABLED=1 "$go" build -trimpath -tags "no_grpc $tags" -ldflags "$stamp -extldflags -static" -o "$tree/work/next/bin/" ./cmd/shim-runc
+# test_binaries CGO MACHINE PACKAGE...: linked statically, for Debian's C library in the machine is another one.
+test_binaries() {
+	local cgo=$1 dir=$work/$2/tests flags='-s -w'
+	shift 2
+	if [ "$cgo" = 1 ]; then flags="$flags -extldflags -static"; fi
+	mkdir -p "$dir"
+	CGO_ENABLED=$cgo "$go" test -c -tags "vmguest failpoints $tags" -ldflags "$flags" -o "$dir/" "${@/#/./}" </dev/null
+}
 
-# Linked statically: Debian's C library in the machine is another one.
-test_binary() { # PACKAGE
-	CGO_ENABLED=1 "$go" test -c -tags "vmguest failpoints $tags" -ldflags '-s -w -extldflags -static' -o "$tree/tests/$(basename "$1").test" "./$1" </dev/null
+# machine NAME SECONDS SCRIPT...: runs the scripts of its tree, one boot each, on one disk. Its output is told from the other's.
+machine() {
+	local name=$1 seconds=$2 script began=$SECONDS
+	shift 2
+	for script; do
+		test/vm/run.sh -i "$work/$name" -o "$out/$script" -d "$work/$name.img" -t "$seconds" "mount -t tmpfs tmpfs /tmp; cd /tmp; . /vmtest/$script"
+	done 2>&1 | sed -u "s/^/$name: /"
+	echo "$name: all of it in $((SECONDS - began)) s"
 }
-test_binary test/vm/guest
-cat >"$tree/boot1" <<GUEST
-mount -t tmpfs tmpfs /tmp
-cd /tmp
-/vmtest/tests/guest.test -test.run '^TestFirstBoot$/^(${PARTS:-.*})$' -test.timeout 600s || exit
-GUEST
-once() { # SECONDS
-	test/vm/run.sh -i "$work/tree" -o "$out/parts" -t "$1" "bash /vmtest/boot1"
-	status=0
-	exit
+
+# start ...: machine ..., beside everything else, in a process group of its own.
+start() {
+	set -m
+	machine "$@" &
+	jobs+=($!)
+	set +m
 }
-if [ -n "${PARTS:-}" ]; then once 700; fi
-if [ -n "${TESTS:-}" ]; then printf '%s\n' 'mount -t tmpfs tmpfs /tmp' 'cd /tmp' >"$tree/boot1"; fi
-# What is different under cgroup v2, or on a kernel that does not tell how a process ended that is not one's child.
-echo "export MANAGERD_BIN_DIR=/vmtest/work/this/bin" >>"$tree/boot1"
-while read -r package tests; do
-	if [ -n "${TESTS:-}" ] && ! [[ $package =~ ($TESTS)$ ]]; then continue; fi
-	test_binary "$package"
-	name=$(basename "$package")
-	cat >>"$tree/boot1" <<GUEST
+
+test/vm/image.sh >/dev/null & image=$!
+
+if [ -z "${TESTS:-}" ]; then
+	# Two builds to install from, which differ in their version.
+	tree=$work/systemd
+	for build in this next; do
+		mkdir -p "$tree/work/$build/bin" "$tree/work/$build/contrib"
+		cp contrib/install.sh "$tree/work/$build/contrib/"
+		cp -r init "$tree/work/$build/"
+	done
+	cp "$bin"/{managerd,shim-runc,mctl} "$tree/work/this/bin/"
+	stamp="-s -w -X github.com/managerd/managerd/shimapi/version.Version=vm-next"
+	CGO_ENABLED=0 "$go" build -trimpath -ldflags "$stamp" -o "$tree/work/next/bin/" ./cmd/managerd ./cmd/mctl
+	CGO_ENABLED=1 "$go" build -trimpath -tags "no_grpc $tags" -ldflags "$stamp -extldflags -static" -o "$tree/work/next/bin/" ./cmd/shim-runc
+	test_binaries 0 systemd test/vm/guest
+	echo "/vmtest/tests/guest.test -test.run '^TestFirstBoot\$/^(${PARTS:-.*})\$' -test.timeout 900s" >"$tree/boot1"
+	echo "/vmtest/tests/guest.test -test.run '^TestSecondBoot\$' -test.timeout 300s" >"$tree/boot2"
+	wait "$image"
+	if [ -n "${PARTS:-}" ]; then start systemd 1000 boot1; else start systemd 1000 boot1 boot2; fi
+fi
+
+if [ -z "${PARTS:-}" ]; then
+	tree=$work/packages
+	mkdir -p "$tree/bin"
+	cp "$bin"/{managerd,shim-runc,mctl} "$tree/bin/"
+	echo "export MANAGERD_BIN_DIR=/vmtest/bin MANAGERD_OOM_KILLS=4" >"$tree/packages"
+	plain=() cgo=()
+	while read -r package tests; do
+		if [ -n "${TESTS:-}" ] && ! [[ $package =~ ($TESTS)$ ]]; then continue; fi
+		case $package in cmd/shim-runc/*) cgo+=("$package") ;; *) plain+=("$package") ;; esac
+		name=$(basename "$package")
+		cat >>"$tree/packages" <<GUEST
 began=\$SECONDS
-/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 300s >/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
+/vmtest/tests/$name.test -test.short -test.run '^Test($tests)' -test.timeout 600s >/out/$name.txt 2>&1 || { s=\$?; cat /out/$name.txt; exit \$s; }
 echo "$package: \$((SECONDS - began)) s"
 GUEST
-done <<'PACKAGES'
+	done <<'PACKAGES'
 cgroups .
 reaper .
 shimapi Vsock
+shimapi/mount .
 cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
-cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput)|Restore|SandboxSlice
-manager/snapshots/snapshottest Devmapper(Full|Reboot)?)$/^(Layers|View|Kinds|Names|Labels|Usage|Children|Namespaces|Leases|Filters
+cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint|Restore|SandboxSlice
+manager/snapshots/overlayfs .
+manager/snapshots/snapshottest Conformance|Devmapper
 PACKAGES
-if [ -n "${TESTS:-}" ]; then once 800; fi
-cat >"$tree/boot2" <<'GUEST'
-mount -t tmpfs tmpfs /tmp
-cd /tmp
-/vmtest/tests/guest.test -test.run '^TestSecondBoot$' -test.timeout 200s
-GUEST
-for boot in 1 2; do
-	test/vm/run.sh -i "$work/tree" -o "$out/boot$boot" -d "$work/disk" -t $((boot == 1 ? 1200 : 240)) "bash /vmtest/boot$boot"
-done
-status=0
+	if [ ${#plain[@]} -gt 0 ]; then test_binaries 0 packages "${plain[@]}"; fi
+	if [ ${#cgo[@]} -gt 0 ]; then test_binaries 1 packages "${cgo[@]}"; fi
+	if [ -n "${TESTS:-}" ]; then wait "$image"; fi
+	start packages 1000 packages
+fi
+failed=0
+for job in "${jobs[@]}"; do wait "$job" || failed=$?; done
+jobs=()
+status=$failed
+exit "$status"

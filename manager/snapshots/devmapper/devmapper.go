@@ -78,7 +78,7 @@ func New(root string, o Options) (*Backend, error) {
 	if b.mkfs, err = exec.LookPath("mkfs." + o.FSType); err != nil {
 		return nil, fmt.Errorf("cannot use devmapper: mkfs.%s is not installed: %w", o.FSType, errdefs.ErrNotImplemented)
 	}
-	if _, err := b.dm.pool(context.Background(), o.Pool); err != nil {
+	if _, err := pool(o.Pool); err != nil {
 		return nil, fmt.Errorf("cannot use devmapper with thin pool %s: %w", o.Pool, err)
 	}
 	if b.dirs, err = dirs.OpenWith(root, b.delete); err != nil {
@@ -89,7 +89,7 @@ func New(root string, o Options) (*Backend, error) {
 
 // Supported is NotImplemented where the kernel has no device-mapper.
 func Supported() error {
-	f, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0) // it loads the module
+	f, err := os.OpenFile(control, os.O_RDWR, 0) // it loads the module
 	if err != nil {
 		return fmt.Errorf("cannot use devmapper: this kernel has no device-mapper: %w: %w", err, errdefs.ErrNotImplemented)
 	}
@@ -137,11 +137,11 @@ func (b *Backend) save(path string, r *records.ThinDevice) error {
 
 // Create makes a device: an empty one with a new file system, or one that shares its parent's blocks.
 func (b *Backend) Create(ctx context.Context, s snapshots.Snapshot) error {
-	pool, err := b.dm.pool(ctx, b.cfg.Pool)
+	before, err := pool(b.cfg.Pool)
 	if err != nil {
 		return err
 	}
-	if err := pool.usable(b.cfg.Pool); err != nil {
+	if err := before.usable(b.cfg.Pool); err != nil {
 		return err
 	}
 	path, err := b.dirs.Place(s.ID)
@@ -149,7 +149,7 @@ func (b *Backend) Create(ctx context.Context, s snapshots.Snapshot) error {
 		return err
 	}
 	if err := b.make(ctx, s, path); err != nil {
-		if now, perr := b.dm.pool(context.WithoutCancel(ctx), b.cfg.Pool); perr == nil {
+		if now, perr := pool(b.cfg.Pool); perr == nil {
 			err = errors.Join(now.usable(b.cfg.Pool), err)
 		}
 		return errors.Join(err, b.dirs.Remove(s.ID))
@@ -179,7 +179,7 @@ func (b *Backend) make(ctx context.Context, s snapshots.Snapshot, path string) e
 			return err
 		}
 		failpoint.Hit("devmapper.create.noted")
-		err := b.dm.message(ctx, b.cfg.Pool, fmt.Sprintf(create, r.Device))
+		err := message(b.cfg.Pool, fmt.Sprintf(create, r.Device))
 		if err == nil {
 			break
 		}
@@ -197,7 +197,7 @@ func (b *Backend) make(ctx context.Context, s snapshots.Snapshot, path string) e
 		return b.format(ctx, node(name))
 	}
 	var err error
-	if r.Shared, err = b.dm.mapped(ctx, name); err != nil {
+	if r.Shared, err = mapped(name); err != nil {
 		return err
 	}
 	return b.save(path, r)
@@ -277,7 +277,7 @@ func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Us
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	mapped, err := b.dm.mapped(ctx, b.name(s.ID))
+	mapped, err := mapped(b.name(s.ID))
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
@@ -332,7 +332,7 @@ func (b *Backend) delete(path string) error {
 	if err := b.dm.remove(ctx, name); err != nil {
 		return fmt.Errorf("device %s is in use, it may be mounted: %w", name, err)
 	}
-	if err := b.dm.message(ctx, b.cfg.Pool, fmt.Sprint("delete ", r.Device)); err != nil && !errors.Is(err, unix.ENODATA) {
+	if err := message(b.cfg.Pool, fmt.Sprint("delete ", r.Device)); err != nil && !errors.Is(err, unix.ENODATA) {
 		return err
 	}
 	failpoint.Hit("devmapper.delete.deleted")

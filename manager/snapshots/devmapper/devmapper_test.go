@@ -10,12 +10,12 @@ import (
 
 func TestPoolStatus(t *testing.T) {
 	for out, want := range map[string]error{
-		"0 8388608 thin-pool 1 120/4096 500/65536 - rw discard_passdown error_if_no_space - 1024":                  nil,
-		"0 8388608 thin-pool 1 120/4096 65536/65536 - rw discard_passdown queue_if_no_space - 1024":                errdefs.ErrResourceExhausted,
-		"0 8388608 thin-pool 1 120/4096 65530/65536 - out_of_data_space discard_passdown error_if_no_space - 1024": errdefs.ErrResourceExhausted,
-		"0 8388608 thin-pool 1 4096/4096 500/65536 - ro discard_passdown error_if_no_space needs_check 1024":       errdefs.ErrResourceExhausted,
-		"0 8388608 thin-pool 1 4096/4096 500/65536 - rw discard_passdown error_if_no_space - 1024":                 errdefs.ErrResourceExhausted,
-		"0 8388608 thin-pool Fail": errdefs.ErrUnavailable,
+		"1 120/4096 500/65536 - rw discard_passdown error_if_no_space - 1024":                  nil,
+		"1 120/4096 65536/65536 - rw discard_passdown queue_if_no_space - 1024":                errdefs.ErrResourceExhausted,
+		"1 120/4096 65530/65536 - out_of_data_space discard_passdown error_if_no_space - 1024": errdefs.ErrResourceExhausted,
+		"1 4096/4096 500/65536 - ro discard_passdown error_if_no_space needs_check 1024":       errdefs.ErrResourceExhausted,
+		"1 4096/4096 500/65536 - rw discard_passdown error_if_no_space - 1024":                 errdefs.ErrResourceExhausted,
+		"Fail": errdefs.ErrUnavailable,
 	} {
 		p, err := parsePool(out)
 		if err != nil {
@@ -26,7 +26,7 @@ func TestPoolStatus(t *testing.T) {
 			t.Errorf("%s: %v, want %v", out, err, want)
 		}
 	}
-	for _, bad := range []string{"", "0 1 linear 8:0 0", "0 1 thin-pool 1 a/b 1/2 - rw", "0 1 thin-pool 1 1 1/2 - rw"} {
+	for _, bad := range []string{"", "8:0 0", "1 a/b 1/2 - rw", "1 1 1/2 - rw"} {
 		if _, err := parsePool(bad); err == nil {
 			t.Errorf("%q is the status of a pool", bad)
 		}

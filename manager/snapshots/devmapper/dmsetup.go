@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dmsetup runs dmsetup(8), whose errors are the kernel's by their words. It is that, and no ioctl of ours, because it
-// keeps the nodes in /dev/mapper, with udev or without.
+// dmsetup runs dmsetup(8), whose errors are the kernel's by their words, for what makes a device seen and takes it away: it
+// keeps the nodes in /dev/mapper, with udev or without. Everything else is asked from the kernel itself.
 type dmsetup struct{ path string }
 
 // words of strerror(3) that say what somebody can go on from.
@@ -77,22 +77,18 @@ func (d dmsetup) remove(ctx context.Context, name string) error {
 	return err
 }
 
-func (d dmsetup) message(ctx context.Context, pool, text string) error {
-	_, err := d.run(ctx, "message", node(pool), "0", text)
-	return err
-}
-
 // mapped is how many sectors of a thin device have blocks in the pool.
-func (d dmsetup) mapped(ctx context.Context, name string) (uint64, error) {
-	out, err := d.run(ctx, "status", "--target", "thin", name)
+func mapped(name string) (uint64, error) {
+	says, err := status(name, "thin")
 	if err != nil {
 		return 0, err
 	}
-	f := strings.Fields(out) // START LENGTH thin MAPPED HIGHEST
-	if len(f) < 4 {
-		return 0, fmt.Errorf("status of thin device %s is %q", name, out)
+	first, _, _ := strings.Cut(says, " ") // MAPPED HIGHEST
+	n, err := strconv.ParseUint(first, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("status of thin device %s is %q", name, says)
 	}
-	return strconv.ParseUint(f[3], 10, 64)
+	return n, nil
 }
 
 // poolStatus is what the kernel says of a thin pool (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
@@ -101,18 +97,18 @@ type poolStatus struct {
 	mode                                     string // rw, ro, out_of_data_space, or Fail
 }
 
-func parsePool(out string) (poolStatus, error) {
-	f := strings.Fields(out) // START LENGTH thin-pool TRANSACTION META DATA HELD MODE ...
-	if len(f) == 4 && f[3] == "Fail" {
+func parsePool(says string) (poolStatus, error) {
+	f := strings.Fields(says) // TRANSACTION META DATA HELD MODE ...
+	if len(f) == 1 && f[0] == "Fail" {
 		return poolStatus{mode: "Fail"}, nil
 	}
-	bad := fmt.Errorf("status of the thin pool is %q", out)
-	if len(f) < 8 {
+	bad := fmt.Errorf("status of the thin pool is %q", says)
+	if len(f) < 5 {
 		return poolStatus{}, bad
 	}
-	p := poolStatus{mode: f[7]}
+	p := poolStatus{mode: f[4]}
 	for i, to := range [][2]*uint64{{&p.metaUsed, &p.metaTotal}, {&p.dataUsed, &p.dataTotal}} {
-		used, total, _ := strings.Cut(f[4+i], "/")
+		used, total, _ := strings.Cut(f[1+i], "/")
 		for j, s := range []string{used, total} {
 			n, err := strconv.ParseUint(s, 10, 64)
 			if err != nil {
@@ -138,15 +134,16 @@ func (p poolStatus) usable(name string) error {
 	return nil
 }
 
-func (d dmsetup) pool(ctx context.Context, name string) (poolStatus, error) {
-	out, err := d.run(ctx, "status", "--target", "thin-pool", name)
+// pool is the status of a thin pool; InvalidArgument when the device is something else.
+func pool(name string) (poolStatus, error) {
+	says, err := status(name, "thin-pool")
+	if errors.Is(err, unix.EINVAL) {
+		return poolStatus{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
 		return poolStatus{}, err
 	}
-	if out == "" {
-		return poolStatus{}, fmt.Errorf("device %s is no thin pool: %w", name, errdefs.ErrInvalidArgument)
-	}
-	return parsePool(out)
+	return parsePool(says)
 }
 
 // node is where a device is seen.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/api/types"
 	continuity "github.com/containerd/continuity/fs"
@@ -35,6 +36,8 @@ type Backend struct {
 	volatile bool     // active ones that is added to
 	remaps   bool     // the kernel shows layers with other IDs
 	boot     string   // the file with the ID of this boot
+
+	probing sync.WaitGroup // ends of mounts that were only tried
 }
 
 // New stores snapshots below root. NotImplemented when overlayfs does not work there, InvalidArgument when it does not
@@ -52,12 +55,19 @@ func New(root string, o Options) (*Backend, error) {
 	}
 	b := &Backend{cfg: o, boot: bootID}
 	if err := b.probe(root, overlay.Needed()); err != nil {
+		b.probing.Wait()
 		return nil, err
 	}
 	if b.Dirs, err = dirs.Open(root); err != nil {
 		return nil, err
 	}
 	return b, nil
+}
+
+// Close waits for the end of what New has tried.
+func (b *Backend) Close() error {
+	b.probing.Wait()
+	return b.Keeper.Close()
 }
 
 func (b *Backend) fs(id uint64) string { return filepath.Join(b.Dirs.Path(id), upper) }

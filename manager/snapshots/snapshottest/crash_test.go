@@ -82,15 +82,14 @@ func crashes(t *testing.T, c snapshottest.Column, self string) {
 	}
 	for _, point := range all {
 		t.Run(point, func(t *testing.T) {
-			dir, armory := c.Dir(t), t.TempDir()
+			dir, armory, temp := c.Dir(t), t.TempDir(), t.TempDir()
 			armed := filepath.Join(armory, point)
 			if err := os.WriteFile(armed, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			live := func() ([]byte, error) {
 				cmd := exec.Command(self, "-test.run", "^TestStory$", "-test.v")
-				cmd.Env = append(os.Environ(), storyEnv+"="+c.Name, storyDir+"="+dir, armoryEnv+"="+armory,
-					"TMPDIR="+armory) // what it leaves when it is killed goes with this test
+				cmd.Env = append(os.Environ(), storyEnv+"="+c.Name, storyDir+"="+dir, armoryEnv+"="+armory, "TMPDIR="+temp)
 				return cmd.CombinedOutput()
 			}
 			out, err := live()

@@ -122,11 +122,16 @@ func (c Column) Dir(t *testing.T) string {
 // Kept is a temporary directory for storage that stays mounted: what is left of that at the end of the test is unmounted.
 func Kept(t *testing.T) string {
 	dir := t.TempDir()
+	Unmounted(t, dir)
+	return dir
+}
+
+// Unmounted unmounts what is left below dir at the end of the test.
+func Unmounted(t *testing.T, dir string) {
 	t.Cleanup(func() {
 		unmountBelow(t, dir)
 		NoLoops(t, dir)
 	})
-	return dir
 }
 
 func unmountBelow(t *testing.T, dir string) {

@@ -32,7 +32,7 @@ func testReload(t *testing.T) {
 	configure(t, "version = 3\n[debug]\nlevel = \"debug\"\n")
 	command(t, "systemctl", "reload", "managerd")
 	until(t, "the level has changed", func() bool { return logged("level=DEBUG") })
-	until(t, "it serves again", func() bool { return property(t, "ActiveState") == "active" })
+	until(t, "it serves again", func() bool { return active(t) })
 	equal(t, "the status", property(t, "StatusText"), "serving")
 
 	configure(t, "version = 3\n[debug]\nlevel = \"loud\"\n")
@@ -40,7 +40,7 @@ func testReload(t *testing.T) {
 	if err == nil {
 		t.Errorf("a reload of a wrong configuration succeeds: %s", out)
 	}
-	until(t, "it serves on", func() bool { return property(t, "ActiveState") == "active" })
+	until(t, "it serves on", func() bool { return active(t) })
 	if !logged("loud") {
 		t.Error("the journal does not tell what is wrong")
 	}
@@ -49,7 +49,7 @@ func testReload(t *testing.T) {
 	configure(t, "version = 3\n")
 	command(t, "systemctl", "reload", "managerd")
 	until(t, "the level has changed back", func() bool { return logged("level=INFO") })
-	until(t, "it serves once more", func() bool { return property(t, "ActiveState") == "active" })
+	until(t, "it serves once more", func() bool { return active(t) })
 	equal(t, "the pid after three reloads", number(t, "MainPID"), pid)
 }
 

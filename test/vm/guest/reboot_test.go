@@ -17,7 +17,7 @@ import (
 // testReboot: managerd is there, for it was enabled. What ran before does not, and that is what it says; containers,
 // images and snapshots are what they were, and the container starts again.
 func testReboot(t *testing.T) {
-	until(t, "systemd has started managerd by itself", func() bool { return property(t, "ActiveState") == "active" })
+	until(t, "systemd has started managerd by itself", func() bool { return active(t) })
 	c := newClient(t)
 	if tasks := call(c, c.tasks.List, &tasksapi.ListTasksRequest{}).Tasks; len(tasks) != 0 {
 		t.Errorf("tasks after a boot: %v", tasks)

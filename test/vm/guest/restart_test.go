@@ -183,7 +183,7 @@ func testKill(t *testing.T) {
 		pid := number(t, "MainPID")
 		down := func() { command(t, "systemctl", "kill", "-s", "KILL", "--kill-whom="+kill.whom, "managerd.service") }
 		away(t, 4, kill.told, down, func() {
-			until(t, "managerd is back", func() bool { return property(t, "ActiveState") == "active" && number(t, "MainPID") != pid })
+			until(t, "managerd is back", func() bool { return active(t) && number(t, "MainPID") != pid })
 		})
 	}
 	equal(t, "restarts", number(t, "NRestarts"), restarts+2)
@@ -244,7 +244,7 @@ func testStop(t *testing.T) {
 	close(stopped)
 	work.Wait()
 	equal(t, "an exec after the stop", c.exec("steady", "exit 24"), 24) // if none before, it has started managerd, through its socket
-	until(t, "managerd is back", func() bool { return property(t, "ActiveState") == "active" })
+	until(t, "managerd is back", func() bool { return active(t) })
 
 	// And without the socket: nobody can reach it, and containers end meanwhile.
 	away(t, 3, true, func() { command(t, "systemctl", "stop", "managerd.socket", "managerd.service") }, func() {
@@ -271,7 +271,7 @@ func testWatchdog(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "another managerd runs", func() bool { return property(t, "ActiveState") == "active" && number(t, "MainPID") != pid })
+	until(t, "another managerd runs", func() bool { return active(t) && number(t, "MainPID") != pid })
 	if out := command(t, "journalctl", "-b", "-u", "managerd.service", "--no-pager"); !strings.Contains(out, "Watchdog timeout") {
 		t.Error("the journal tells of no watchdog")
 	}

@@ -85,7 +85,7 @@ func testBothKilled(t *testing.T) {
 		for _, who := range strings.Split(order, ", ") {
 			kill(map[string]int{"managerd": daemon, "shim": keeper}[who])
 		}
-		until(t, "another managerd serves", func() bool { return property(t, "ActiveState") == "active" && number(t, "MainPID") != daemon })
+		until(t, "another managerd serves", func() bool { return active(t) && number(t, "MainPID") != daemon })
 		word := fmt.Sprint("word", round)
 		if _, err := keys.WriteString(word + "\n"); err != nil {
 			t.Fatal(err)

@@ -86,6 +86,15 @@ func TestSnapshots(t *testing.T) {
 		t.Errorf("the way back has %q", got)
 	}
 
+	t.Setenv("SOURCE_DATE_EPOCH", "1000")
+	h, err := tar.NewReader(strings.NewReader(w.ok("snapshots", "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", "first"))).Next()
+	if err != nil || h.ModTime.Unix() != 1000 {
+		t.Errorf("with a source date: %+v, %v", h, err)
+	}
+	t.Setenv("SOURCE_DATE_EPOCH", "today")
+	w.fails(1, []string{"SOURCE_DATE_EPOCH", "today"}, "snapshots", "diff", "first")
+	t.Setenv("SOURCE_DATE_EPOCH", "")
+
 	// Without a parent, and kept.
 	w.ok("snapshots", "prepare", "alone")
 	w.put("alone", "a")

@@ -6,6 +6,7 @@
 package fdtable
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 type Table struct {
 	calls chan func()
 	tid   int
+	open  map[*File]struct{} // of the table's thread
 
 	mu    sync.Mutex
 	users int
@@ -35,7 +37,7 @@ func New() (*Table, error) {
 		return nil, err
 	}
 	_, _ = r.Close(), w.Close()
-	t := &Table{calls: make(chan func()), users: 1}
+	t := &Table{calls: make(chan func()), open: map[*File]struct{}{}, users: 1}
 	made := make(chan error)
 	go t.run(made)
 	if err := <-made; err != nil {
@@ -103,6 +105,19 @@ func (t *Table) Do(f func()) {
 		f()
 	}
 	<-done
+}
+
+// ErrCleared is what a file answers that Clear has closed.
+var ErrCleared = errors.New("its table of descriptors was cleared")
+
+// Clear closes all files that are open in the table, when what was asked before is done. Those who have them are to Close them
+// all the same, and can open others.
+func (t *Table) Clear() {
+	t.Do(func() {
+		for f := range t.open {
+			_ = f.close()
+		}
+	})
 }
 
 // path names a descriptor of the table to whoever opens it again.

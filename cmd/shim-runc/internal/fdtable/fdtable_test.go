@@ -1,6 +1,7 @@
 package fdtable
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -127,6 +128,43 @@ func TestTable(t *testing.T) {
 		if time.Since(begin) > 30*time.Second {
 			t.Fatal("the thread does not end")
 		}
+	}
+}
+
+// TestClear: nothing is open any more, whoever has a file is told, and others can be opened.
+func TestClear(t *testing.T) {
+	table := makeTable(t)
+	defer table.Close()
+	path := filepath.Join(t.TempDir(), "file")
+	f, err := table.Open(path, unix.O_CREAT|unix.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.Clear()
+	if link, err := os.Readlink(table.path(f.fd)); err == nil {
+		t.Errorf("%s is open", link)
+	}
+	_, rerr := f.ReadAt(make([]byte, 1), 0)
+	_, werr := f.Write([]byte("x"))
+	_, _, aerr := f.WriteAfter(0, []byte("x"))
+	_, serr := f.Stat()
+	for what, err := range map[string]error{"read": rerr, "write": werr, "write after": aerr, "stat": serr, "truncate": f.Truncate(0)} {
+		if !errors.Is(err, ErrCleared) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	other, err := table.Open(path, unix.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil { // its number is the other's by now
+		t.Error(err)
+	}
+	if _, err := other.Stat(); err != nil {
+		t.Error(err)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

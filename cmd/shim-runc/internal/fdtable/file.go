@@ -11,7 +11,7 @@ import (
 // File is an open file. Its methods may be called in any thread, by one at a time for Write.
 type File struct {
 	in   *Table
-	fd   int
+	fd   int // -1: closed
 	name string
 }
 
@@ -24,6 +24,9 @@ func (t *Table) Open(path string, flags int, mode uint32) (*File, error) {
 			f.fd, err = unix.Open(path, flags|unix.O_CLOEXEC, mode)
 			return err
 		})
+		if err == nil && t != nil {
+			t.open[f] = struct{}{}
+		}
 	})
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
@@ -37,8 +40,19 @@ func (f *File) Again() (*File, error) { return f.in.Open(f.in.path(f.fd), unix.O
 
 // Do calls f with the file's descriptor, in its table.
 func (f *File) Do(call func(fd int) error) (err error) {
-	f.in.Do(func() { err = again(func() error { return call(f.fd) }) })
+	f.in.Do(func() {
+		if err = f.cleared(); err == nil {
+			err = again(func() error { return call(f.fd) })
+		}
+	})
 	return err
+}
+
+func (f *File) cleared() error {
+	if f.fd < 0 {
+		return ErrCleared
+	}
+	return nil
 }
 
 // Stat is fstat(2).
@@ -49,7 +63,11 @@ func (f *File) Stat() (st unix.Stat_t, err error) {
 
 // Write implements io.Writer.
 func (f *File) Write(b []byte) (n int, err error) {
-	f.in.Do(func() { n, err = f.write(b) })
+	f.in.Do(func() {
+		if err = f.cleared(); err == nil {
+			n, err = f.write(b)
+		}
+	})
 	return n, f.wrap("write", err)
 }
 
@@ -58,7 +76,10 @@ func (f *File) Write(b []byte) (n int, err error) {
 func (f *File) WriteAfter(length int64, b []byte) (n int, was int64, err error) {
 	f.in.Do(func() {
 		var st unix.Stat_t
-		if err = again(func() error { return unix.Fstat(f.fd, &st) }); err != nil {
+		if err = f.cleared(); err == nil {
+			err = again(func() error { return unix.Fstat(f.fd, &st) })
+		}
+		if err != nil {
 			return
 		}
 		if was = st.Size; length < 0 || was == length {
@@ -85,6 +106,7 @@ func (f *File) write(b []byte) (n int, err error) {
 // ReadAt implements io.ReaderAt.
 func (f *File) ReadAt(b []byte, at int64) (n int, err error) {
 	f.in.Do(func() {
+		err = f.cleared()
 		for n < len(b) && err == nil {
 			err = again(func() error {
 				m, err := unix.Pread(f.fd, b[n:], at+int64(n))
@@ -110,9 +132,22 @@ func (f *File) Truncate(size int64) error {
 // Close closes the file. It is called once.
 func (f *File) Close() error {
 	var err error
-	f.in.Do(func() { err = unix.Close(f.fd) })
+	f.in.Do(func() { err = f.close() })
 	f.in.Close()
 	return f.wrap("close", err)
+}
+
+// close is to be called in the table's thread.
+func (f *File) close() error {
+	if f.fd < 0 {
+		return nil
+	}
+	if f.in != nil {
+		delete(f.in.open, f)
+	}
+	err := unix.Close(f.fd)
+	f.fd = -1
+	return err
 }
 
 func (f *File) wrap(op string, err error) error {

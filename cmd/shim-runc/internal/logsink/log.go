@@ -2,7 +2,6 @@ package logsink
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -46,7 +45,8 @@ type Log struct {
 	live    int        // streams that may still write
 	opened  [2]bool    // streams that there are
 	closed  bool
-	changed chan struct{} // closed when there is more to read; nil when nobody waits
+	changed chan struct{}          // closed when there is more to read; nil when nobody waits
+	readers map[*fdtable.Table]int // tables in which readers open files, and how many do
 
 	losses [2]struct{ entries, bytes atomic.Int64 } // as rec has them, for whoever must not wait for mu
 }
@@ -83,6 +83,7 @@ func Open(cfg Config) (*Log, error) {
 		if l.rec.file != (identity{}) {
 			l.gens = []identity{l.rec.file}
 		}
+		l.wakes()
 		return l, nil
 	}
 	if err := l.openWithin(cmp.Or(cfg.Patience, 10*time.Second)); err != nil {
@@ -96,12 +97,14 @@ func Open(cfg Config) (*Log, error) {
 func (l *Log) openWithin(patience time.Duration) error {
 	opened := make(chan error, 1)
 	var late atomic.Bool
+	l.wakes()
 	go func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		err := l.openLocked()
 		if err != nil || !late.CompareAndSwap(false, true) {
 			l.closeLocked()
+			l.rests()
 		}
 		opened <- err
 	}()
@@ -144,58 +147,13 @@ func (l *Log) Reopen() error {
 	return old.Close()
 }
 
-// Rest closes the log's file and keeps it closed until Wake: a process that is replaced or ends waits for the file system of what is
-// open. It returns when it is closed, which shows that the file system answers: readers, too, are let go of soon. When ctx ends
-// before, the log goes on by itself as soon as it is closed; Unavailable.
-func (l *Log) Rest(ctx context.Context) error {
-	if l.cfg.Lazy {
-		return nil
-	}
-	rested := make(chan struct{})
-	var late atomic.Bool
-	go func() {
-		l.mu.Lock()
-		l.restLocked()
-		if !late.CompareAndSwap(false, true) {
-			l.mu.Unlock()
-		}
-		close(rested)
-	}()
-	select {
-	case <-rested:
-		return nil
-	case <-ctx.Done():
-	}
-	if late.CompareAndSwap(false, true) {
-		return fmt.Errorf("the file system of log %s does not answer: %w", l.cfg.Path, errdefs.ErrUnavailable)
-	}
-	<-rested
-	return nil
-}
-
-// restLocked makes the log one that goes on as that of another process does.
-func (l *Log) restLocked() {
-	if l.file == nil {
-		return
-	}
-	_ = l.file.Close()
-	l.table.Close()
-	l.table, l.file, l.resumed = nil, nil, true
-}
-
-// Wake ends a Rest that succeeded.
-func (l *Log) Wake() {
-	if !l.cfg.Lazy {
-		l.mu.Unlock()
-	}
-}
-
 // Close closes the files. Readers that follow the log come to its end.
 func (l *Log) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
 	l.closeLocked()
+	l.rests()
 	l.tellLocked()
 }
 

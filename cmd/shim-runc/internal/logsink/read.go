@@ -33,13 +33,25 @@ type Reader func(entries []Entry, end Position) error
 // Read calls fn with the entries of the log, oldest first, those in the rotated files too. It ends with the log, or what is there of it,
 // with ctx, or with fn's error. A reader that is slower than the rotation misses entries.
 func (l *Log) Read(ctx context.Context, o ReadOptions, fn Reader) error {
-	l.mu.Lock()
-	table, err := l.tableLocked()
-	l.mu.Unlock()
+	for {
+		err := l.read(ctx, o, func(entries []Entry, end Position) error {
+			o.After = &end
+			return fn(entries, end)
+		})
+		if !errors.Is(err, fdtable.ErrCleared) || ctx.Err() != nil {
+			return err
+		}
+		// The log rests, or has rested: from there on, when it is awake.
+	}
+}
+
+// read is Read until the log is laid to rest.
+func (l *Log) read(ctx context.Context, o ReadOptions, fn Reader) error {
+	table, err := l.beginReading()
 	if err != nil {
 		return fmt.Errorf("cannot read log %s: %w", l.cfg.Path, err)
 	}
-	defer table.Close()
+	defer l.endReading(table)
 	parts, gen, err := l.parts(table)
 	defer func() {
 		for _, p := range parts {
@@ -74,11 +86,37 @@ func (l *Log) Read(ctx context.Context, o ReadOptions, fn Reader) error {
 	return l.follow(r, last, gen)
 }
 
+// beginReading gives the table in which a reader opens files, for endReading.
+func (l *Log) beginReading() (*fdtable.Table, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	table, err := l.tableLocked()
+	if err == nil && table != nil {
+		if l.readers == nil {
+			l.readers = map[*fdtable.Table]int{}
+		}
+		l.readers[table]++
+	}
+	return table, err
+}
+
+func (l *Log) endReading(table *fdtable.Table) {
+	if table == nil {
+		return
+	}
+	l.mu.Lock()
+	if l.readers[table]--; l.readers[table] <= 0 {
+		delete(l.readers, table)
+	}
+	l.mu.Unlock()
+	table.Close()
+}
+
 // part is a stretch of a file that is to be read.
 type part struct {
 	file    *fdtable.File
 	at, end int64
-	id      identity // once it was asked for
+	id      identity
 }
 
 // parts opens all files of the log, oldest first, up to what is recorded. gen is the number of the last one, -1 if there is none.
@@ -99,7 +137,7 @@ func (l *Log) parts(table *fdtable.Table) (parts []*part, gen int, err error) {
 		if err != nil {
 			return parts, -1, err
 		}
-		p.end = st.Size
+		p.end, p.id = st.Size, identity{uint64(st.Dev), st.Ino}
 	}
 	if l.file == nil {
 		return l.untouchedLocked(table, parts)
@@ -108,7 +146,7 @@ func (l *Log) parts(table *fdtable.Table) (parts []*part, gen int, err error) {
 	if err != nil {
 		return parts, -1, err
 	}
-	return append(parts, &part{file: f, end: l.rec.length}), l.genLocked(), nil
+	return append(parts, &part{file: f, end: l.rec.length, id: l.rec.file}), l.genLocked(), nil
 }
 
 // untouchedLocked is parts for a log that another process has left, and that nothing was written to since.
@@ -122,7 +160,7 @@ func (l *Log) untouchedLocked(table *fdtable.Table, parts []*part) ([]*part, int
 	}
 	if err == nil {
 		if id, _, err := stat(l.cfg.Path); err == nil && id == l.rec.file {
-			return append(parts, &part{file: f, end: l.rec.length}), l.genLocked(), nil
+			return append(parts, &part{file: f, end: l.rec.length, id: id}), l.genLocked(), nil
 		}
 		_ = f.Close()
 	}
@@ -147,13 +185,15 @@ func (l *Log) follow(r *reading, p *part, gen int) error {
 		now, over := l.genLocked(), l.closed || l.live == 0
 		var next *part
 		var err error
-		switch {
-		case p != nil && gen == now && (l.file != nil || l.resumed):
+		if p != nil && gen == now && (l.file != nil || l.resumed) {
 			p.end = max(l.rec.length, p.at)
-		case p != nil && p.at < sizeOf(p.file):
-			p.end = sizeOf(p.file) // nobody writes to it any more
-		case gen < now:
-			next, gen, err = l.nextLocked(r.table, gen)
+		} else {
+			if p != nil {
+				err = p.extend()
+			}
+			if err == nil && (p == nil || p.at == p.end) && gen < now {
+				next, gen, err = l.nextLocked(r.table, gen)
+			}
 		}
 		var more chan struct{}
 		idle := next == nil && (p == nil || p.at == p.end)
@@ -193,22 +233,14 @@ func (l *Log) nextLocked(table *fdtable.Table, gen int) (*part, int, error) {
 	for g := max(gen+1, l.dropped); g <= l.genLocked(); g++ {
 		if g == l.genLocked() && l.file != nil {
 			f, err := l.file.Again()
-			return &part{file: f, end: l.rec.length}, g, err
+			return &part{file: f, end: l.rec.length, id: l.rec.file}, g, err
 		}
 		for n := range l.cfg.MaxFile {
 			if id, size, err := stat(l.rotated(n)); err == nil && id == l.gens[g-l.dropped] {
 				f, err := table.Open(l.rotated(n), unix.O_RDONLY, 0)
-				return &part{file: f, end: size}, g, err
+				return &part{file: f, end: size, id: id}, g, err
 			}
 		}
 	}
 	return nil, gen, nil
-}
-
-func sizeOf(f *fdtable.File) int64 {
-	st, err := f.Stat()
-	if err != nil {
-		return 0
-	}
-	return st.Size
 }

@@ -61,12 +61,15 @@ func (r *reading) skip(parts []*part, o ReadOptions) (err error) {
 func (r *reading) fail(err error) error { return fmt.Errorf("cannot read log %s: %w", r.path, err) }
 
 // position is how far a part was read.
-func (p *part) position() Position {
-	if p.id == (identity{}) {
-		st, _ := p.file.Stat()
-		p.id = identity{uint64(st.Dev), st.Ino}
+func (p *part) position() Position { return Position{p.id.dev, p.id.ino, p.at} }
+
+// extend moves the end of a part on to that of its file, to which nobody writes any more.
+func (p *part) extend() error {
+	st, err := p.file.Stat()
+	if err == nil {
+		p.end = max(p.at, st.Size)
 	}
-	return Position{p.id.dev, p.id.ino, p.at}
+	return err
 }
 
 // entries hands on what is in a part, and moves it on.

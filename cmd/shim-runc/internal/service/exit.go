@@ -45,11 +45,13 @@ func (s *Service) awaitExit(p *process) {
 	if exit.Unknown != "" {
 		s.cfg.Log.Warn("it is not known how a process ended", "process", p.label(s.cfg.ID), "reason", exit.Unknown)
 	}
-	_ = s.record(&ledgerpb.Record{Exit: &ledgerpb.Exit{
-		ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), Status: uint32(exit.Status), ExitedUnixNano: exit.At.UnixNano(),
-		Unknown: exit.Unknown, OomKills: kills, OomKilled: p.oomKilledBy(exit.Status, kills), TimedOut: timedOut,
-	}}, "/tasks/exit", &events.TaskExit{
-		ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
+	insist(func() error {
+		return s.record(&ledgerpb.Record{Exit: &ledgerpb.Exit{
+			ContainerId: s.cfg.ID, ExecId: p.execID, Pid: uint32(p.pid), Status: uint32(exit.Status), ExitedUnixNano: exit.At.UnixNano(),
+			Unknown: exit.Unknown, OomKills: kills, OomKilled: p.oomKilledBy(exit.Status, kills), TimedOut: timedOut,
+		}}, "/tasks/exit", &events.TaskExit{
+			ContainerID: s.cfg.ID, ID: id, Pid: uint32(p.pid), ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At),
+		})
 	})
 	failpoint.Hit("shim.exit.recorded")
 	p.proc.Forget()
@@ -62,6 +64,17 @@ func (s *Service) awaitExit(p *process) {
 	s.keepOrLog(p)
 	failpoint.Hit("shim.exit.kept")
 	close(p.exited)
+}
+
+// insisting is how long an exit waits until it can be written down (the disk is full); who waits for it is answered then.
+const insisting = 30 * time.Second
+
+// insist tries until that succeeds, or has failed for long.
+func insist(write func() error) {
+	begin := time.Now()
+	for wait := 10 * time.Millisecond; write() != nil && time.Since(begin) < insisting; wait = min(2*wait, time.Second) {
+		time.Sleep(wait) // nothing tells that there is room
+	}
 }
 
 // endOthers keeps new execs from starting, ends what can outlive init, and waits until the exits of the execs have been

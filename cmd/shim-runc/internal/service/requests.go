@@ -168,12 +168,7 @@ func (s *Service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsRespon
 	s.mu.Lock()
 	_, err := s.findLocked(r.ID, "", shimapi.ReqPids)
 	c := s.container
-	execs := map[int]string{}
-	for id, e := range s.execs {
-		if e.proc != nil {
-			execs[e.pid] = id
-		}
-	}
+	execs := s.execPIDsLocked()
 	s.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -193,6 +188,17 @@ func (s *Service) Pids(_ context.Context, r *task.PidsRequest) (*task.PidsRespon
 		resp.Processes = append(resp.Processes, info)
 	}
 	return resp, nil
+}
+
+// execPIDsLocked gives the execs that run, by pid: the number of one that has ended may be another's.
+func (s *Service) execPIDsLocked() map[int]string {
+	execs := map[int]string{}
+	for id, e := range s.execs {
+		if e.proc != nil && e.state == shimapi.Running {
+			execs[e.pid] = id
+		}
+	}
+	return execs
 }
 
 // Pause freezes the container.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/managerd/managerd/cmd/shim-runc/internal/handover"
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 	shim "github.com/managerd/managerd/protos/shim/v1"
 	"github.com/managerd/managerd/protos/shimstate"
 	"github.com/managerd/managerd/shimapi"
@@ -140,15 +141,23 @@ func (s *Service) Quiet(ctx context.Context) (err error) {
 		}
 	}
 	held := s.all()
+	goOn := func(held []*process) {
+		s.letAll(held)
+		s.cfg.Reaper.Thaw()
+		s.exits.open()
+	}
 	for i, p := range held {
 		if open := s.streamsOf(p); open != nil {
 			if err := open.Hold(ctx); err != nil {
-				s.letAll(held[:i])
-				s.cfg.Reaper.Thaw()
-				s.exits.open()
+				goOn(held[:i])
 				return busy("process "+p.label(s.cfg.ID), err)
 			}
 		}
+	}
+	// Those of processes that there are no more.
+	if err := logsink.AllRest(ctx); err != nil {
+		goOn(held)
+		return err
 	}
 	return nil
 }

@@ -440,44 +440,6 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// FuzzApply: no tar leaves the root, or makes Apply panic or hang.
-func FuzzApply(f *testing.F) {
-	for _, entries := range [][]tar.Header{
-		{dir("d"), file("d/a"), symlink("l", "/"), hardlink("h", "d/a")},
-		{file("../x"), file("/abs"), symlink("l", "../.."), file("l/x")},
-		{symlink("a", "/outside"), file("a/.wh.secret"), file("a/.wh..wh..opq")},
-		{file(".wh.a"), file("d/.wh..wh..opq"), hardlink("h", "../outside/secret")},
-		{{Name: "x", PAXRecords: map[string]string{xattrPrefix + "user.a": "b"}}, {Name: "f", Typeflag: tar.TypeFifo}},
-		{file(strings.Repeat("long/", 60) + "name")},
-	} {
-		f.Add(archive(f, entries...))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if len(data) > 64<<10 {
-			t.Skip("large inputs find nothing that small ones do not")
-		}
-		base := t.TempDir()
-		root := filepath.Join(base, "root")
-		outside := filepath.Join(base, "outside")
-		for _, d := range []string{root, outside} {
-			if err := os.Mkdir(d, 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := os.WriteFile(filepath.Join(outside, "secret"), []byte("secret"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		before := tree(t, outside, true)
-		_ = Apply(context.Background(), root, bytes.NewReader(data), Limits{})
-		if after := tree(t, outside, true); !maps.Equal(before, after) {
-			t.Errorf("outside changed: %v", after)
-		}
-		if list, _ := os.ReadDir(base); len(list) != 2 {
-			t.Errorf("beside the root: %v", list)
-		}
-	})
-}
-
 // TestForeignTar: archives of GNU tar, in each of its formats, with holes, long names and links.
 func TestForeignTar(t *testing.T) {
 	src := t.TempDir()

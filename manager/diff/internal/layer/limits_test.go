@@ -13,7 +13,7 @@ import (
 )
 
 // sparseBomb is a tar of a few KiB whose only file is a hole (GNU tar's PAX format 1.0).
-func sparseBomb(t *testing.T, size int64) []byte {
+func sparseBomb(t testing.TB, size int64) []byte {
 	t.Helper()
 	body := make([]byte, 512) // the map of the file: no data
 	copy(body, fmt.Sprintf("1\n%d\n0\n", size))

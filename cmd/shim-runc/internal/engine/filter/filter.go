@@ -1,12 +1,5 @@
 //go:build cgo && seccomp
 
-// Package filter keeps compiled seccomp filters, so that a profile is compiled once in a boot of the machine, not again for
-// every container and every exec. Compiling is most of what a process with a usual profile takes to start.
-//
-// How it goes: libcontainer has each container's init and each exec compile and load the filter for itself. A shim that
-// finds the compiled one in its Cache hands it over as a file (see Take); interpose.c has libcontainer get it instead of
-// computing it, provided that it was made by exactly the calls that libcontainer makes now. When there is none, all goes
-// as without this package, and the shim has one compiled for the next time, by a process that never was in a container.
 package filter
 
 /*
