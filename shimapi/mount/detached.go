@@ -109,6 +109,9 @@ func overlay(m *types.Mount, o *options) (int, error) {
 		return -1, os.NewSyscallError("fsopen overlay", err)
 	}
 	defer func() { _ = unix.Close(fs) }()
+	if takesAll() {
+		return -1, errClassic // such a kernel does not know lowerdir+, and takes neither commas here nor more than a page
+	}
 	source := m.Source
 	if source == "" {
 		source = "overlay"
@@ -138,9 +141,6 @@ func overlay(m *types.Mount, o *options) (int, error) {
 			}
 		case valued:
 			if err := unix.FsconfigSetString(fs, k, v); err != nil {
-				if errors.Is(err, unix.EINVAL) && takesAll() {
-					return -1, errClassic // such a kernel takes no commas here
-				}
 				return -1, explain(fs, opt, err)
 			}
 		default:
@@ -150,7 +150,7 @@ func overlay(m *types.Mount, o *options) (int, error) {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		if errors.Is(err, unix.EINVAL) && (o.ids != nil || takesAll()) {
+		if errors.Is(err, unix.EINVAL) && o.ids != nil {
 			return -1, errClassic
 		}
 		return -1, explain(fs, "create", err)

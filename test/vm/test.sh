@@ -97,7 +97,7 @@ cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused
 cmd/shim-runc/internal/service CheckpointUnixSocket)$/^(libcontainer
 manager/snapshots/overlayfs .
 manager/snapshots/snapshottest Conformance)$/^(overlayfs|btrfs|erofs|blockfile
-manager/snapshots/snapshottest Devmapper
+manager/snapshots/snapshottest Devmapper(Full|Reboot)?)$/(
 PACKAGES
 	if [ -n "$plain" ]; then test_binaries 0 packages $(printf '%s\n' $plain | sort -u); fi
 	if [ -n "$cgo" ]; then test_binaries 1 packages $(printf '%s\n' $cgo | sort -u); fi
