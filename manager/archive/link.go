@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -16,6 +18,26 @@ const (
 	labelRefLayer    = "containerd.io/gc.ref.content.l."
 	labelRefSnapshot = "containerd.io/gc.ref.snapshot."
 )
+
+// DiscardLayers has the collector remove those layers of an image for a platform that nothing else refers to: what is unpacked
+// needs them no more. Such an image can be run, not exported or pushed.
+func DiscardLayers(ctx context.Context, c Content, target ocispec.Descriptor, platform ocispec.Platform) error {
+	n, err := newWalker(ctx, c).resolve(target, wanted{platforms.Only(platform), platforms.FormatAll(platform)})
+	if err != nil {
+		return err
+	}
+	labels, err := c.Labels(ctx, n.desc.Digest)
+	if err != nil {
+		return err
+	}
+	gone := map[string]string{}
+	for name := range labels {
+		if strings.HasPrefix(name, labelRefLayer) {
+			gone[name] = "" // which removes a label
+		}
+	}
+	return c.SetLabels(ctx, n.desc.Digest, gone)
+}
 
 // linker labels blobs with what they refer to.
 type linker struct {

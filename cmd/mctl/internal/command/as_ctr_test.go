@@ -14,7 +14,8 @@ func TestAsCtr(t *testing.T) {
 	layer := target.Children[len(target.Children)-1]
 	w.ok("snapshots", "prepare", "one", chain)
 	w.put("one", "mine")
-	w.ok("content", "label", target.Digest, "k=v")
+	// The image refers to the snapshots, or the collector would remove those that have no label to keep them.
+	w.ok("content", "label", target.Digest, "k=v", "containerd.io/gc.ref.snapshot.overlayfs/1=one", "containerd.io/gc.ref.snapshot.overlayfs/2=two")
 	for _, args := range [][]string{
 		{"snapshots", "mounts", "/mnt", "one"},
 		{"snapshots", "info", "one"},

@@ -166,6 +166,23 @@ func TestImages(t *testing.T) {
 	w.fails(1, []string{"nope.tar", "no such file"}, "images", "import", "nope.tar")
 }
 
+// TestDiscardLayers: layers that are unpacked are not kept when they are not wanted, and the image runs.
+func TestDiscardLayers(t *testing.T) {
+	w := newWorld(t)
+	w.ok("images", "rm", "--sync", busybox)
+	w.fails(2, []string{"--discard-unpacked-layers", "--no-unpack"}, "images", "import", "--no-unpack", "--discard-unpacked-layers", archive)
+	w.ok("images", "import", "--snapshotter", "native", "--discard-unpacked-layers", archive)
+	w.ok("content", "prune", "references")
+	w.exits(4, "run", "--rm", "--snapshotter", "native", busybox, "x", "sh", "-c", "exit 4")
+	if out := w.ok("images", "check"); !strings.Contains(out, "incomplete") {
+		t.Errorf("its layers are kept: %s", out)
+	}
+	w.ok("images", "import", "--snapshotter", "native", archive)
+	if out := w.ok("images", "check"); strings.Contains(out, "incomplete") {
+		t.Errorf("another import has not brought them back: %s", out)
+	}
+}
+
 // TestStores: namespaces, leases, snapshots, content.
 func TestStores(t *testing.T) {
 	w := newWorld(t)

@@ -26,7 +26,7 @@ type imported struct {
 
 func (c *cli) imagesImport() *cobra.Command {
 	var o archive.ImportOptions
-	var noUnpack bool
+	var noUnpack, discard bool
 	var snapshotter string
 	var labels, given []string
 	cmd := &cobra.Command{
@@ -40,6 +40,9 @@ is verified by its digest.`,
 			}
 			if o.SkipNamed && !o.Digests {
 				return misused(cmd, "--skip-digest-for-named is of use with --digests only")
+			}
+			if noUnpack && discard {
+				return misused(cmd, "--discard-unpacked-layers and --no-unpack cannot both be given")
 			}
 			list, err := parsePlatforms(cmd, given)
 			if err != nil {
@@ -77,6 +80,12 @@ is verified by its digest.`,
 							if _, err := archive.UnpackPlatform(ctx, cl.Blobs(), cl.Snapshotter(name), i.Target, p); err != nil {
 								return fmt.Errorf("%s was imported, but not unpacked for %s: %w", i.Name, platforms.FormatAll(p), err)
 							}
+							if !discard {
+								continue
+							}
+							if err := archive.DiscardLayers(ctx, cl.Blobs(), i.Target, p); err != nil {
+								return fmt.Errorf("%s was imported and unpacked, but its layers are kept: %w", i.Name, err)
+							}
 						}
 						done[len(done)-1].Unpacked = true
 					}
@@ -95,6 +104,8 @@ is verified by its digest.`,
 	cmd.Flags().Bool("all-platforms", true, "take the images for all platforms")
 	cmd.Flags().Lookup("all-platforms").Hidden = true // they are taken anyway; it is there for scripts made for ctr
 	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
+	cmd.Flags().BoolVar(&discard, "discard-unpacked-layers", false, "keep no layers that are unpacked: the image can be run, not pushed or exported")
+	cmd.Flags().BoolVar(&o.Compress, "compress-blobs", false, "pack the plain layers of \"docker save\" with gzip")
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter to unpack into")
 	return cmd
 }
