@@ -401,7 +401,8 @@ func (r *run) dead() error {
 		return err
 	}
 	r.life()
-	return r.remove(r.id, unknownStatus)
+	// A daemon that is started meanwhile can have a shim again, to which the parked pidfd tells the status.
+	return r.remove(r.id, unknownStatus, 128+uint32(unix.SIGKILL))
 }
 
 // stored says whether there is storage that no record names. A snapshot's goes behind the answer to its removal.

@@ -13,6 +13,8 @@ const (
 	trimAfter = 200
 	// trimQuiet is how long no exec must have been deleted before that is done: the memory would be taken again at once.
 	trimQuiet = 500 * time.Millisecond
+	// trimFew is that of fewer execs.
+	trimFew = 30 * time.Second
 	// trimThreads is how many threads stay then. Go ends none by itself, and each has about 40 KiB of memory.
 	trimThreads = 12
 	// trimLatest is the longest time between two looks whether the daemon has taken the rest of the events.
@@ -26,6 +28,7 @@ type trimmer struct {
 	mu    sync.Mutex
 	execs int           // deleted since it was last done
 	timer *time.Timer   // nil before the first time
+	few   *time.Timer   // likewise
 	again time.Duration // until records are dropped next
 }
 
@@ -35,6 +38,11 @@ func (t *trimmer) deleted() {
 	defer t.mu.Unlock()
 	switch t.execs++; {
 	case t.execs < trimAfter:
+		if t.few == nil {
+			t.few = time.AfterFunc(trimFew, func() { t.free() })
+		} else {
+			t.few.Reset(trimFew)
+		}
 	case t.timer == nil:
 		t.timer = time.AfterFunc(trimQuiet, t.trim)
 	default:
@@ -42,16 +50,22 @@ func (t *trimmer) deleted() {
 	}
 }
 
-func (t *trimmer) trim() {
+// free gives back what execs have needed since it was last done, if there were any.
+func (t *trimmer) free() (any bool) {
 	t.mu.Lock()
-	busy := t.execs > 0 // or it is only for the records that it is done again
+	any = t.execs > 0
 	t.execs = 0
 	t.mu.Unlock()
-	more := t.compact()
-	if busy {
+	if any {
 		retire(trimThreads)
 		debug.FreeOSMemory()
 	}
+	return any
+}
+
+func (t *trimmer) trim() {
+	more := t.compact()
+	busy := t.free() // or it is only for the records that it is done again
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !more || busy {

@@ -46,3 +46,18 @@ func TestRetire(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
+
+// TestFewExecs: what fewer execs than are worth a trim have needed is given back too, when it has been quiet for longer.
+func TestFewExecs(t *testing.T) {
+	var tr trimmer
+	tr.compact = func() bool { t.Error("records are dropped for a few execs"); return false }
+	for range 3 {
+		tr.deleted()
+	}
+	if tr.few == nil || !tr.few.Stop() || tr.timer != nil {
+		t.Error("nothing is to be done when it is quiet")
+	}
+	if !tr.free() || tr.free() {
+		t.Error("it is given back once")
+	}
+}
