@@ -100,7 +100,7 @@ func Apply(ctx context.Context, c Content, desc ocispec.Descriptor, mounts []*ty
 		var failed *ProcessorError
 		var input inputError
 		if n := len(chain); n > 0 && !errors.As(err, &failed) && !errors.As(err, &input) && asked.Err() == nil {
-			err = fmt.Errorf("as stream processor %s writes it: %w", chain[n-1].ID, err)
+			err = &processedError{chain[n-1].ID, err}
 		}
 		return fail(err)
 	}

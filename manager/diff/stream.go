@@ -109,6 +109,25 @@ func (c *chain) Close() error {
 	return nil
 }
 
+// processedError is what is wrong with a layer as the last stream processor writes it.
+type processedError struct {
+	id  string
+	err error
+}
+
+func (e *processedError) Error() string {
+	return fmt.Sprintf("as stream processor %s writes it: %v", e.id, e.err)
+}
+
+func (e *processedError) Unwrap() error { return e.err }
+
+// OfProcessor tells whether a layer could not be applied for a stream processor: it failed, or what it writes is no layer.
+func OfProcessor(err error) bool {
+	var failed *ProcessorError
+	var wrong *processedError
+	return errors.As(err, &failed) || errors.As(err, &wrong)
+}
+
 // ProcessorError is a stream processor that failed.
 type ProcessorError struct {
 	ID     string

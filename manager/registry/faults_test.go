@@ -47,7 +47,7 @@ func TestFaults(t *testing.T) {
 		words     string
 		refetched int64 // most bytes that come twice
 	}{
-		"reset":               {faults: []regproxy.Fault{{Path: "/blobs/", Times: 2, Reset: 1 << 20}}, refetched: 1 << 20},
+		"reset":               {faults: []regproxy.Fault{{Path: "/blobs/", Times: 2, Reset: 3 << 20}}, refetched: 2 << 20},
 		"truncated":           {faults: []regproxy.Fault{{Path: "/blobs/", Times: 2, Truncate: 1 << 20}}, refetched: 1 << 20},
 		"stalled":             {faults: []regproxy.Fault{{Path: "/blobs/", Times: 1, Stall: 3 << 20}}, refetched: 1 << 20},
 		"slow to answer":      {faults: []regproxy.Fault{{Path: "/blobs/", Times: 1, Delay: time.Minute}}},

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/content"
+	"github.com/managerd/managerd/manager/diff"
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/namespaces"
@@ -192,8 +193,10 @@ func again(err error) bool {
 	if full(err) {
 		return false
 	}
-	return errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	return !diff.OfProcessor(err) && (errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || errors.Is(err, io.ErrUnexpectedEOF))
 }
 
 // full tells whether a disk has no room.

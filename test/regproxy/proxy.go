@@ -1,6 +1,7 @@
 package regproxy
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -54,6 +55,9 @@ type Fault struct {
 	hits int
 }
 
+// inFlight is about how many bytes the kernel keeps of what was sent and has not arrived.
+const inFlight = 64 << 10
+
 // Before starts a proxy before a registry. With server it speaks HTTPS.
 func Before(t testing.TB, r *Registry, server *tls.Config) *Proxy {
 	t.Helper()
@@ -64,6 +68,12 @@ func Before(t testing.TB, r *Registry, server *tls.Config) *Proxy {
 	p := &Proxy{backend: backend, client: &http.Transport{TLSClientConfig: r.ClientTLS(), DisableCompression: true}, gone: make(chan struct{}), sent: &atomic.Int64{}}
 	s := httptest.NewUnstartedServer(p)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if t, ok := c.(interface{ SetWriteBuffer(int) error }); ok {
+			_ = t.SetWriteBuffer(inFlight) // a reset loses what is there: it was sent, and nobody gets it
+		}
+		return ctx
+	}
 	if server != nil {
 		s.TLS = server
 		s.StartTLS()
