@@ -18,10 +18,10 @@ TESTTAGS = seccomp netgo osusergo
 # vmguest: the tests that run in the VM only, see test/vm.
 LINTTAGS = $(TESTTAGS) vmguest
 
-.PHONY: help build demo test race fuzz test-vm test-chaos bench lint protos install uninstall clean deps test-deps
+.PHONY: help build demo test race fuzz test-vm test-vm-packages test-chaos bench lint protos install uninstall clean deps test-deps
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps:
 	@contrib/deps.sh build
@@ -53,7 +53,11 @@ fuzz: build ## every fuzz test for FUZZTIME (10s) each; FUZZPKG=./shimapi/... fo
 
 test-vm: build ## systemd and cgroup v2, for real, in a Debian VM (qemu without KVM, image cached); needs root
 	@contrib/deps.sh vm
-	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh
+	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh systemd
+
+test-vm-packages: build ## in the same VM, what comes out differently there of other packages
+	@contrib/deps.sh vm
+	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh packages
 
 test-chaos: build test-deps ## kill daemon and shims at random under load (DURATION=60s, SEED=0); needs root
 	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -timeout 0 -count 1 -v -run TestChaos ./test/chaos -args -chaos.duration=$(or $(DURATION),60s) -chaos.seed=$(or $(SEED),0)

@@ -44,7 +44,7 @@ fi
 # zeroing pages in advance and huge ones at once, grace periods of timer ticks, processors that wait for each other. Without a
 # PIT the clock is set by the HPET, which a busy host does not lead astray: guests had a clock 76 times too fast.
 cheap="init_on_alloc=0 transparent_hugepage=never rcupdate.rcu_expedited=1"
-args=(-machine pc,pit=off -accel "tcg,thread=multi,tb-size=512" -cpu "max,la57=off,erms=off,fsrm=off,smap=off,smep=off" -smp 1 -m 2048
+args=(-machine pc,pit=off -accel "tcg,thread=multi,tb-size=512" -cpu "max,la57=off,erms=off,fsrm=off,smap=off,smep=off" -smp 2 -m 2048
 	-nodefaults -no-reboot -display none -kernel "$image/vmlinuz" -initrd "$image/initrd.img"
 	-append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable systemd.show_status=0 $cheap"
 	-drive "file=$disk,format=raw,if=virtio,cache=unsafe"

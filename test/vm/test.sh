@@ -1,5 +1,5 @@
 #!/bin/bash
-# What make test-vm runs, on two test machines side by side, each with one of the host's processors:
+# test.sh systemd|packages: what make test-vm and make test-vm-packages run on a test machine:
 #   systemd   the tests of test/vm/guest, in two boots of one disk
 #   packages  those tests of other packages that come out differently there
 # Needs BIN with the programs. GO: the go command; TAGS: the tests' build tags; OUT: where logs are kept (a temporary directory,
@@ -7,17 +7,15 @@
 # boot, and nothing else. TESTS, one such as 'engine|reaper': only the tests of these packages.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-bin=${BIN:-$PWD/bin} go=${GO:-go} tags=${TAGS:-seccomp netgo osusergo}
+what=${1:-systemd} bin=${BIN:-$PWD/bin} go=${GO:-go} tags=${TAGS:-seccomp netgo osusergo}
 if [ "$(id -u)" != 0 ]; then
 	echo "make test-vm needs root: the image of the machine is made by debootstrap" >&2
 	exit 1
 fi
 work=$(mktemp -d)
 out=${OUT:-$work/out}
-status=1 jobs=()
+status=1
 end() {
-	for job in "${jobs[@]}"; do kill -- "-$job" 2>/dev/null || :; done
-	wait
 	if [ "$status" = 0 ] || [ -n "${OUT:-}" ]; then rm -rf "$work"; else rm -rf "$work"/{systemd,packages}*; echo "logs: $out" >&2; fi
 }
 trap end EXIT
@@ -33,27 +31,21 @@ test_binaries() {
 	CGO_ENABLED=$cgo "$go" test -c -tags "vmguest failpoints $tags" -ldflags "$flags" -o "$dir/" "${@/#/./}" </dev/null
 }
 
-# machine NAME SECONDS SCRIPT...: runs the scripts of its tree, one boot each, on one disk. Its output is told from the other's.
+# machine SECONDS SCRIPT...: runs the scripts of the tree, one boot each, on one disk.
 machine() {
-	local name=$1 seconds=$2 script began=$SECONDS
-	shift 2
+	local seconds=$1 script began=$SECONDS
+	shift
+	wait "$image"
 	for script; do
-		test/vm/run.sh -i "$work/$name" -o "$out/$script" -d "$work/$name.img" -t "$seconds" "mount -t tmpfs tmpfs /tmp; cd /tmp; . /vmtest/$script"
-	done 2>&1 | sed -u "s/^/$name: /"
-	echo "$name: all of it in $((SECONDS - began)) s"
-}
-
-# start ...: machine ..., beside everything else, in a process group of its own.
-start() {
-	set -m
-	machine "$@" &
-	jobs+=($!)
-	set +m
+		test/vm/run.sh -i "$work/$what" -o "$out/$script" -d "$work/$what.img" -t "$seconds" "mount -t tmpfs tmpfs /tmp; cd /tmp; . /vmtest/$script"
+	done
+	echo "$what: all of it in $((SECONDS - began)) s"
 }
 
 test/vm/image.sh >/dev/null & image=$!
 
-if [ -z "${TESTS:-}" ]; then
+case $what in
+systemd)
 	# Two builds to install from, which differ in their version.
 	tree=$work/systemd
 	for build in this next; do
@@ -68,11 +60,9 @@ if [ -z "${TESTS:-}" ]; then
 	test_binaries 0 systemd test/vm/guest
 	echo "/vmtest/tests/guest.test -test.run '^TestFirstBoot\$/^(${PARTS:-.*})\$' -test.timeout 900s" >"$tree/boot1"
 	echo "/vmtest/tests/guest.test -test.run '^TestSecondBoot\$' -test.timeout 300s" >"$tree/boot2"
-	wait "$image"
-	if [ -n "${PARTS:-}" ]; then start systemd 1000 boot1; else start systemd 1000 boot1 boot2; fi
-fi
-
-if [ -z "${PARTS:-}" ]; then
+	if [ -n "${PARTS:-}" ]; then machine 1000 boot1; else machine 1000 boot1 boot2; fi
+	;;
+packages)
 	tree=$work/packages
 	mkdir -p "$tree/bin"
 	cp "$bin"/{managerd,shim-runc,mctl} "$tree/bin/"
@@ -96,16 +86,16 @@ cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update
 cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput|Locks|TCP)|Restore|SandboxSlice
 cmd/shim-runc/internal/service CheckpointUnixSocket)$/^(libcontainer
 manager/snapshots/overlayfs .
-manager/snapshots/snapshottest Conformance)$/^(overlayfs|btrfs|erofs|blockfile
+manager/snapshots/snapshottest Conformance)$/^(overlayfs
 manager/snapshots/snapshottest Devmapper(Full|Reboot)?)$/(
 PACKAGES
 	if [ -n "$plain" ]; then test_binaries 0 packages $(printf '%s\n' $plain | sort -u); fi
 	if [ -n "$cgo" ]; then test_binaries 1 packages $(printf '%s\n' $cgo | sort -u); fi
-	if [ -n "${TESTS:-}" ]; then wait "$image"; fi
-	start packages 1000 packages
-fi
-failed=0
-for job in "${jobs[@]}"; do wait "$job" || failed=$?; done
-jobs=()
-status=$failed
-exit "$status"
+	machine 1200 packages
+	;;
+*)
+	echo "usage: test/vm/test.sh systemd|packages" >&2
+	exit 2
+	;;
+esac
+status=0
