@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -109,13 +110,15 @@ func (s *Store) Keep(ctx context.Context, d digest.Digest) error {
 }
 
 // keep tells whether the namespace has a blob, which the lease of ctx, if there is one, then holds on to instead of its
-// ingest ref. It looks where it writes: what was collected a moment before is not there.
+// ingest ref. It looks where it writes: what was collected a moment before is not there. Nor is one whose bytes are lost: to
+// write it again is what mends it.
 func (s *Store) keep(ctx context.Context, ns string, d digest.Digest, ref string) (there bool, err error) {
 	if err := valid(d); err != nil {
 		return false, err
 	}
-	look := func(tx *metadata.Tx) error {
-		_, err := info(tx, ns, d)
+	var i Info
+	look := func(tx *metadata.Tx) (err error) {
+		i, err = info(tx, ns, d)
 		if there = err == nil; errdefs.IsNotFound(err) {
 			return nil
 		}
@@ -123,6 +126,10 @@ func (s *Store) keep(ctx context.Context, ns string, d digest.Digest, ref string
 	}
 	if err := s.db.View(look); err != nil || !there {
 		return false, err
+	}
+	if s.lost(ctx, d, i.Size) {
+		slog.Warn("content has a record, but its bytes are not there, or not all; it is written again", "namespace", ns, "digest", d)
+		return false, nil
 	}
 	if _, leased := leases.From(ctx); !leased {
 		return true, nil

@@ -475,3 +475,43 @@ func TestCollectedMeanwhile(t *testing.T) {
 		t.Errorf("the lease keeps %v, %v", held, err)
 	}
 }
+
+// TestLost: what has a record and no bytes, or not all of them, is written again by whoever wants it, in any namespace.
+func TestLost(t *testing.T) {
+	const data = "lost and found"
+	for what, lose := range map[string]func(path string) error{
+		"gone": os.Remove,
+		"cut":  func(path string) error { return os.Truncate(path, 3) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			ctx, e := newEnv(t, Shared)
+			d := e.add(ctx, data, map[string]string{"of": "the first"})
+			path := e.backend.(*files).path(d)
+			for _, again := range []context.Context{ctx, namespaces.With(ctx, "two")} {
+				if err := lose(path); err != nil {
+					t.Fatal(err)
+				}
+				if err := e.Keep(again, d); !errdefs.IsNotFound(err) {
+					t.Errorf("kept: %v", err)
+				}
+				w, err := e.Writer(again, "again", d, int64(len(data)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				e.write(w, data)
+				if err := errors.Join(w.Commit(again, 0, d, nil), w.Close()); err != nil {
+					t.Fatal(err)
+				}
+				if got := e.read(again, d); got != data {
+					t.Errorf("%q", got)
+				}
+				if err := e.Keep(again, d); err != nil {
+					t.Error(err)
+				}
+			}
+			if i, err := e.Info(ctx, d); err != nil || i.Labels["of"] != "the first" {
+				t.Errorf("its labels are %v, %v", i.Labels, err)
+			}
+		})
+	}
+}
