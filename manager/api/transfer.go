@@ -174,6 +174,9 @@ func (a *Transfer) importing(ctx context.Context, from *wire.ImageImportStream, 
 	if err != nil {
 		return err
 	}
+	if image.Import != nil {
+		return a.importFile(ctx, image, from.ForceCompress, progress)
+	}
 	s, err := a.streams.Get(ctx, from.Stream)
 	if err != nil {
 		return err
@@ -181,6 +184,19 @@ func (a *Transfer) importing(ctx context.Context, from *wire.ImageImportStream, 
 	r := streaming.Reader(s)
 	_, err = a.service.Import(ctx, r, image, from.ForceCompress, progress)
 	return errors.Join(err, r.Close())
+}
+
+// importFile imports a file of this machine. What is wrong with it is told with its path, and nothing else is.
+func (a *Transfer) importFile(ctx context.Context, image transfer.Image, compress bool, progress func(transfer.Progress)) error {
+	f, err := image.Import.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if _, err = a.service.Import(ctx, f, image, compress, progress); err != nil {
+		return fmt.Errorf("cannot import %s: %w", image.Import.Path, err)
+	}
+	return nil
 }
 
 func (a *Transfer) export(ctx context.Context, from *wire.ImageStore, to *wire.ImageExportStream, progress func(transfer.Progress)) error {

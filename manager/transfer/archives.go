@@ -7,9 +7,11 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/managerd/managerd/manager/archive"
+	"github.com/managerd/managerd/manager/archive/local"
 )
 
 // Import reads an archive (see archive.Import), names its images as image.References says, and unpacks them; image.Name
@@ -24,20 +26,27 @@ func (s *Service) Import(ctx context.Context, r io.Reader, image Image, compress
 	err := s.leased(ctx, "import "+image.Name, func(ctx context.Context) error {
 		t.say(Progress{Event: "Importing"})
 		names := &keeper{}
-		_, err := archive.Import(ctx, s.blobs, names, r, archive.ImportOptions{Index: image.Name, Labels: image.Labels, Names: image.imported, Compress: compress})
-		if err != nil {
+		o := archive.ImportOptions{Index: image.Name, Labels: image.Labels, Names: image.imported, Compress: compress}
+		if w := image.Import; w != nil {
+			o.Base, o.Digests, o.SkipNamed, o.Names = w.Base, w.Digests, w.SkipNamed, nil
+		}
+		if _, err := archive.Import(ctx, s.blobs, names, r, o); err != nil {
 			return err
 		}
-		if err := s.unpackAll(ctx, names.targets, image); err != nil {
+		if err := s.unpackAll(ctx, names, image); err != nil {
 			return err
 		}
 		for _, i := range names.all {
-			stored, err := s.store(ctx, []string{i.Name}, image.Labels, i.Target)
-			out = append(out, stored...)
-			if err != nil {
+			if err := s.name(ctx, i, image); err != nil {
 				return err
 			}
+			out = append(out, i)
 			t.say(Progress{Event: "saved", Name: i.Name, Desc: &i.Target})
+		}
+		if image.Import != nil && image.Import.Discard {
+			if err := s.discard(ctx, names, image); err != nil {
+				return err
+			}
 		}
 		t.say(Progress{Event: "Completed import"})
 		return nil
@@ -46,6 +55,15 @@ func (s *Service) Import(ctx context.Context, r io.Reader, image Image, compress
 		return nil, err
 	}
 	return out, nil
+}
+
+// name gives an imported image its name. One of image.Import keeps the labels of the image that has it.
+func (s *Service) name(ctx context.Context, i Stored, image Image) error {
+	if image.Import != nil {
+		return local.NewImages(s.cfg.Images).Put(ctx, i.Name, i.Target, image.Labels)
+	}
+	_, err := s.store(ctx, []string{i.Name}, image.Labels, i.Target)
+	return err
 }
 
 // keeper keeps the names of an import until all of it is unpacked.
@@ -62,16 +80,38 @@ func (k *keeper) Put(_ context.Context, name string, target ocispec.Descriptor, 
 	return nil
 }
 
-// unpackAll unpacks images for each platform that is asked for and that they have.
-func (s *Service) unpackAll(ctx context.Context, targets []ocispec.Descriptor, image Image) error {
+// name is one that a target gets.
+func (k *keeper) name(target ocispec.Descriptor) string {
+	i := slices.IndexFunc(k.all, func(s Stored) bool { return s.Target.Digest == target.Digest })
+	return k.all[i].Name
+}
+
+// discard has the collector take the layers of what is unpacked.
+func (s *Service) discard(ctx context.Context, names *keeper, image Image) error {
+	for _, u := range image.Unpacks {
+		for _, target := range names.targets {
+			if err := archive.DiscardLayers(ctx, s.blobs, target, u.Platform); err != nil {
+				return fmt.Errorf("%s was imported and unpacked, but its layers are kept: %w", names.name(target), err)
+			}
+		}
+	}
+	return nil
+}
+
+// unpackAll unpacks images for each platform that is asked for and that they have; those of image.Import must have it.
+func (s *Service) unpackAll(ctx context.Context, names *keeper, image Image) error {
 	for _, u := range image.Unpacks {
 		to, err := s.snapshotter(u)
 		if err != nil {
 			return err
 		}
-		for _, target := range targets {
+		for _, target := range names.targets {
 			_, err := archive.UnpackPlatform(ctx, s.blobs, to, target, u.Platform)
-			if err != nil && !errdefs.IsNotFound(err) {
+			switch {
+			case err == nil:
+			case image.Import != nil:
+				return fmt.Errorf("%s was not imported, as it cannot be unpacked for %s: %w", names.name(target), platforms.FormatAll(u.Platform), err)
+			case !errdefs.IsNotFound(err):
 				return err
 			}
 		}

@@ -29,6 +29,20 @@ type Wish struct {
 	Concurrent int `json:"concurrent,omitempty"`
 	// Target is the manifest or index that is pushed, by media type and digest, instead of an image's.
 	Target *ocispec.Descriptor `json:"target,omitempty"`
+	// Import is an archive that is imported instead of what comes over a stream.
+	Import *Import `json:"import,omitempty"`
+}
+
+// Import is a file that the client has found, and how its images are named, as archive.ImportOptions says. All platforms that
+// it is to be unpacked for must be there.
+type Import struct {
+	Path      string `json:"path"`
+	Device    uint64 `json:"device"` // st_dev and st_ino: elsewhere there may be another file of that name
+	Inode     uint64 `json:"inode"`
+	Base      string `json:"base,omitempty"`
+	Digests   bool   `json:"digests,omitempty"`
+	SkipNamed bool   `json:"skip_named,omitempty"`
+	Discard   bool   `json:"discard,omitempty"` // keep no layers that are unpacked
 }
 
 // With is ctx for a request that wants w.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,7 +44,7 @@ func (c *Client) Transfer(ctx context.Context, from, to proto.Message, r *wire.R
 
 // gone tells whether an error is of a daemon that ends, or has. One that is there says what it could not do.
 func (c *Client) gone(err error) bool {
-	return !strings.Contains(err.Error(), "cannot pull ") && !strings.Contains(err.Error(), "cannot push ")
+	return !slices.ContainsFunc([]string{"cannot pull ", "cannot push ", "cannot import "}, func(s string) bool { return strings.Contains(err.Error(), s) })
 }
 
 func (c *Client) transfer(ctx context.Context, from, to proto.Message, r *wire.RegistryResolver, asked Asked, progress func(*wire.Progress), debug io.Writer) error {

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,7 +27,7 @@ func TestImportUnpacks(t *testing.T) {
 	w.ok("images", "rm", "--sync", busybox)
 	file := multi(t, "amd64", "arm64")
 	const name = "docker.io/library/multi:1"
-	w.fails(1, []string{name, "not imported", "linux/mips", "--no-unpack"}, "images", "import", "--platform", "linux/amd64", "--platform", "linux/mips", file)
+	w.fails(1, []string{name, "not imported", "linux/mips"}, "images", "import", "--platform", "linux/amd64", "--platform", "linux/mips", file)
 	if out := w.ok("images", "ls", "-q"); out != "" {
 		t.Errorf("images are there: %s", out)
 	}
@@ -174,5 +175,53 @@ func ends(t *testing.T, cmd *exec.Cmd) int {
 		_ = cmd.Process.Signal(os.Kill)
 		t.Fatalf("%v does not end", cmd.Args)
 		return 0
+	}
+}
+
+// TestImportFile: the daemon imports a file that it finds, mctl one that the daemon does not; the result is the same.
+func TestImportFile(t *testing.T) {
+	w := newWorld(t)
+	w.ok("images", "rm", "--sync", busybox)
+	several := multi(t, "amd64", "arm64")
+	for _, c := range []struct {
+		file  string
+		flags []string
+	}{
+		{several, nil}, {archive, nil}, {several, []string{"--platform", "linux/arm64"}},
+		{several, []string{"--no-unpack", "--digests", "--base-name", "local/x", "--index-name", "local/all:1", "--label", "a=b"}},
+		{archive, []string{"--digests", "--skip-digest-for-named", "--compress-blobs", "--discard-unpacked-layers"}},
+	} {
+		state := func() string {
+			w.collect()
+			return w.ok("images", "ls") + w.ok("content", "ls", "-q") + w.ok("snapshots", "ls") + w.ok("leases", "ls")
+		}
+		args := append([]string{"images", "import"}, c.flags...)
+		theirs, there := w.ok(append(args, c.file)...), state()
+		w.ok(append([]string{"images", "rm", "--sync"}, strings.Fields(w.ok("images", "ls", "-q"))...)...)
+		var ours, errs bytes.Buffer
+		cmd := w.Mctl(append(args, "/dev/stdin")...) // the daemon's is another one
+		f, err := os.Open(c.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = f, &ours, &errs
+		if err := errors.Join(cmd.Run(), f.Close()); err != nil {
+			t.Fatalf("%v: %s", err, &errs)
+		}
+		if here := state(); ours.String() != theirs || here != there {
+			t.Errorf("%q: the daemon says\n%s\nand makes\n%s\nmctl says\n%s\nand makes\n%s", c.flags, theirs, there, &ours, here)
+		}
+		w.ok(append([]string{"images", "rm", "--sync"}, strings.Fields(w.ok("images", "ls", "-q"))...)...)
+	}
+	broken := filepath.Join(t.TempDir(), "broken.tar")
+	if err := os.WriteFile(broken, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.fails(1, []string{"cannot import " + broken + ": "}, "images", "import", broken)
+	w.ok("images", "import", archive)
+	w.ok("images", "label", busybox, "k=v")
+	w.ok("images", "import", "--label", "l=w", archive)
+	if out := w.ok("images", "label", busybox); out != "k=v,l=w\n" {
+		t.Errorf("the labels of an image that is imported again: %q", out)
 	}
 }
