@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -383,5 +384,33 @@ func TestExpiryTold(t *testing.T) {
 	}
 	if err := s.Deactivate(ctx, "x"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFileSystems: every file system that can be named is made, and is what it is called.
+func TestFileSystems(t *testing.T) {
+	for fstype, c := range map[string]struct {
+		size  string
+		magic int64
+	}{"ext2": {"4MiB", unix.EXT2_SUPER_MAGIC}, "ext3": {"8m", unix.EXT3_SUPER_MAGIC}, "xfs": {"0.3g", unix.XFS_SUPER_MAGIC}} {
+		t.Run(fstype, func(t *testing.T) {
+			if _, err := exec.LookPath("mkfs." + fstype); err != nil {
+				t.Skipf("mkfs.%s is not installed", fstype)
+			}
+			s, ctx, dir := fresh(t)
+			a, err := s.Activate(ctx, "x", []*types.Mount{
+				{Type: "mkfs/" + fstype, Source: filepath.Join(dir, "disk"), Options: []string{"loop", "X-containerd.mkfs.fs=" + fstype, "X-containerd.mkfs.size=" + c.size, "X-containerd.mkfs.uuid=" + id}},
+			}, Options{Temporary: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var st unix.Statfs_t
+			if err := unix.Statfs(a.Active[0].Point, &st); err != nil || int64(st.Type) != c.magic {
+				t.Errorf("%x, %v", st.Type, err)
+			}
+			if err := s.Deactivate(ctx, "x"); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
