@@ -75,6 +75,7 @@ func proofs() []proof {
 	all = append(all,
 		proof{"linux.resources.devices changed by an update", refusedWord, refusedWord, "TestUpdateRefused"},
 		proof{"linux.resources.blockIO.weightDevice.{major,minor,weight} of a disk with BFQ", notShown + "no disk has BFQ", honouredWord, "TestWeightDevice"},
+		proof{"process.execCPUAffinity.initial alone, after the cgroup was changed", "as the kernel does: kept", "as the kernel does: not kept before Linux 6.2", "TestExecAffinity"},
 		proof{"process.apparmorProfile where the kernel has AppArmor", notShown + "the kernel lacks AppArmor", honouredWord, "TestAppArmor"},
 	)
 	slices.SortFunc(all, func(a, b proof) int {
