@@ -4,12 +4,32 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // loops bounds how often a loop device is lost to somebody who was faster.
 const loops = 64
+
+// attached finds a writable loop device that a file is already, "" for none.
+func attached(file string) string {
+	file, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return ""
+	}
+	found, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is right
+	for _, f := range found {
+		block := filepath.Dir(filepath.Dir(f))
+		is, err := os.ReadFile(f) // it may be gone by now
+		ro, roerr := os.ReadFile(filepath.Join(block, "ro"))
+		if err == nil && roerr == nil && strings.TrimSuffix(string(is), "\n") == file && string(ro) == "0\n" {
+			return "/dev/" + filepath.Base(block)
+		}
+	}
+	return ""
+}
 
 // loop makes file a block device that is gone when nobody uses it any more (loop(4), LO_FLAGS_AUTOCLEAR). The caller
 // closes it once it is mounted.
