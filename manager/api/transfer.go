@@ -25,6 +25,7 @@ import (
 	"github.com/managerd/managerd/manager/registry"
 	"github.com/managerd/managerd/manager/streaming"
 	"github.com/managerd/managerd/manager/transfer"
+	"github.com/managerd/managerd/manager/transfer/wish"
 )
 
 // Transfer serves containerd.services.transfer.v1.Transfer.
@@ -220,6 +221,10 @@ func (a *Transfer) progress(ctx context.Context, stream string) (func(transfer.P
 func (a *Transfer) image(ctx context.Context, i *wire.ImageStore) (transfer.Image, error) {
 	image := transfer.Image{
 		Name: i.Name, Labels: i.Labels, Platforms: types.OCIPlatformFromProto(i.Platforms), AllMetadata: i.AllMetadata, ManifestLimit: int(i.ManifestLimit),
+	}
+	var err error
+	if image.Wish, err = wish.From(ctx); err != nil {
+		return image, err
 	}
 	for _, r := range i.ExtraReferences {
 		image.References = append(image.References, transfer.Reference{

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"context"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -46,4 +47,13 @@ func Distributable(mediaType string) bool {
 // RefKey is the name of the ingest by which a blob is fetched, as other clients of the content store choose it, too.
 func RefKey(desc ocispec.Descriptor) string {
 	return string(KindOf(desc.MediaType)) + "-" + desc.Digest.String()
+}
+
+// MediaType is what a manifest or index says of itself, empty when it says nothing. InvalidArgument for what is neither.
+func MediaType(ctx context.Context, c Content, desc ocispec.Descriptor) (string, error) {
+	var said struct {
+		MediaType string `json:"mediaType"`
+	}
+	err := readJSON(ctx, c, desc, &said)
+	return said.MediaType, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -81,12 +82,9 @@ func (s *Store) writer(ctx context.Context, ref string, expected digest.Digest, 
 
 // missing is AlreadyExists when the namespace has the blob, or gets it from another that shares it.
 func (s *Store) missing(ctx context.Context, ns string, d digest.Digest) error {
-	i, err := s.Info(ctx, d)
-	there := err == nil
-	if errdefs.IsNotFound(err) {
+	there, err := s.keep(ctx, ns, d, "")
+	if err == nil && !there {
 		there, err = s.adopt(ctx, ns, d)
-	} else if there {
-		err = s.keep(ctx, ns, i, "")
 	}
 	if there && err == nil {
 		return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
@@ -111,12 +109,44 @@ func (s *Store) Keep(ctx context.Context, d digest.Digest) error {
 	}
 }
 
-// keep has the lease of ctx, if there is one, hold on to a blob that is there.
-func (s *Store) keep(ctx context.Context, ns string, i Info, ref string) error {
-	if _, leased := leases.From(ctx); !leased {
-		return nil
+// keep tells whether the namespace has a blob, which the lease of ctx, if there is one, then holds on to instead of its
+// ingest ref. It looks where it writes: what was collected a moment before is not there. Nor is one whose bytes are lost: to
+// write it again is what mends it.
+func (s *Store) keep(ctx context.Context, ns string, d digest.Digest, ref string) (there bool, err error) {
+	if err := valid(d); err != nil {
+		return false, err
 	}
-	return s.record(ctx, ns, i.Digest, i.Size, i.Labels, ref)
+	var i Info
+	look := func(tx *metadata.Tx) (err error) {
+		i, err = info(tx, ns, d)
+		if there = err == nil; errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	if err := s.db.View(look); err != nil || !there {
+		return false, err
+	}
+	if s.lost(ctx, d, i.Size) {
+		slog.Warn("content has a record, but its bytes are not there, or not all; it is written again", "namespace", ns, "digest", d)
+		return false, nil
+	}
+	if _, leased := leases.From(ctx); !leased {
+		return true, nil
+	}
+	err = s.db.Batch(func(tx *metadata.Tx) error {
+		if err := look(tx); err != nil || !there {
+			return err
+		}
+		if err := leases.Attach(ctx, tx, ns, leases.Resource{ID: d.String(), Type: leases.Content}); err != nil {
+			return err
+		}
+		return leases.Detach(ctx, tx, ns, leases.Resource{ID: ref, Type: leases.Ingests})
+	})
+	if err != nil {
+		return false, fmt.Errorf("cannot keep content %s: %w", d, err)
+	}
+	return there, nil
 }
 
 // usable is an error when there is nothing any more to write to.
@@ -194,16 +224,15 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		w.wrong = st.Offset > 0 && st.Offset >= st.Total
 		return fmt.Errorf("cannot commit %q: its digest is %s, expected is %s: %w", w.ref, got, expected, errdefs.ErrFailedPrecondition)
 	}
-	i, err := w.s.Info(ctx, got)
-	switch {
-	case err == nil:
+	switch there, err := w.s.keep(ctx, w.ns, got, w.ref); {
+	case err != nil:
+		return err
+	case there:
 		w.over = true
-		if err := errors.Join(w.s.keep(ctx, w.ns, i, w.ref), w.in.Discard(ctx), w.in.Close()); err != nil {
+		if err := errors.Join(w.in.Discard(ctx), w.in.Close()); err != nil {
 			return err
 		}
 		return fmt.Errorf("content %s: %w", got, errdefs.ErrAlreadyExists)
-	case !errdefs.IsNotFound(err):
-		return err
 	}
 	if err := w.in.Sync(); err != nil {
 		return fmt.Errorf("cannot sync %q: %w", w.ref, err)

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/managerd/managerd/manager/filters"
+	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/namespaces"
 )
@@ -397,5 +400,118 @@ func TestKilled(t *testing.T) {
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// collecting is the context of the lease "l" in which, when somebody first looks whether there is a lease, a collection
+// happens: between the look at a blob and what is written about it.
+type collecting struct {
+	context.Context
+	collect func()
+}
+
+func (c collecting) Value(key any) any {
+	v := c.Context.Value(key)
+	if v == "l" {
+		c.collect()
+	}
+	return v
+}
+
+// TestCollectedMeanwhile: what is collected after it was found is not there, and has no record without a file.
+func TestCollectedMeanwhile(t *testing.T) {
+	ctx, e := newEnv(t, Shared)
+	l := leases.NewStore(e.db)
+	if _, err := l.Create(ctx, "l", nil); err != nil {
+		t.Fatal(err)
+	}
+	leased := leases.With(ctx, "l")
+	d := digest.FromString("garbage")
+	collected := func(do func(ctx context.Context)) {
+		t.Helper()
+		e.add(ctx, "garbage", nil)
+		happened := false
+		do(collecting{leased, sync.OnceFunc(func() {
+			happened = true
+			err := e.db.Update(func(tx *metadata.Tx) error { return Forget(tx, "one", d) })
+			if err := errors.Join(err, e.Free(d)); err != nil {
+				t.Error(err)
+			}
+		})})
+		if !happened {
+			t.Error("nothing was collected")
+		}
+	}
+
+	collected(func(ctx context.Context) {
+		if err := e.Keep(ctx, d); !errdefs.IsNotFound(err) {
+			t.Errorf("kept: %v", err)
+		}
+	})
+	collected(func(ctx context.Context) {
+		w, err := e.Writer(ctx, "r", d, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := e.Info(ctx, d); !errdefs.IsNotFound(err) {
+		t.Errorf("it has a record: %v", err)
+	}
+	w := e.writer(leased, "w", "", 0)
+	e.write(w, "garbage")
+	collected(func(ctx context.Context) {
+		if err := errors.Join(w.Commit(ctx, 0, d, nil), w.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	if got := e.read(ctx, d); got != "garbage" {
+		t.Errorf("%q", got)
+	}
+	held, err := l.ListResources(ctx, "l")
+	if err != nil || !slices.Contains(held, leases.Resource{ID: d.String(), Type: leases.Content}) {
+		t.Errorf("the lease keeps %v, %v", held, err)
+	}
+}
+
+// TestLost: what has a record and no bytes, or not all of them, is written again by whoever wants it, in any namespace.
+func TestLost(t *testing.T) {
+	const data = "lost and found"
+	for what, lose := range map[string]func(path string) error{
+		"gone": os.Remove,
+		"cut":  func(path string) error { return os.Truncate(path, 3) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			ctx, e := newEnv(t, Shared)
+			d := e.add(ctx, data, map[string]string{"of": "the first"})
+			path := e.backend.(*files).path(d)
+			for _, again := range []context.Context{ctx, namespaces.With(ctx, "two")} {
+				if err := lose(path); err != nil {
+					t.Fatal(err)
+				}
+				if err := e.Keep(again, d); !errdefs.IsNotFound(err) {
+					t.Errorf("kept: %v", err)
+				}
+				w, err := e.Writer(again, "again", d, int64(len(data)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				e.write(w, data)
+				if err := errors.Join(w.Commit(again, 0, d, nil), w.Close()); err != nil {
+					t.Fatal(err)
+				}
+				if got := e.read(again, d); got != data {
+					t.Errorf("%q", got)
+				}
+				if err := e.Keep(again, d); err != nil {
+					t.Error(err)
+				}
+			}
+			if i, err := e.Info(ctx, d); err != nil || i.Labels["of"] != "the first" {
+				t.Errorf("its labels are %v, %v", i.Labels, err)
+			}
+		})
 	}
 }

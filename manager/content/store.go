@@ -369,7 +369,7 @@ func (s *Store) ReaderAt(ctx context.Context, d digest.Digest) (Reader, error) {
 	}
 	r, err := s.backend.Open(ctx, d, i.Size)
 	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("content %s has a record but no file: %w", d, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("content %s has a record but no file; pull or import it again: %w", d, errdefs.ErrDataLoss)
 	}
 	return r, err
 }
@@ -385,13 +385,23 @@ func (s *Store) adopt(ctx context.Context, ns string, d digest.Digest) (bool, er
 			return false, nil
 		}
 	}
-	if err != nil || size < 0 {
+	if err != nil || size < 0 || s.lost(ctx, d, size) {
 		return false, err
 	}
 	if err := s.record(ctx, ns, d, size, nil, ""); err != nil {
 		return false, err
 	}
 	return true, nil
+}
+
+// lost tells whether a blob that has a record is not there, or not as large. One of which the other program does not say it
+// is not.
+func (s *Store) lost(ctx context.Context, d digest.Digest, size int64) bool {
+	there, err := s.backend.Stat(ctx, d)
+	if err != nil {
+		return errdefs.IsNotFound(err)
+	}
+	return there != size
 }
 
 // shared gives the size of a blob that some namespace has and shares, -1 when there is none.

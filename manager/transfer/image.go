@@ -11,6 +11,7 @@ import (
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/images"
+	"github.com/managerd/managerd/manager/transfer/wish"
 )
 
 // Image says what an image is to be called, or is called, in the image store, and which part of it counts.
@@ -27,6 +28,7 @@ type Image struct {
 	References []Reference
 	// Unpacks says where its layers are unpacked.
 	Unpacks []Unpack
+	wish.Wish
 }
 
 // Unpack is a platform whose layers are unpacked, and by which snapshotter.

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -60,6 +61,9 @@ func (s *Service) pull(ctx context.Context, name string, remote Remote, image Im
 	if len(image.names()) == 0 {
 		return nil, invalid("nobody says what the image is to be called")
 	}
+	if image.MetadataOnly && len(image.Unpacks) > 0 {
+		return nil, invalid("there is nothing to be unpacked without layers")
+	}
 	if len(image.Unpacks) > 0 && s.cfg.Snapshots == nil {
 		return nil, fmt.Errorf("there is no snapshotter that works: %w", errdefs.ErrUnavailable)
 	}
@@ -81,12 +85,12 @@ func (s *Service) pull(ctx context.Context, name string, remote Remote, image Im
 	group, gctx := errgroup.WithContext(ctx)
 	p := &pulling{
 		s: s, remote: remote, image: image, tracker: t, group: group, host: host, repo: repo, blobs: map[string]*blob{},
-		slots: make(chan struct{}, s.cfg.Downloads), small: make(chan struct{}, 2*s.cfg.Downloads), found: make([]bool, len(image.Unpacks)),
+		slots: make(chan struct{}, cmp.Or(image.Concurrent, s.cfg.Downloads)), small: make(chan struct{}, 2*s.cfg.Downloads), found: make([]bool, len(image.Unpacks)),
 	}
 	for _, u := range image.Unpacks {
 		p.match = append(p.match, platforms.Only(u.Platform))
 	}
-	group.Go(func() error { return p.node(gctx, desc, nil, 0, true) })
+	group.Go(func() error { return p.node(gctx, desc, nil, 0, !image.MetadataOnly) })
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
@@ -106,7 +110,7 @@ func (s *Service) pull(ctx context.Context, name string, remote Remote, image Im
 
 // complete is an error when what was asked for is not in the image.
 func (p *pulling) complete(desc ocispec.Descriptor) error {
-	if p.images == 0 {
+	if p.images == 0 && !p.image.MetadataOnly {
 		return fmt.Errorf("%s has no image for %s: %w", desc.Digest, formatAll(p.image.Platforms), errdefs.ErrNotFound)
 	}
 	for i, u := range p.image.Unpacks {

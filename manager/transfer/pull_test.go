@@ -217,6 +217,43 @@ func TestPullOnce(t *testing.T) {
 	}
 }
 
+// TestPullMends: blobs whose files are lost come again with the next pull, and those alone.
+func TestPullMends(t *testing.T) {
+	dir := t.TempDir()
+	e := newEnvIn(t, content.Shared, dir)
+	b := e.reg.image("a:1", platforms.DefaultSpec(), 1, 1000, 2000, 1_000_000)
+	pull := func() {
+		t.Helper()
+		if _, err := e.pull(e.ctx, "a:1", Image{Unpacks: unpackHere()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pull()
+	lost := []ocispec.Descriptor{b.manifest, b.config, b.layers[1], b.layers[2]}
+	for _, d := range lost {
+		found, err := filepath.Glob(filepath.Join(dir, "*", "blobs", "sha256", d.Digest.Encoded()))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%v, %v", found, err)
+		}
+		if err := os.Remove(found[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pull()
+	for _, d := range lost {
+		r, err := e.cfg.Content.ReaderAt(e.ctx, d.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = r.Close()
+	}
+	for i, times := range []int64{1, 2, 2} {
+		if n := e.reg.bytes(b.layers[i].Digest); n != times*b.layers[i].Size {
+			t.Errorf("%d bytes of layer %d of %d came, not %d times", n, i, b.layers[i].Size, times)
+		}
+	}
+}
+
 // TestPullHandsOver: when the client that fetches a blob goes away, the others get it all the same.
 func TestPullHandsOver(t *testing.T) {
 	e := newEnv(t, content.Shared)

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -51,11 +52,10 @@ func (s *Service) push(ctx context.Context, name string, open func(string) (Remo
 	if err != nil {
 		return err
 	}
-	found, err := s.lookup(ctx, image)
-	if err != nil {
-		return err
+	target, err := s.pushed(ctx, image)
+	if err == nil {
+		target, err = s.only(ctx, target, image)
 	}
-	target, err := s.only(ctx, found[0].Target, image)
 	if err != nil {
 		return err
 	}
@@ -71,13 +71,31 @@ func (s *Service) push(ctx context.Context, name string, open func(string) (Remo
 	defer t.end()
 	t.say(Progress{Event: "Pushing to OCI Registry (" + name + ")"})
 	t.say(Progress{Event: "pushing content", Name: name, Desc: &target})
-	p := &pushing{s: s, remote: remote, image: image, tracker: t, slots: make(chan struct{}, s.cfg.Uploads), host: host, repo: repo, sent: map[string]*sending{}}
+	p := &pushing{s: s, remote: remote, image: image, tracker: t, slots: make(chan struct{}, cmp.Or(image.Concurrent, s.cfg.Uploads)), host: host, repo: repo, sent: map[string]*sending{}}
 	if err := p.once(ctx, target, nil, func(j *job) error { return p.node(ctx, target, j, 0) }); err != nil {
 		return err
 	}
 	t.say(Progress{Event: "pushed content", Name: name, Desc: &target})
 	t.say(Progress{Event: "Completed push to OCI Registry (" + name + ")", Desc: &target})
 	return nil
+}
+
+// pushed is what is to be sent.
+func (s *Service) pushed(ctx context.Context, image Image) (ocispec.Descriptor, error) {
+	if image.Target == nil {
+		found, err := s.lookup(ctx, image)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		return found[0].Target, nil
+	}
+	t := *image.Target
+	if kind := archive.KindOf(t.MediaType); kind != archive.Index && kind != archive.Manifest {
+		return t, invalid("media type %q of %s is none of an image", t.MediaType, t.Digest)
+	}
+	i, err := s.cfg.Content.Info(ctx, t.Digest)
+	t.Size = i.Size
+	return t, err
 }
 
 // only is the one image of an index that image.Platforms asks for; the index itself when it asks for several, or for none.
@@ -137,7 +155,7 @@ func (p *pushing) node(ctx context.Context, desc ocispec.Descriptor, j *job, dep
 	below, bctx := errgroup.WithContext(ctx)
 	for _, c := range n.children() {
 		kind := archive.KindOf(c.MediaType)
-		if !archive.Distributable(c.MediaType) {
+		if !p.image.Foreign && !archive.Distributable(c.MediaType) {
 			continue
 		}
 		below.Go(func() error {

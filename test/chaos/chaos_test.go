@@ -222,12 +222,18 @@ func probe(c *client, j *journal) error {
 // empty says what is left of containers, tasks and snapshots.
 func (c *client) empty() error {
 	tasks, err := c.tasks.List(c.ctx, &tasksapi.ListTasksRequest{})
-	if err != nil || len(tasks.Tasks) > 0 {
-		return fmt.Errorf("tasks are left: %v, %v", tasks.GetTasks(), err)
+	if err != nil {
+		return err
+	}
+	if len(tasks.Tasks) > 0 {
+		return fmt.Errorf("tasks are left: %v", tasks.Tasks)
 	}
 	list, err := c.containers.List(c.ctx, &containersapi.ListContainersRequest{})
-	if err != nil || len(list.Containers) > 0 {
-		return fmt.Errorf("containers are left: %v, %v", list.GetContainers(), err)
+	if err != nil {
+		return err
+	}
+	if len(list.Containers) > 0 {
+		return fmt.Errorf("containers are left: %v", list.Containers)
 	}
 	var left []string
 	err = c.eachSnapshot(func(i *snapshotsapi.Info) {
@@ -235,8 +241,8 @@ func (c *client) empty() error {
 			left = append(left, i.Name)
 		}
 	})
-	if err != nil || len(left) > 0 {
-		return fmt.Errorf("snapshots are left: %q, %v", left, err)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("snapshots are left: %q", left)
 	}
-	return nil
+	return err
 }

@@ -175,6 +175,13 @@ func TestFailpoints(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: nothing can be said of what follows: %v", name, err)
 			}
+			continue
+		}
+		outputs, _ := filepath.Glob(filepath.Join(d.Dir, r.id+"*")) // keep keeps those of failures
+		for _, path := range outputs {
+			if err := os.RemoveAll(path); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 	t.Logf("%d failpoints, %d deaths of the daemon, in %s", len(names), watch.deaths(), time.Since(began).Round(time.Second))

@@ -251,9 +251,13 @@ func keep(d *harness.Daemon) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, name := range []string{"managerd.log", "chaos.log"} {
-		if data, err := os.ReadFile(filepath.Join(d.Dir, name)); err == nil {
-			_ = os.WriteFile(filepath.Join(dir, name), data, 0o600)
+	files, _ := filepath.Glob(filepath.Join(d.Dir, "p*")) // outputs of TestFailpoints
+	for _, f := range append(files, filepath.Join(d.Dir, "managerd.log"), filepath.Join(d.Dir, "chaos.log")) {
+		if i, err := os.Stat(f); err != nil || !i.Mode().IsRegular() {
+			continue
+		}
+		if data, err := os.ReadFile(f); err == nil {
+			_ = os.WriteFile(filepath.Join(dir, filepath.Base(f)), data, 0o600)
 		}
 	}
 	bundles, _ := filepath.Glob(filepath.Join(d.State(), "io.containerd.runtime.v2.task", d.Namespace, "*"))

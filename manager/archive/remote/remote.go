@@ -190,12 +190,22 @@ func (w *writer) Close() error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), 10*time.Second)
 	defer cancel()
-	_, err := w.content.api.Abort(ctx, &contentapi.AbortRequest{Ref: w.ref})
-	if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
-		return nil // nothing was written, or the server is still busy with a call that was cancelled
+	for began := time.Now(); ; time.Sleep(busyPause) {
+		_, err := w.content.api.Abort(ctx, &contentapi.AbortRequest{Ref: w.ref})
+		switch err = errgrpc.ToNative(err); {
+		case errdefs.IsUnavailable(err) && time.Since(began) < busyFor: // it may be busy still with a call that was cancelled
+		case errdefs.IsNotFound(err) || errdefs.IsUnavailable(err): // nothing was written, or nobody is there
+			return nil
+		default:
+			return err
+		}
 	}
-	return err
 }
+
+const (
+	busyFor   = time.Second           // how long a server may be busy with a write that was cancelled
+	busyPause = 10 * time.Millisecond // before it is asked again
+)
 
 // Keep has the lease of ctx hold on to a blob: first that, so that it stays when it is found then.
 func (c Content) Keep(ctx context.Context, d digest.Digest) error {

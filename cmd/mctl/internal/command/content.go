@@ -23,7 +23,7 @@ func (c *cli) contentCommand() *cobra.Command {
 	ingests.Aliases = []string{"list"}
 	return group("content", "Manage the store of blobs", nil,
 		c.contentLs(), c.contentGet(), c.contentFetch(), c.contentFetchObject(), c.contentFetchBlob(), c.contentPushObject(),
-		c.contentLabel(), c.contentEdit(), c.contentIngest(ingests), c.contentIngests("active"), c.contentRm(), c.contentPrune())
+		c.contentLabel(), c.contentEdit(), c.contentIngest(ingests), c.contentActive(), c.contentRm(), c.contentPrune())
 }
 
 // ofBlob says what to do about an error about a blob.
@@ -113,6 +113,13 @@ type ingestRow struct {
 	Total   int64     `json:"total,omitempty"`
 	Started time.Time `json:"started_at"`
 	Updated time.Time `json:"updated_at"`
+}
+
+func (c *cli) contentActive() *cobra.Command {
+	cmd := c.contentIngests("active")
+	cmd.Flags().DurationVarP(&c.timeout, "timeout", "t", 0, "`time` that the command may take (10s, 5m; 0: any)")
+	accepted(cmd, "the daemon knows where its content is, and ctr does not look at it", "root=")
+	return cmd
 }
 
 func (c *cli) contentIngests(name string) *cobra.Command {

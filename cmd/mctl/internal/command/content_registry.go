@@ -1,15 +1,14 @@
 package command
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
 
 	api "github.com/containerd/containerd/api/services/content/v1"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
-	"github.com/managerd/managerd/manager/archive"
 	"github.com/managerd/managerd/manager/registry"
 )
 
@@ -26,7 +24,7 @@ import (
 func (c *cli) contentFetch() *cobra.Command {
 	cmd := c.imagesPull()
 	cmd.Use, cmd.Short = "fetch [flags] REF...", "Pull images from a registry, and do not unpack them"
-	cmd.Long = "With --metadata-only, " + ofRegistry
+	cmd.Long = "As images pull does: the daemon fetches, from where its configuration says."
 	cmd.Example = "  mctl content fetch --all-platforms docker.io/library/busybox:latest"
 	for name, value := range map[string]string{"no-unpack": "true", "snapshotter": "", "print-chainid": "false"} {
 		f := cmd.Flags().Lookup(name)
@@ -41,96 +39,13 @@ func (c *cli) contentFetch() *cobra.Command {
 // ofRegistry is what is said of the commands by which mctl talks to a registry itself.
 const ofRegistry = "mctl talks to the registry itself, as the flags say: mirrors and credentials of the daemon's configuration are not used."
 
-// fetchMetadata stores what ref stands for, without layers, as an image of that name.
-func (c *cli) fetchMetadata(ctx context.Context, cmd *cobra.Command, cl *client.Client, f *registryFlags, ref reference.Named, labels map[string]string) (target ocispec.Descriptor, err error) {
-	err = f.withRepository(cmd, c, ref, func(p *registry.Repository) (err error) {
-		if target, err = p.Resolve(ctx); err != nil {
-			return err
-		}
-		return cl.Leased(ctx, func(ctx context.Context) error {
-			m := metadataOf{p, cl.Blobs(), map[digest.Digest]bool{}}
-			if err := m.take(ctx, target, 0); err != nil {
-				return fmt.Errorf("cannot fetch %s: %w", ref, err)
-			}
-			return cl.Names().Put(ctx, ref.String(), target, labels)
-		})
-	})
-	return target, err
-}
-
-// metadataOf takes an image from a repository into a store, layers aside.
-type metadataOf struct {
-	from  *registry.Repository
-	store archive.Content
-	taken map[digest.Digest]bool
-}
-
-const (
-	maxDepth    = 8    // of indexes in each other
-	maxMetadata = 4000 // blobs of an image
-)
-
-// take fetches a blob and, of an index or a manifest, what it names, layers aside.
-func (m metadataOf) take(ctx context.Context, desc ocispec.Descriptor, depth int) error {
-	if m.taken[desc.Digest] {
-		return nil
-	}
-	if m.taken[desc.Digest] = true; depth > maxDepth || len(m.taken) > maxMetadata {
-		return fmt.Errorf("it has more than %d blobs of metadata, or indexes more than %d deep: %w", maxMetadata, maxDepth, errdefs.ErrInvalidArgument)
-	}
-	r, err := m.from.Fetch(ctx, desc, 0)
-	if err != nil {
-		return err
-	}
-	data, err := io.ReadAll(r)
-	if err := errors.Join(err, r.Close()); err != nil {
-		return err
-	}
-	var node struct {
-		Manifests, Layers []ocispec.Descriptor
-		Config            *ocispec.Descriptor
-	}
-	kind := archive.KindOf(desc.MediaType)
-	if kind == archive.Index || kind == archive.Manifest {
-		if err := json.Unmarshal(data, &node); err != nil {
-			return fmt.Errorf("%s is malformed: %w: %w", desc.Digest, err, errdefs.ErrInvalidArgument)
-		}
-	}
-	labels := map[string]string{}
-	for i, d := range node.Manifests {
-		labels[fmt.Sprintf("containerd.io/gc.ref.content.m.%d", i)] = d.Digest.String()
-	}
-	for i, d := range node.Layers {
-		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = d.Digest.String()
-	}
-	if node.Config != nil {
-		labels["containerd.io/gc.ref.content.config"] = node.Config.Digest.String()
-		node.Manifests = append(node.Manifests, *node.Config)
-	}
-	w, err := m.store.Create(ctx, archive.RefKey(desc))
-	if err == nil {
-		if _, err = w.Write(data); err == nil {
-			err = w.Commit(ctx, desc.Size, desc.Digest, labels)
-		}
-		err = errors.Join(err, w.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("cannot store %s: %w", desc.Digest, err)
-	}
-	for _, d := range node.Manifests {
-		if err := m.take(ctx, d, depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fetch copies what a repository's reference stands for to standard output.
-func (c *cli) fetch(ctx context.Context, p *registry.Repository) error {
+// fetch copies what a repository's reference stands for to standard output; as one of this media type, if it is not empty.
+func (c *cli) fetch(ctx context.Context, p *registry.Repository, mediaType string) error {
 	desc, err := p.Resolve(ctx)
 	if err != nil {
 		return err
 	}
+	desc.MediaType = cmp.Or(mediaType, desc.MediaType)
 	r, err := p.Fetch(ctx, desc, 0)
 	if err != nil {
 		return err
@@ -152,7 +67,7 @@ func (c *cli) contentFetchObject() *cobra.Command {
 				return err
 			}
 			return c.within(cmd, func(ctx context.Context) error {
-				return f.withRepository(cmd, c, ref, func(p *registry.Repository) error { return c.fetch(ctx, p) })
+				return f.withRepository(cmd, c, ref, func(p *registry.Repository) error { return c.fetch(ctx, p, "") })
 			})
 		},
 	}
@@ -162,6 +77,7 @@ func (c *cli) contentFetchObject() *cobra.Command {
 
 func (c *cli) contentFetchBlob() *cobra.Command {
 	var f registryFlags
+	var mediaType string
 	cmd := &cobra.Command{
 		Use: "fetch-blob [flags] REF DIGEST...", Short: "Write blobs of a registry's repository to standard output", Args: args(2, -1),
 		Long: "Writes blobs of REF's repository to standard output, one after the other and verified by their digests; nothing is stored.\n" + ofRegistry,
@@ -182,9 +98,12 @@ func (c *cli) contentFetchBlob() *cobra.Command {
 				}
 				blobs = append(blobs, blob)
 			}
+			if mediaType != "" {
+				f.headers = append(f.headers, "Accept: "+mediaType)
+			}
 			return c.within(cmd, func(ctx context.Context) error {
 				for _, b := range blobs {
-					if err := f.withRepository(cmd, c, b, func(p *registry.Repository) error { return c.fetch(ctx, p) }); err != nil {
+					if err := f.withRepository(cmd, c, b, func(p *registry.Repository) error { return c.fetch(ctx, p, mediaType) }); err != nil {
 						return err
 					}
 				}
@@ -193,6 +112,7 @@ func (c *cli) contentFetchBlob() *cobra.Command {
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().StringVar(&mediaType, "media-type", "", "media `type` to ask for, and of what is fetched: a manifest's when it is one")
 	return cmd
 }
 

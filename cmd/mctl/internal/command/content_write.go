@@ -101,7 +101,7 @@ containerd.io/gc.root is cleared and nothing else refers to it.`,
 				return misused(cmd, "%w", err)
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
-				w, err := ingest(ctx, cl, names[0], c.in, size, d, labels)
+				w, err := ingest(ctx, cl, names[0], ending(ctx, c.in), size, d, labels)
 				if err != nil {
 					return err
 				}

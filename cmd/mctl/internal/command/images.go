@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -20,7 +19,8 @@ func (c *cli) imagesCommand() *cobra.Command {
 	return group("images", "Manage images", []string{"image", "i"},
 		c.imagesPull(), c.imagesPush(), c.imagesMount(), c.imagesUnmount(),
 		c.imagesImport(), c.imagesExport(), c.imagesConvert(), c.imagesLs(), c.imagesInspect(), c.imagesRm(), c.imagesTag(), c.imagesLabel(),
-		c.imagesCheck(), c.imagesUsage(), c.imagesPrune())
+		c.imagesCheck(), c.imagesUsage(), c.imagesPrune(),
+		refusedCommand("build-erofs-cache", "no snapshotter here has a cache of EROFS layers: mctl images pull --snapshotter erofs makes EROFS images of ordinary ones"))
 }
 
 // ofImage says what to do about an error about an image.
@@ -151,6 +151,8 @@ func (c *cli) imagesTag() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "take the name from the image that has it")
+	accepted(cmd, "mctl makes names itself, always", "local")
+	accepted(cmd, "a name is taken as it is, always", "skip-reference-check")
 	return cmd
 }
 
@@ -300,76 +302,4 @@ func check(ctx context.Context, cl *client.Client, snapshotter string, i *images
 		row.Unpacked, err = cl.Snapshotter(snapshotter).Exists(ctx, chain)
 	}
 	return row, err
-}
-
-type imageUsage struct {
-	Name      string `json:"name"`
-	Content   int64  `json:"content"`   // bytes of the blobs that are there
-	Snapshots int64  `json:"snapshots"` // bytes of its unpacked layers
-	Inodes    int64  `json:"inodes"`
-}
-
-func (c *cli) imagesUsage() *cobra.Command {
-	var snapshotter string
-	cmd := &cobra.Command{
-		Use: "usage [FILTER...]", Short: "Tell how much room images take; what they share counts for each",
-		RunE: func(cmd *cobra.Command, filters []string) error {
-			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
-				name, err := cl.DefaultSnapshotter(ctx, c.namespace, snapshotter)
-				if err != nil {
-					return err
-				}
-				r, err := cl.Images.List(ctx, &imagesapi.ListImagesRequest{Filters: filters})
-				if err != nil {
-					return err
-				}
-				var rows []imageUsage
-				var errs []error
-				for _, i := range r.Images {
-					u, err := usage(ctx, cl, name, i)
-					if err != nil {
-						errs = append(errs, fmt.Errorf("image %s: %w", i.Name, err))
-						continue
-					}
-					rows = append(rows, u)
-				}
-				err = table.Table[imageUsage]{Columns: []table.Column[imageUsage]{
-					{Title: "REF", Cell: func(r imageUsage) string { return r.Name }},
-					{Title: "CONTENT", Cell: func(r imageUsage) string { return table.Bytes(r.Content) }},
-					{Title: "SNAPSHOTS", Cell: func(r imageUsage) string { return table.Bytes(r.Snapshots) }},
-					{Title: "INODES", Cell: func(r imageUsage) string { return fmt.Sprint(r.Inodes) }},
-				}}.Print(c.out, c.format(), rows)
-				return errors.Join(append(errs, err)...)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter")
-	return cmd
-}
-
-func usage(ctx context.Context, cl *client.Client, snapshotter string, i *imagesapi.Image) (imageUsage, error) {
-	u := imageUsage{Name: i.Name}
-	parts, err := archive.Inspect(ctx, cl.Blobs(), client.Descriptor(i.Target))
-	if err != nil {
-		return u, err
-	}
-	for _, d := range append(parts.Meta, parts.Content...) {
-		if _, err := cl.Blobs().Labels(ctx, d.Digest); err == nil {
-			u.Content += d.Size
-		} else if !errdefs.IsNotFound(err) {
-			return u, err
-		}
-	}
-	_, chain, err := archive.Config(ctx, cl.Blobs(), client.Descriptor(i.Target))
-	for err == nil && chain != "" {
-		var size, inodes int64
-		var parent string
-		if size, inodes, parent, err = snapshotUsage(ctx, cl, snapshotter, chain); err == nil {
-			u.Snapshots, u.Inodes, chain = u.Snapshots+size, u.Inodes+inodes, parent
-		}
-	}
-	if errdefs.IsNotFound(err) { // not unpacked
-		err = nil
-	}
-	return u, err
 }

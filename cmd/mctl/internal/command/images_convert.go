@@ -64,5 +64,7 @@ of one is of the other, too. An index keeps the images for this machine's platfo
 	cmd.Flags().BoolVar(&zstd, "zstd", false, "compress its layers with zstd")
 	cmd.Flags().StringArrayVar(&given, "platform", nil, "take the image for `OS/ARCH` of an index; may be repeated")
 	cmd.Flags().BoolVar(&o.AllPlatforms, "all-platforms", false, "take the images for all platforms, which must be there")
+	refused(cmd, "no snapshotter here takes layers that are EROFS images: mctl images pull --snapshotter erofs makes them of ordinary layers, on this machine",
+		"erofs=", "erofs-compressors=", "erofs-mkfs-options=")
 	return cmd
 }

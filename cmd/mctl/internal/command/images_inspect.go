@@ -81,7 +81,7 @@ func (p *partInfo) fill(ctx context.Context, cl *client.Client) error {
 func (c *cli) imagesInspect() *cobra.Command {
 	var content bool
 	cmd := &cobra.Command{
-		Use: "inspect NAME...", Short: "Show what images consist of, for all platforms, and what of it is missing", Args: args(1, -1),
+		Use: "inspect NAME...", Aliases: []string{"i"}, Short: "Show what images consist of, for all platforms, and what of it is missing", Args: args(1, -1),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
 				infos := []imageInfo{}

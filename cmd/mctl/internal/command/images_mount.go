@@ -63,6 +63,9 @@ TARGET, and that a lease of the same name keeps. "mctl images unmount --rm" take
 	cmd.Flags().DurationVarP(&kept, "expiration", "x", 24*time.Hour, "`time` for which its snapshot is kept")
 	cmd.Flags().StringVar(&platform, "platform", "", "`OS/ARCH` whose image is mounted (default: this machine's)")
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter")
+	accepted(cmd, synced, "sync-fs")
+	accepted(cmd, "no registry is asked, nor does ctr ask one", flagsOfRegistry...)
+	accepted(cmd, "no label is set, nor does ctr set one", "label=")
 	return cmd
 }
 
@@ -150,5 +153,7 @@ func (c *cli) imagesUnmount() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&rm, "rm", false, "remove its snapshot, with what was written")
 	cmd.Flags().StringVar(&snapshotter, "snapshotter", "", "`name` of the snapshotter")
+	accepted(cmd, "no registry is asked, nor does ctr ask one", flagsOfRegistry...)
+	accepted(cmd, "no label is set, nor does ctr set one", "label=")
 	return cmd
 }

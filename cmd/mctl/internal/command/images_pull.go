@@ -1,15 +1,18 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/api/types"
 	wire "github.com/containerd/containerd/api/types/transfer"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -19,6 +22,7 @@ import (
 	"github.com/managerd/managerd/cmd/mctl/internal/progress"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
 	"github.com/managerd/managerd/manager/archive"
+	"github.com/managerd/managerd/manager/transfer/wish"
 )
 
 // move runs a transfer, and shows how it goes on standard error.
@@ -80,7 +84,8 @@ func parseReference(cmd *cobra.Command, name string) (reference.Named, error) {
 func (c *cli) imagesPull() *cobra.Command {
 	var f registryFlags
 	var given, labels []string
-	var all, allMetadata, metadataOnly, noUnpack, printChain bool
+	var all, allMetadata, skipMetadata, noUnpack, printChain bool
+	var want wish.Wish
 	var snapshotter string
 	cmd := &cobra.Command{
 		Use: "pull [flags] REF...", Short: "Pull images from a registry, and unpack them", Args: args(1, -1),
@@ -95,6 +100,9 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 			if all && len(list) > 0 {
 				return misused(cmd, "--platform and --all-platforms cannot both be given")
 			}
+			if want.Concurrent < 0 {
+				return misused(cmd, "--max-concurrent-downloads %d is less than none", want.Concurrent)
+			}
 			set, _, err := labelArgs(labels)
 			if err != nil {
 				return misused(cmd, "%w", err)
@@ -106,6 +114,10 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 			}
 			var rows []moved
 			err = c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				ctx, err := wish.With(ctx, want)
+				if err != nil {
+					return err
+				}
 				return each(names, func(name string) error {
 					ref, err := parseReference(cmd, name)
 					if err != nil {
@@ -115,12 +127,7 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 					if err != nil {
 						return err
 					}
-					if metadataOnly {
-						target, err := c.fetchMetadata(ctx, cmd, cl, &f, ref, set)
-						rows = append(rows, moved{Name: ref.String(), Digest: target.Digest.String()})
-						return err
-					}
-					store := &wire.ImageStore{Name: ref.String(), Labels: set, AllMetadata: allMetadata}
+					store := &wire.ImageStore{Name: ref.String(), Labels: set, AllMetadata: allMetadata || !skipMetadata}
 					unpack := list
 					if len(unpack) == 0 {
 						unpack = []ocispec.Platform{platforms.DefaultSpec()}
@@ -129,7 +136,7 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 						store.Platforms = types.OCIPlatformToProto(unpack)
 					}
 					for _, p := range types.OCIPlatformToProto(unpack) {
-						if !noUnpack {
+						if !noUnpack && !want.MetadataOnly {
 							store.Unpacks = append(store.Unpacks, &wire.UnpackConfiguration{Platform: p, Snapshotter: snapshotter})
 						}
 					}
@@ -156,20 +163,24 @@ goes on where it was when it is made again. Progress goes to standard error, wha
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE` for the image; may be repeated")
 	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
 	cmd.Flags().BoolVar(&printChain, "print-chainid", false, "print the key of the topmost snapshot, too")
-	cmd.Flags().Bool("skip-metadata", true, "do not pull the metadata of other platforms")
-	cmd.Flags().Lookup("skip-metadata").Hidden = true // it is not pulled anyway; for scripts made for ctr
-	cmd.Flags().BoolVar(&metadataOnly, "metadata-only", false, "fetch the manifests and configs for all platforms, and no layers")
+	cmd.Flags().BoolVar(&skipMetadata, "skip-metadata", true, "do not pull the metadata of other platforms; =false is --all-metadata")
+	cmd.Flags().BoolVar(&want.MetadataOnly, "metadata-only", false, "fetch the manifests and configs for all platforms, and no layers")
 	cmd.Flags().Lookup("metadata-only").Hidden = true // of content fetch
+	cmd.Flags().IntVar(&want.Concurrent, "max-concurrent-downloads", 0, "`number` of layers that are pulled at the same time (0: as the daemon is configured)")
+	accepted(cmd, transferred, "local")
+	accepted(cmd, synced, "sync-fs")
 	return cmd
 }
 
 func (c *cli) imagesPush() *cobra.Command {
 	var f registryFlags
 	var given []string
+	var manifest, manifestType string
+	var want wish.Wish
 	cmd := &cobra.Command{
 		Use: "push [flags] REF [NAME]", Short: "Push an image to a registry as REF: that of this name, or NAME", Args: args(1, 2),
 		Long: `Pushes an image. What the registry has is not sent, nor what it has in another repository the image was pulled from. Of an
-index that is here in part, --platform says which image is pushed.`,
+index that is here in part, --platform says which image is pushed. With --manifest it is one that has no name.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			list, err := parsePlatforms(cmd, given)
 			if err != nil {
@@ -179,18 +190,39 @@ index that is here in part, --platform says which image is pushed.`,
 			if err != nil {
 				return err
 			}
+			var of digest.Digest
+			switch {
+			case want.Concurrent < 0:
+				return misused(cmd, "--max-concurrent-uploaded-layers %d is less than none", want.Concurrent)
+			case manifest == "" && manifestType != "":
+				return misused(cmd, "--manifest-type is that of --manifest, which is missing")
+			case manifest != "" && len(names) > 1:
+				return misused(cmd, "NAME and --manifest cannot both be given")
+			case manifest != "":
+				if of, err = parseDigest(cmd, manifest); err != nil {
+					return err
+				}
+			}
 			r, done, err := f.resolver(cmd)
 			defer done()
 			if err != nil {
 				return err
 			}
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
-				i, err := cl.Image(ctx, names[len(names)-1])
+				i, err := archive.Image{}, error(nil)
+				if of == "" {
+					i, err = cl.Image(ctx, names[len(names)-1])
+				} else if i.Target, err = manifestOf(ctx, cl, of, manifestType); err == nil {
+					want.Target = &i.Target
+				}
 				if err != nil {
 					return err
 				}
 				asked, err := f.asked(cmd, c, ref)
 				if err != nil {
+					return err
+				}
+				if ctx, err = wish.With(ctx, want); err != nil {
 					return err
 				}
 				store := &wire.ImageStore{Name: i.Name, Platforms: types.OCIPlatformToProto(list)}
@@ -203,5 +235,31 @@ index that is here in part, --platform says which image is pushed.`,
 	}
 	f.add(cmd)
 	cmd.Flags().StringArrayVar(&given, "platform", nil, "push the image for `OS/ARCH` of an index; may be repeated")
+	cmd.Flags().StringVar(&manifest, "manifest", "", "`digest` of a manifest or index of the store to push, instead of an image's")
+	cmd.Flags().StringVar(&manifestType, "manifest-type", "", "media `type` of --manifest (default: what it says itself, or "+ocispec.MediaTypeImageManifest+")")
+	cmd.Flags().IntVar(&want.Concurrent, "max-concurrent-uploaded-layers", 0, "`number` of layers that are pushed at the same time (0: as the daemon is configured)")
+	cmd.Flags().BoolVar(&want.Foreign, "allow-non-distributable-blobs", false, "push layers that are not to be distributed, too")
+	accepted(cmd, transferred, "local")
 	return cmd
+}
+
+// What is said of flags that scripts made for ctr have.
+const (
+	transferred = "the daemon moves images between registries and its stores, whatever ctr calls it"
+	synced      = "a layer is synced to disk before its snapshot is committed, always"
+)
+
+// manifestOf is a blob of the store as a manifest or index: of this media type or, if that is empty, of the one that it says.
+func manifestOf(ctx context.Context, cl *client.Client, d digest.Digest, mediaType string) (ocispec.Descriptor, error) {
+	r, err := cl.Content.Info(ctx, &contentapi.InfoRequest{Digest: d.String()})
+	if err != nil {
+		return ocispec.Descriptor{}, ofBlob(err)
+	}
+	desc := ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: r.Info.Size}
+	if mediaType != "" {
+		return desc, nil
+	}
+	says, err := archive.MediaType(ctx, cl.Blobs(), desc)
+	desc.MediaType = cmp.Or(says, ocispec.MediaTypeImageManifest)
+	return desc, err
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/managerd/managerd/cgroups"
 	"github.com/managerd/managerd/cmd/mctl/internal/client"
 	"github.com/managerd/managerd/cmd/mctl/internal/table"
 )
@@ -76,13 +77,19 @@ func (c *cli) namespacesLs() *cobra.Command {
 }
 
 func (c *cli) namespacesRm() *cobra.Command {
-	return &cobra.Command{
+	var cgroup bool
+	cmd := &cobra.Command{
 		Use: "rm NAME...", Aliases: []string{"remove", "delete", "del"}, Short: "Remove namespaces, which must be empty", Args: args(1, -1),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
 				return each(names, func(name string) error {
 					if _, err := cl.Namespaces.Delete(ctx, &api.DeleteNamespaceRequest{Name: name}); err != nil {
 						return ofNamespace(err)
+					}
+					if cgroup {
+						if err := cgroups.Remove(name); err != nil {
+							return fmt.Errorf("namespace %s is removed, its cgroup is not: %w", name, err)
+						}
 					}
 					if c.format() == table.JSON {
 						return nil
@@ -93,6 +100,8 @@ func (c *cli) namespacesRm() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVarP(&cgroup, "cgroup", "c", false, "remove the cgroup of that name, too, in which its containers were")
+	return cmd
 }
 
 func (c *cli) namespacesLabel() *cobra.Command {

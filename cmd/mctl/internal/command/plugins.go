@@ -37,7 +37,7 @@ var pluginTable = table.Table[pluginRow]{Wide: true, Columns: []table.Column[plu
 }}
 
 func (c *cli) pluginsCommand() *cobra.Command {
-	return group("plugins", "Show what the daemon is made of", []string{"plugin"}, c.pluginsLs())
+	return group("plugins", "Show what the daemon is made of", []string{"plugin"}, c.pluginsLs(), c.pluginsInspectRuntime())
 }
 
 func (c *cli) pluginsLs() *cobra.Command {

@@ -43,6 +43,11 @@ func (f *registryFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVarP(&f.headers, "http-header", "H", nil, "`NAME: VALUE` of a header for the registry")
 }
 
+// flagsOfRegistry are those that add adds, for commands that have no use for them, see accepted.
+var flagsOfRegistry = []string{
+	"user=|u", "refresh=", "plain-http", "skip-verify|k", "hosts-dir=", "tlscacert=", "tlscert=", "tlskey=", "http-dump", "http-trace",
+}
+
 // hosts is the directory of host directories that the flags ask for, "" when they ask for none. The returned function is
 // to be called when it is of no more use, also when there is an error.
 func (f *registryFlags) hosts(cmd *cobra.Command) (dir string, done func(), err error) {

@@ -1,6 +1,8 @@
 package command
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/managerd/managerd/manager/namespaces"
@@ -53,7 +55,12 @@ func (c *cli) root() *cobra.Command {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.Version = version.Version + " " + version.Revision
 	root.SetVersionTemplate("mctl github.com/managerd/managerd {{.Version}}\n")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return misused(cmd, "%w", err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if r := (*refusal)(nil); errors.As(err, &r) {
+			err = r
+		}
+		return misused(cmd, "%w", err)
+	})
 	root.PersistentPreRunE = c.check
 	root.CompletionOptions.HiddenDefaultCmd = true
 	p := root.PersistentFlags()
@@ -62,6 +69,7 @@ func (c *cli) root() *cobra.Command {
 	p.StringVarP(&c.output, "output", "o", "table", "output `format`: table or json")
 	p.DurationVar(&c.timeout, "timeout", 0, "`time` that the command may take (10s, 5m; 0: any)")
 	p.DurationVar(&c.connectTimeout, "connect-timeout", 0, "`time` to wait for the daemon to serve (0: do not wait)")
+	addForCtr(p, "debug", "changes nothing: what mctl does is in its errors, and what the daemon does in its log", &ctrFlag{})
 	return root
 }
 

@@ -1,8 +1,10 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,6 +67,17 @@ func all[T any](names []string, f func(string) (T, error)) ([]T, error) {
 		}
 	}
 	return done, errors.Join(errs...)
+}
+
+// ending reads from r until ctx ends, which r knows nothing of. Then it may take more from r than it gives.
+func ending(ctx context.Context, r io.Reader) io.Reader {
+	out, in := io.Pipe()
+	context.AfterFunc(ctx, func() { _ = in.CloseWithError(context.Cause(ctx)) })
+	go func() {
+		_, err := io.CopyBuffer(in, struct{ io.Reader }{r}, make([]byte, 1<<20))
+		_ = in.CloseWithError(err) // nil is the end
+	}()
+	return out
 }
 
 // quietly adds --quiet.

@@ -21,7 +21,7 @@ func (c *cli) snapshotsCommand() *cobra.Command {
 	var name string
 	g := group("snapshots", "Manage the file systems of containers", []string{"snapshot"},
 		c.snapshotsLs(&name), c.snapshotsTree(&name), c.snapshotsInfo(&name), c.snapshotsUsage(&name), c.snapshotsPrepare(&name), c.snapshotsView(&name),
-		c.snapshotsCommit(&name), c.snapshotsMounts(&name), c.snapshotsDiff(&name), c.snapshotsUnpack(&name), c.snapshotsLabel(&name), c.snapshotsRm(&name))
+		c.snapshotsCommit(&name), c.snapshotsMounts(&name), c.snapshotsUnmount(), c.snapshotsDiff(&name), c.snapshotsUnpack(&name), c.snapshotsLabel(&name), c.snapshotsRm(&name))
 	g.PersistentFlags().StringVar(&name, "snapshotter", "", "`name` of the snapshotter (default: the namespace's, or overlayfs)")
 	return g
 }
@@ -190,6 +190,20 @@ type usageRow struct {
 	Inodes int64  `json:"inodes"`
 }
 
+// usageTable prints sizes in bytes if they are to be exact.
+func usageTable(exact bool) table.Table[usageRow] {
+	return table.Table[usageRow]{Columns: []table.Column[usageRow]{
+		{Title: "KEY", Cell: func(r usageRow) string { return r.Key }},
+		{Title: "SIZE", Cell: func(r usageRow) string {
+			if exact {
+				return fmt.Sprint(r.Size)
+			}
+			return table.Bytes(r.Size)
+		}},
+		{Title: "INODES", Cell: func(r usageRow) string { return fmt.Sprint(r.Inodes) }},
+	}}
+}
+
 // snapshotUsage tells how much room a snapshot takes, and what it stands on.
 func snapshotUsage(ctx context.Context, cl *client.Client, snapshotter, key string) (size, inodes int64, parent string, err error) {
 	s, err := cl.Snapshots.Stat(ctx, &api.StatSnapshotRequest{Snapshotter: snapshotter, Key: key})
@@ -231,16 +245,7 @@ func (c *cli) snapshotsUsage(name *string) *cobra.Command {
 					}
 					rows = append(rows, usageRow{k, u.Size, u.Inodes})
 				}
-				return table.Table[usageRow]{Columns: []table.Column[usageRow]{
-					{Title: "KEY", Cell: func(r usageRow) string { return r.Key }},
-					{Title: "SIZE", Cell: func(r usageRow) string {
-						if exact {
-							return fmt.Sprint(r.Size)
-						}
-						return table.Bytes(r.Size)
-					}},
-					{Title: "INODES", Cell: func(r usageRow) string { return fmt.Sprint(r.Inodes) }},
-				}}.Print(c.out, c.format(), rows)
+				return usageTable(exact).Print(c.out, c.format(), rows)
 			})
 		},
 	}

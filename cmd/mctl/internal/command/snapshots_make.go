@@ -13,6 +13,7 @@ import (
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	mountsapi "github.com/containerd/containerd/api/services/mounts/v1"
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -120,8 +121,11 @@ func (c *cli) snapshotsCommit(name *string) *cobra.Command {
 }
 
 func (c *cli) snapshotsMounts(name *string) *cobra.Command {
-	return &cobra.Command{
-		Use: "mounts TARGET KEY", Aliases: []string{"m", "mount"}, Short: "Print the commands that mount a snapshot on TARGET", Args: args(2, 2),
+	var temp bool
+	cmd := &cobra.Command{
+		Use: "mounts [flags] TARGET KEY", Aliases: []string{"m", "mount"}, Short: "Print the commands that mount a snapshot on TARGET", Args: args(2, 2),
+		Long: `Prints the commands that mount a snapshot on TARGET. What a client cannot mount by itself, and with --temp all of it, the
+daemon mounts: "mctl snapshots unmount KEY" has it take that away again.`,
 		Example: `  mctl snapshots mounts /mnt KEY | sh`,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			return c.withSnapshotter(cmd, *name, func(ctx context.Context, cl *client.Client, snapshotter string) error {
@@ -129,7 +133,45 @@ func (c *cli) snapshotsMounts(name *string) *cobra.Command {
 				if err != nil {
 					return ofSnapshot(err)
 				}
-				return c.printMounts(r.Mounts, given[0], false)
+				mounts, err := activate(ctx, cl, given[1], r.Mounts, temp)
+				if err != nil {
+					return err
+				}
+				return c.printMounts(mounts, given[0], false)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&temp, "temp", false, "have the daemon mount it, and print the command that binds that to TARGET")
+	return cmd
+}
+
+// activation is what the daemon calls what it has mounted of a snapshot for us.
+func activation(key string) string { return "mctl-snapshot-" + key }
+
+// activate has the daemon mount what it must of mounts, or with temp all, and gives what is left.
+func activate(ctx context.Context, cl *client.Client, key string, mounts []*types.Mount, temp bool) ([]*types.Mount, error) {
+	service := mountsapi.NewMountsClient(cl.Conn)
+	r, err := service.Activate(ctx, &mountsapi.ActivateRequest{Name: activation(key), Mounts: mounts, Temporary: temp})
+	switch {
+	case errdefs.IsNotImplemented(err): // there is nothing that the client could not do
+		return mounts, nil
+	case errdefs.IsAlreadyExists(err):
+		r, err := service.Info(ctx, &mountsapi.InfoRequest{Name: activation(key)})
+		return r.GetInfo().GetSystem(), err
+	}
+	return r.GetInfo().GetSystem(), err
+}
+
+func (c *cli) snapshotsUnmount() *cobra.Command {
+	return &cobra.Command{
+		Use: "unmount KEY", Short: "Take away what the daemon has mounted for snapshots mounts", Args: args(1, 1),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return c.connect(cmd, func(ctx context.Context, cl *client.Client) error {
+				_, err := mountsapi.NewMountsClient(cl.Conn).Deactivate(ctx, &mountsapi.DeactivateRequest{Name: activation(given[0])})
+				if errdefs.IsNotFound(err) {
+					return fmt.Errorf("nothing is mounted of %s: %w", given[0], err)
+				}
+				return err
 			})
 		},
 	}
@@ -170,7 +212,7 @@ type unpackedRow struct {
 }
 
 func (c *cli) snapshotsUnpack(name *string) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "unpack DIGEST|NAME", Short: "Unpack an image into snapshots, and print the topmost one's key", Args: args(1, 1),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			return c.withSnapshotter(cmd, *name, func(ctx context.Context, cl *client.Client, snapshotter string) error {
@@ -192,6 +234,8 @@ func (c *cli) snapshotsUnpack(name *string) *cobra.Command {
 			})
 		},
 	}
+	accepted(cmd, synced, "sync-fs")
+	return cmd
 }
 
 // imageOf finds an image by its name or by the digest of its target.

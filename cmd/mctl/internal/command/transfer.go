@@ -24,6 +24,11 @@ type imported struct {
 	Unpacked bool   `json:"unpacked"`
 }
 
+// unnamed leaves names to who imports: there is no image before it is unpacked.
+type unnamed struct{}
+
+func (unnamed) Put(context.Context, string, ocispec.Descriptor, map[string]string) error { return nil }
+
 func (c *cli) imagesImport() *cobra.Command {
 	var o archive.ImportOptions
 	var noUnpack, discard bool
@@ -32,7 +37,7 @@ func (c *cli) imagesImport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "import [flags] FILE", Short: "Import the images of an archive", Args: args(1, 1),
 		Long: `Imports the images of FILE (- is standard input): the tar, plain, gzip or zstd, of an OCI layout or of "docker save". Every blob
-is verified by its digest.`,
+is verified by its digest. An image gets its name when it is unpacked: one that cannot be is not imported.`,
 		Example: "  docker save busybox | mctl images import -",
 		RunE: func(cmd *cobra.Command, files []string) (err error) {
 			if o.Labels, _, err = labelArgs(labels); err != nil {
@@ -48,10 +53,13 @@ is verified by its digest.`,
 			if err != nil {
 				return err
 			}
-			if len(list) == 0 {
+			switch {
+			case noUnpack:
+				list = nil
+			case len(list) == 0:
 				list = []ocispec.Platform{platforms.DefaultSpec()}
 			}
-			in := c.in
+			var in io.Reader
 			if files[0] != "-" {
 				f, err := os.Open(files[0])
 				if err != nil {
@@ -65,29 +73,33 @@ is verified by its digest.`,
 				if err != nil {
 					return err
 				}
+				if in == nil {
+					in = ending(ctx, c.in)
+				}
 				var done []imported
 				err = cl.Leased(ctx, func(ctx context.Context) error {
-					images, err := archive.Import(ctx, cl.Blobs(), cl.Names(), in, o)
+					images, err := archive.Import(ctx, cl.Blobs(), unnamed{}, in, o)
 					if err != nil {
 						return fmt.Errorf("%s: %w", files[0], err)
 					}
 					for _, i := range images {
-						done = append(done, imported{Name: i.Name, Digest: i.Target.Digest.String()})
-						if noUnpack {
-							continue
-						}
 						for _, p := range list {
 							if _, err := archive.UnpackPlatform(ctx, cl.Blobs(), cl.Snapshotter(name), i.Target, p); err != nil {
-								return fmt.Errorf("%s was imported, but not unpacked for %s: %w", i.Name, platforms.FormatAll(p), err)
+								return fmt.Errorf("%s was not imported, as it cannot be unpacked for %s: %w; --no-unpack imports it as it is", i.Name, platforms.FormatAll(p), err)
 							}
+						}
+						if err := cl.Names().Put(ctx, i.Name, i.Target, o.Labels); err != nil {
+							return fmt.Errorf("cannot name image %s: %w", i.Name, err)
+						}
+						done = append(done, imported{i.Name, i.Target.Digest.String(), !noUnpack})
+						for _, p := range list {
 							if !discard {
-								continue
+								break
 							}
 							if err := archive.DiscardLayers(ctx, cl.Blobs(), i.Target, p); err != nil {
 								return fmt.Errorf("%s was imported and unpacked, but its layers are kept: %w", i.Name, err)
 							}
 						}
-						done[len(done)-1].Unpacked = true
 					}
 					return nil
 				})
@@ -101,8 +113,9 @@ is verified by its digest.`,
 	cmd.Flags().StringVar(&o.Index, "index-name", "", "a further `name`, for the archive as a whole")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "`KEY=VALUE` for the images; may be repeated")
 	cmd.Flags().StringArrayVar(&given, "platform", nil, "unpack for `OS/ARCH` instead of this machine's; may be repeated")
-	cmd.Flags().Bool("all-platforms", true, "take the images for all platforms")
-	cmd.Flags().Lookup("all-platforms").Hidden = true // they are taken anyway; it is there for scripts made for ctr
+	accepted(cmd, "the images for all platforms are imported, always", "all-platforms")
+	accepted(cmd, "mctl reads archives itself, always", "local")
+	accepted(cmd, synced, "sync-fs")
 	cmd.Flags().BoolVar(&noUnpack, "no-unpack", false, "do not unpack the layers")
 	cmd.Flags().BoolVar(&discard, "discard-unpacked-layers", false, "keep no layers that are unpacked: the image can be run, not pushed or exported")
 	cmd.Flags().BoolVar(&o.Compress, "compress-blobs", false, "pack the plain layers of \"docker save\" with gzip")
@@ -161,6 +174,7 @@ func (c *cli) imagesExport() *cobra.Command {
 	cmd.Flags().BoolVar(&o.AllPlatforms, "all-platforms", false, "take the images for all platforms")
 	cmd.Flags().BoolVar(&o.NoForeign, "skip-non-distributable", false, "leave out layers that are not to be distributed")
 	cmd.Flags().BoolVar(&o.NoDocker, "skip-manifest-json", false, "leave out manifest.json, by which `docker load` of old finds images")
+	accepted(cmd, "mctl writes archives itself, always", "local")
 	return cmd
 }
 

@@ -158,9 +158,12 @@ func (l *Log) Close() {
 }
 
 // Remove removes what was kept for a successor, of a log that was closed for good. The log itself stays.
-func (l *Log) Remove() {
+func (l *Log) Remove() { Discard(l.cfg.Base) }
+
+// Discard removes what is kept for a successor beside base (see Config), and not the log.
+func Discard(base string) {
 	for _, suffix := range []string{"-sink", "-stdout", "-stderr"} {
-		_ = os.Remove(l.cfg.Base + suffix)
+		_ = os.Remove(base + suffix)
 	}
 }
 

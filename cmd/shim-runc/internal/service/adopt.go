@@ -119,6 +119,9 @@ func (s *Service) restore(table *shimstate.Table, held Held) error {
 		}
 		s.settle(p, past, found)
 		s.reopen(p, held[p.execID])
+		if p.launching {
+			s.abandon(p)
+		}
 		s.keepOrLog(p)
 	}
 	failpoint.Hit("shim.adopt.settled")
@@ -161,7 +164,12 @@ func (s *Service) revive(p *process, past *past, pidfd *os.File) error {
 			_ = pidfd.Close()
 		}
 	}
-	if e := past.exits[processKey{p.execID, p.pid}]; e != nil && (p.pid != 0 || p.kind == shimapi.Init) {
+	e := past.exits[processKey{p.execID, p.pid}]
+	if p.pid == 0 && p.kind == shimapi.Exec && !(p.launching && !past.added[p.execID]) {
+		e = nil // of another that had its name, not of this one, abandoned by a shim that died before it could keep that
+	}
+	if e != nil {
+		p.launching = false
 		p.state, p.status, p.exitedAt, p.unknown = shimapi.Stopped, int(e.Status), time.Unix(0, e.ExitedUnixNano), e.Unknown
 		p.oomKilled, p.timedOut = e.OomKilled, e.TimedOut
 	}
@@ -239,10 +247,8 @@ func (s *Service) settle(p *process, past *past, found engine.Found) {
 	if p.state == shimapi.Created && !past.added[p.execID] {
 		_ = s.emit("/tasks/exec-added", &events.TaskExecAdded{ContainerID: s.cfg.ID, ExecID: p.execID})
 	}
-	switch {
-	case p.launching && p.pid == 0:
-		s.abandon(p)
-	case p.state == shimapi.Running && !past.started[processKey{p.execID, p.pid}]:
+	p.launching = p.launching && p.pid == 0
+	if p.state == shimapi.Running && !past.started[processKey{p.execID, p.pid}] {
 		_ = s.emit("/tasks/exec-started", &events.TaskExecStarted{ContainerID: s.cfg.ID, ExecID: p.execID, Pid: uint32(p.pid)})
 	}
 }
@@ -253,6 +259,9 @@ func (s *Service) abandon(p *process) {
 	const why = "its shim died while it was being started"
 	s.cfg.Log.Warn("ending an exec that was being started", "exec", p.execID)
 	s.endHolders(p)
+	if p.io.open != nil {
+		p.io.open.Drain(time.Second) // it may have said something
+	}
 	p.launching = false
 	p.state, p.status, p.exitedAt, p.unknown = shimapi.Stopped, reaper.UnknownStatus, time.Now(), why
 	_ = s.record(&ledgerpb.Record{Exit: &ledgerpb.Exit{
@@ -284,7 +293,7 @@ func (s *Service) endHolders(p *process) {
 
 // reopen goes on with a process's streams, also with those of one that has ended: a client may not have read all of it.
 func (s *Service) reopen(p *process, held map[string]*os.File) {
-	if p.pid == 0 {
+	if p.pid == 0 && !p.launching && (p.kind == shimapi.Init || p.state != shimapi.Stopped) {
 		return // never started
 	}
 	if held == nil {

@@ -14,6 +14,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
+	"github.com/managerd/managerd/shimapi"
 )
 
 // logText gives what a json-file log has of a stream.
@@ -88,6 +91,62 @@ func TestLogDescendant(t *testing.T) {
 	s.copies.Wait()
 	if got := logText(t, path, "stdout"); got != "first\nsecond\n" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestLogOfAnother: a process that was never made, as its shim died, leaves nothing to the next one of its name.
+func TestLogOfAnother(t *testing.T) {
+	for _, stream := range []string{"stdout", "stderr", "terminal"} {
+		t.Run(stream, func(t *testing.T) {
+			dir := t.TempDir()
+			path, other := filepath.Join(dir, "log"), filepath.Join(dir, "other")
+			cfg := Config{Dir: dir, ExecID: "e", Stdout: "file://" + path, Terminal: stream == "terminal"}
+			switch stream {
+			case "stderr":
+				cfg.Stdout, cfg.Stderr = "", cfg.Stdout
+			case "terminal":
+				stream = "stdout"
+			}
+			log, err := logsink.Open(logsink.Config{Target: rawTarget(other), Base: filepath.Join(dir, shimapi.StdioName(cfg.ExecID, "log-"+stream))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, err := log.Stream(stream)
+			if err == nil {
+				_, err = left.TakeBytes([]byte("of another\n"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			left.Close()
+			log.Close()
+
+			if cfg.Terminal {
+				s, err := Open(cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = s.Close() }()
+				master, slave := openPTY(t)
+				if err := s.SetConsole(master); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := slave.WriteString("mine"); err != nil {
+					t.Fatal(err)
+				}
+				_ = slave.Close()
+				s.Drain(5 * time.Second)
+			} else {
+				s, cmd := run(t, cfg, "printf mine >&"+map[string]string{"stdout": "1", "stderr": "2"}[stream])
+				_ = cmd.Wait()
+				s.Drain(5 * time.Second)
+			}
+			for name, want := range map[string]string{path: "mine", other: ""} {
+				if got, err := os.ReadFile(name); err != nil || string(got) != want {
+					t.Errorf("%s has %q, not %q: %v", name, got, want, err)
+				}
+			}
+		})
 	}
 }
 

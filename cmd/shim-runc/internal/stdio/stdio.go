@@ -101,6 +101,7 @@ func Open(cfg Config) (_ *Streams, err error) {
 		if o.sink.none() {
 			continue
 		}
+		logsink.Discard(s.logBase(o.sink)) // of a process that was to have this name, and whose shim died under it
 		dst, err := s.openTarget(o.sink)
 		if err != nil {
 			return nil, err

@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/managerd/managerd/cmd/shim-runc/internal/logsink"
 )
 
 // openTerminal opens where output goes; copying starts when there is a master.
@@ -18,6 +20,7 @@ func (s *Streams) openTerminal() (err error) {
 			return err
 		}
 	}
+	logsink.Discard(s.logBase(k)) // see Open
 	// /dev/null too: somebody has to read, or the process blocks on a full terminal.
 	if s.client, err = s.openTarget(k); err != nil {
 		return err
