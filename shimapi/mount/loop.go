@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +26,24 @@ type Loop struct {
 	Direct bool
 	// Name is what LOOP_GET_STATUS64 tells of it, instead of the file's path.
 	Name string
+}
+
+// attached finds a writable loop device that a file is already, "" for none.
+func attached(file string) string {
+	file, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return ""
+	}
+	found, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is right
+	for _, f := range found {
+		block := filepath.Dir(filepath.Dir(f))
+		is, err := os.ReadFile(f) // it may be gone by now
+		ro, roerr := os.ReadFile(filepath.Join(block, "ro"))
+		if err == nil && roerr == nil && strings.TrimSuffix(string(is), "\n") == file && string(ro) == "0\n" {
+			return "/dev/" + filepath.Base(block)
+		}
+	}
+	return ""
 }
 
 // loop is Attach for a moment.
