@@ -25,7 +25,9 @@ func TestTakeOverEnded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "they end", func() bool { return unix.Kill(int(pids[0]), 0) == unix.ESRCH && unix.Kill(int(pids[1]), 0) == unix.ESRCH })
+	until(t, "they end", func() bool {
+		return unix.Kill(int(pids[0]), 0) == unix.ESRCH && unix.Kill(int(pids[1]), 0) == unix.ESRCH
+	})
 	f.adopt()
 	for _, id := range []string{"e", ""} {
 		if s := f.state(id); s.Status != tasktypes.Status_STOPPED || s.ExitStatus == 0 {
