@@ -18,7 +18,7 @@ TESTTAGS = seccomp netgo osusergo
 # vmguest: the tests that run in the VM only, see test/vm.
 LINTTAGS = $(TESTTAGS) vmguest
 
-.PHONY: help build demo test race fuzz test-vm test-vm-packages test-chaos bench lint protos install uninstall clean deps test-deps
+.PHONY: help build demo test race fuzz test-vm test-vm-packages test-vm-zfs test-chaos bench lint protos install uninstall clean deps test-deps
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,13 @@ demo: build ## the main job on a private daemon: a container outlives its manage
 test: build test-deps ## unit, integration and end-to-end tests, with real containers and Debian's ctr; needs root
 	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -timeout 20m $(TESTFLAGS) ./...
 
-race: build test-deps ## the same under the race detector
-	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -race -tags '$(TESTTAGS)' -timeout 40m $(TESTFLAGS) ./...
+race: build test-deps ## the same under the race detector, which is in the programs too. RACEPKG=./reaper/... for some
+	@rm -rf $(BIN)/race
+	CGO_ENABLED=1 $(GO) build -race -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/race/ ./cmd/managerd ./cmd/mctl
+	CGO_ENABLED=1 $(GO) build -race -trimpath -tags '$(SHIMTAGS)' -ldflags '$(LDFLAGS)' -o $(BIN)/race/ ./cmd/shim-runc
+	@status=0; GORACE='log_path=$(BIN)/race/report' MANAGERD_BIN_DIR=$(BIN)/race CGO_ENABLED=1 \
+		$(GO) test -race -tags '$(TESTTAGS)' -timeout 60m $(TESTFLAGS) $(or $(RACEPKG),./...) || status=$$?; \
+	if cat $(BIN)/race/report.* 2>/dev/null; then echo "races, of these processes: $$(cd $(BIN)/race && echo report.*)" >&2; status=1; fi; exit $$status
 
 fuzz: build ## every fuzz test for FUZZTIME (10s) each; FUZZPKG=./shimapi/... for some. make test runs their seeds
 	@for p in $$($(GO) list $(or $(FUZZPKG),./...)); do \
@@ -58,6 +63,10 @@ test-vm: build ## systemd and cgroup v2, for real, in a Debian VM (qemu without 
 test-vm-packages: build ## in the same VM, what comes out differently there of other packages
 	@contrib/deps.sh vm
 	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh packages
+
+test-vm-zfs: build ## in the same VM, the snapshotter zfs; its modules are compiled first, once, for ten minutes
+	@contrib/deps.sh vm
+	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh zfs
 
 test-chaos: build test-deps ## kill daemon and shims at random under load (DURATION=60s, SEED=0); needs root
 	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -timeout 0 -count 1 -v -run TestChaos ./test/chaos -args -chaos.duration=$(or $(DURATION),60s) -chaos.seed=$(or $(SEED),0)
