@@ -10,11 +10,12 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/manager/thinpool"
 	"github.com/managerd/managerd/shimapi/mount"
 )
 
-// noRoom adds to the error of a disk that is full where that is. A file that is mounted, and for whose blocks there is no
-// room, fails with EIO.
+// noRoom adds to the error of a disk that is full where that is. A file or a thin device that is mounted, and for whose blocks
+// there is no room, fails with EIO.
 func noRoom(m *types.Mount, err error) error {
 	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 	at := m.Source
@@ -23,6 +24,11 @@ func noRoom(m *types.Mount, err error) error {
 	case m.Type == "overlay":
 		at = mount.Layers(mount.Option(m, "upperdir"))[0]
 	case serr == nil && fi.Mode()&os.ModeDevice != 0:
+		if full || broken(err) {
+			if perr := thinpool.Full(m.Source); perr != nil {
+				return fmt.Errorf("%w: %w", perr, err)
+			}
+		}
 		if dir := mountedOn(m.Source); dir != "" {
 			at = fmt.Sprintf("%s (%s)", dir, m.Source)
 		}

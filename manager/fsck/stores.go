@@ -23,7 +23,8 @@ import (
 // The collector's labels: what has the first stays, what the second's value names too; what has the third goes with another.
 const rootLabel, refLabel, backLabel = "containerd.io/gc.root", "containerd.io/gc.ref.snapshot.", "containerd.io/gc.bref."
 
-// snapshots finds storage without a record, records without storage, and what was made for a container that is not there.
+// snapshots finds storage without a record, records without storage, storage that does not work, and what was made for a
+// container that is not there.
 func (c *Checker) snapshots(o Options, _ map[orphans.Task][]string) (out []orphans.Orphan, err error) {
 	if c.Snapshots == nil {
 		return nil, nil
@@ -49,6 +50,14 @@ func (c *Checker) snapshots(o Options, _ map[orphans.Task][]string) (out []orpha
 				}
 				return c.Snapshots.Free(ctx, name, u.ID)
 			}))
+		}
+		broken, err := c.Snapshots.Broken(name)
+		if err != nil {
+			return out, err
+		}
+		for _, b := range broken {
+			out = append(out, orphans.New(Snapshot, fmt.Sprintf("%s/%d", name, b.ID), b.Namespace, fmt.Sprintf("%s; it is %q", b.Problem, b.Key),
+				func(context.Context) error { return c.Snapshots.Mend(name, b.ID) }))
 		}
 		missing, err := c.Snapshots.Missing(name)
 		if err != nil {

@@ -32,21 +32,13 @@ func classic(m *types.Mount, o *options, at string) error {
 		if o.set == 0 {
 			return nil
 		}
-		// at names what lies below the new mount: go through the path anew to reach it.
-		path, err := os.Readlink(at)
-		if err != nil {
-			return err
-		}
-		if err = unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|o.set, ""); err != nil {
-			_ = unix.Unmount(path, unix.MNT_DETACH)
-		}
-		return os.NewSyscallError("mount (remount of bind)", err)
+		return restrict(at, o.set)
 	}
 	if m.Type == "overlay" && o.ids != nil {
 		return classicMapped(m, o, at)
 	}
 	if !o.loop {
-		return classicData(m.Source, m.Type, at, o.set, o.data)
+		return device(m.Source, m.Type, o, at)
 	}
 	if m.Type == "erofs" { // it takes the file itself (Linux 6.12)
 		err := classicData(m.Source, m.Type, at, o.set, o.data)
@@ -54,12 +46,42 @@ func classic(m *types.Mount, o *options, at string) error {
 			return err
 		}
 	}
-	dev, err := loop(m.Source, o.set&unix.MS_RDONLY != 0)
+	readonly := o.set&unix.MS_RDONLY != 0
+	if readonly {
+		// While the file is mounted writable, what is in it is to be seen through that device only.
+		if used := attached(m.Source); used != "" && device(used, m.Type, o, at) == nil {
+			return nil
+		}
+	}
+	dev, err := loop(m.Source, readonly)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = dev.Close() }()
-	return classicData(dev.Name(), m.Type, at, o.set, o.data)
+	return device(dev.Name(), m.Type, o, at)
+}
+
+// restrict gives flags to the mount that was just made at, and to no other one of its file system.
+func restrict(at string, flags uintptr) error {
+	// at names what lies below the new mount: go through the path anew to reach it.
+	path, err := os.Readlink(at)
+	if err != nil {
+		return err
+	}
+	if err = unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
+		_ = unix.Unmount(path, unix.MNT_DETACH)
+	}
+	return os.NewSyscallError("mount (remount of bind)", err)
+}
+
+// device mounts what source names. One that is to be read-only and is mounted writable elsewhere, for which the kernel says
+// EBUSY, shows the same file system, and this mount alone is read-only.
+func device(source, typ string, o *options, at string) error {
+	err := classicData(source, typ, at, o.set, o.data)
+	if o.set&unix.MS_RDONLY == 0 || !errors.Is(err, unix.EBUSY) || classicData(source, typ, at, o.set&^unix.MS_RDONLY, o.data) != nil {
+		return err
+	}
+	return restrict(at, o.set)
 }
 
 // classicMapped is classic for an overlay whose lower layers are shown with other IDs.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -192,6 +193,42 @@ func TestClassicBind(t *testing.T) {
 	}
 }
 
+// TestBeside: a device that is mounted writable is mounted read-only beside that, and shows the same.
+func TestBeside(t *testing.T) {
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		t.Skip("mkfs.ext4 is not installed")
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	write(t, image, "")
+	if err := os.Truncate(image, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs, "-q", "-F", image).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	d := dirs(t, "writable", "beside")
+	if err := Mount([]*types.Mount{{Type: "ext4", Source: image, Options: []string{"loop"}}}, d[0]); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(d[0], "f"), "1")
+	f := mounted(t, d[0])[0]
+	device := f[len(f)-2]
+	if err := Mount([]*types.Mount{{Type: "ext4", Source: device, Options: []string{"ro"}}}, d[1]); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, filepath.Join(d[1], "f")); got != "1" {
+		t.Errorf("%q", got)
+	}
+	if err := os.WriteFile(filepath.Join(d[1], "f"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write: %v, want EROFS", err)
+	}
+	write(t, filepath.Join(d[0], "f"), "2")
+	if got := read(t, filepath.Join(d[1], "f")); got != "2" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestUndo(t *testing.T) {
 	d := dirs(t, "src", "src/sub", "dst")
 	err := Mount([]*types.Mount{
@@ -234,6 +271,7 @@ func TestInvalid(t *testing.T) {
 		"no type":        {Source: "/"},
 		"no source":      {Type: "bind", Options: []string{"bind"}},
 		"unknown option": {Type: "bind", Source: "/", Options: []string{"rbind", "colour=red"}},
+		"not prepared":   {Type: "tmpfs", Options: []string{"X-containerd.mkdir.path=/x"}},
 		"NUL":            {Type: "tmpfs", Options: []string{"a\x00b"}},
 		"long":           {Type: "tmpfs", Options: []string{strings.Repeat("x", 5000)}},
 	} {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/managerd/managerd/manager/snapshots/devmapper"
 	"github.com/managerd/managerd/manager/snapshots/snapshottest"
 	"github.com/managerd/managerd/manager/snapshots/snapshottest/external"
 	"github.com/managerd/managerd/shimapi/mount"
@@ -21,12 +23,13 @@ import (
 // TestSnapshotters: containers on each snapshotter that this machine can have, over the death of the daemon; nothing of
 // them stays when they and the image are gone.
 func TestSnapshotters(t *testing.T) {
+	pools, datasets := pooled(t)
 	u := newUser(t)
 	dir := t.TempDir()
 	t.Cleanup(func() { snapshottest.NoLoops(t, dir) })
 	scratch := filepath.Join(dir, "scratch")
 	snapshottest.Image(t, scratch, "ext4", 64<<20, "-q", "-F")
-	config := fmt.Sprintf("version = 3\n[plugins.'io.containerd.snapshotter.v1.blockfile']\nscratch_file = %q\n", scratch)
+	config := fmt.Sprintf("version = 3\n[plugins.'io.containerd.snapshotter.v1.blockfile']\nscratch_file = %q\n%s", scratch, pools)
 	roots := map[string]string{}
 	known, err := os.ReadFile("/proc/filesystems")
 	if err != nil {
@@ -78,10 +81,77 @@ func TestSnapshotters(t *testing.T) {
 	}
 	u.ctr("images", "rm", "--sync", ref)
 	for _, name := range works {
-		if left, err := os.ReadDir(filepath.Join(roots[name], "snapshots")); err != nil || len(left) > 0 {
+		if name == "zfs" {
+			equal(t, "datasets", snapshottest.Command(t, "zfs", "list", "-H", "-r", "-o", "name", datasets), datasets)
+		} else if left, err := os.ReadDir(filepath.Join(roots[name], "snapshots")); err != nil || len(left) > 0 {
 			t.Errorf("%s: stored: %v, %v", name, left, err)
 		}
 	}
+}
+
+// pooled makes the pools that this machine can have, of devmapper and of ZFS, and gives what a config.toml says of them.
+func pooled(t *testing.T) (config, datasets string) {
+	t.Helper()
+	if devmapper.Supported() == nil {
+		config = fmt.Sprintf("[plugins.'io.containerd.snapshotter.v1.devmapper']\npool_name = %q\nbase_image_size = \"64MB\"\n", snapshottest.ThinPool(t, 512<<20))
+	}
+	if snapshottest.ZFS() == nil {
+		dataset, dir := snapshottest.Zpool(t, 512<<20)
+		datasets = dataset
+		config += fmt.Sprintf("[plugins.'io.containerd.snapshotter.v1.zfs']\nroot_path = %q\n", filepath.Join(dir, "root"))
+	}
+	return config, datasets
+}
+
+// TestSuspended: a container's device that is suspended keeps it waiting; mctl fsck names it and resumes it.
+func TestSuspended(t *testing.T) {
+	if err := devmapper.Supported(); err != nil {
+		t.Skip(err)
+	}
+	pools, _ := pooled(t)
+	u := newUser(t)
+	file := filepath.Join(u.Dir, "config.toml")
+	if err := os.WriteFile(file, []byte("version = 3\n"+pools), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u.Args = append(u.Args, "--config", file)
+	if err := errors.Join(u.Stop(), u.Start()); err != nil {
+		t.Fatal(err)
+	}
+	u.ctr("run", "--snapshotter", "devmapper", "-d", ref, "waits", "sleep", "1000")
+	device := ""
+	for line := range strings.Lines(u.ctr("snapshots", "--snapshotter", "devmapper", "mounts", "/", "waits")) {
+		for _, word := range strings.Fields(line) {
+			if strings.HasPrefix(word, "/dev/mapper/") {
+				device = word
+			}
+		}
+	}
+	if device == "" {
+		t.Fatal("the container's device is not known")
+	}
+	id := device[strings.LastIndexByte(device, '-')+1:]
+	t.Cleanup(func() { snapshottest.Command(t, "dmsetup", "resume", device) })
+	u.fsck(0)
+	snapshottest.Command(t, "dmsetup", "suspend", device)
+	found := u.fsck(1)
+	if len(found) != 1 || found[0].Kind != "snapshot" || found[0].Object != "devmapper/"+id || found[0].Owner != u.Namespace {
+		t.Fatalf("%+v", found)
+	}
+	has(t, found[0].Problem, filepath.Base(device)+" is suspended", `"waits"`)
+	if fixed := u.fsck(0, "--fix"); len(fixed) != 1 || !fixed[0].Fixed {
+		t.Errorf("%+v", fixed)
+	}
+	equal(t, "the container", u.ctr("t", "exec", "--exec-id", "e", "waits", "sh", "-c", "echo x > /made && sync && cat /made"), "x\n")
+	snapshottest.Command(t, "dmsetup", "suspend", device)
+	if err := errors.Join(u.Kill(), u.Start()); err != nil { // which looks for it, too
+		t.Fatal(err)
+	}
+	equal(t, "the container", u.ctr("t", "exec", "--exec-id", "f", "waits", "sh", "-c", "echo y > /made && sync && cat /made"), "y\n")
+	u.ctr("t", "kill", "-s", "KILL", "waits")
+	until(t, "stop", func() bool { return row(t, u.ctr("t", "ls"), "waits")[2] == "STOPPED" })
+	u.ctr("t", "rm", "waits")
+	u.ctr("c", "rm", "waits")
 }
 
 // TestRemapped: a container whose root is another user of the host, on layers that are shown to it as its own.

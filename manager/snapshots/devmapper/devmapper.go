@@ -20,6 +20,7 @@ import (
 	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/manager/snapshots/internal/dirs"
+	"github.com/managerd/managerd/manager/thinpool"
 	records "github.com/managerd/managerd/protos/metadata"
 	"github.com/managerd/managerd/shimapi/failpoint"
 )
@@ -29,11 +30,15 @@ const Name = "devmapper"
 
 const (
 	sector = 512
-	// maxDevice is the highest number that a thin device may have.
-	maxDevice = 1<<24 - 1
 	// numbers bounds how many numbers are tried that somebody else has.
 	numbers = 64
+	// recording begins the name of a record, below the root, that is being written.
+	recording = "new-"
 )
+
+// number gives one for a new thin device, from the upper half of the 24 bits that there are: others count from 1. A record
+// that is left of a crash may name a device that was not made, which must not be somebody else's.
+func number() uint32 { return 1<<23 + rand.Uint32N(1<<23) }
 
 // Options is what the snapshotter can be told.
 type Options struct {
@@ -52,7 +57,8 @@ type Backend struct {
 	cfg  Options
 	mkfs string
 
-	deleting sync.Mutex // held while one device is deleted: a removal and a sweep may mean the same
+	deleting   sync.Mutex // held while one device is deleted: a removal and a sweep may mean the same
+	suspending sync.Mutex // held while a device is suspended, so that only a crash leaves one
 }
 
 // New keeps its records below root. NotImplemented without a pool in the options, device-mapper in the kernel, or dmsetup;
@@ -78,10 +84,13 @@ func New(root string, o Options) (*Backend, error) {
 	if b.mkfs, err = exec.LookPath("mkfs." + o.FSType); err != nil {
 		return nil, fmt.Errorf("cannot use devmapper: mkfs.%s is not installed: %w", o.FSType, errdefs.ErrNotImplemented)
 	}
-	if _, err := pool(o.Pool); err != nil {
+	if _, err := thinpool.Get(o.Pool); err != nil {
 		return nil, fmt.Errorf("cannot use devmapper with thin pool %s: %w", o.Pool, err)
 	}
 	if b.dirs, err = dirs.OpenWith(root, b.delete); err != nil {
+		return nil, err
+	}
+	if err := b.recover(root); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -89,7 +98,7 @@ func New(root string, o Options) (*Backend, error) {
 
 // Supported is NotImplemented where the kernel has no device-mapper.
 func Supported() error {
-	f, err := os.OpenFile(control, os.O_RDWR, 0) // it loads the module
+	f, err := os.OpenFile(thinpool.Control, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("cannot use devmapper: this kernel has no device-mapper: %w: %w", err, errdefs.ErrNotImplemented)
 	}
@@ -116,7 +125,7 @@ func (b *Backend) save(path string, r *records.ThinDevice) error {
 	if err != nil {
 		return err
 	}
-	temp := filepath.Join(filepath.Dir(filepath.Dir(path)), "new-"+filepath.Base(path))
+	temp := filepath.Join(filepath.Dir(filepath.Dir(path)), recording+filepath.Base(path))
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -137,11 +146,11 @@ func (b *Backend) save(path string, r *records.ThinDevice) error {
 
 // Create makes a device: an empty one with a new file system, or one that shares its parent's blocks.
 func (b *Backend) Create(ctx context.Context, s snapshots.Snapshot) error {
-	before, err := pool(b.cfg.Pool)
+	before, err := thinpool.Get(b.cfg.Pool)
 	if err != nil {
 		return err
 	}
-	if err := before.usable(b.cfg.Pool); err != nil {
+	if err := before.Usable(); err != nil {
 		return err
 	}
 	path, err := b.dirs.Place(s.ID)
@@ -149,8 +158,8 @@ func (b *Backend) Create(ctx context.Context, s snapshots.Snapshot) error {
 		return err
 	}
 	if err := b.make(ctx, s, path); err != nil {
-		if now, perr := pool(b.cfg.Pool); perr == nil {
-			err = errors.Join(now.usable(b.cfg.Pool), err)
+		if now, perr := thinpool.Get(b.cfg.Pool); perr == nil {
+			err = errors.Join(now.Usable(), err)
 		}
 		return errors.Join(err, b.dirs.Remove(s.ID))
 	}
@@ -159,34 +168,17 @@ func (b *Backend) Create(ctx context.Context, s snapshots.Snapshot) error {
 
 func (b *Backend) make(ctx context.Context, s snapshots.Snapshot, path string) error {
 	r := &records.ThinDevice{Version: 1, Sectors: uint64(b.cfg.BaseSize) / sector}
-	create := "create_thin %d"
+	create, origin := "create_thin %d", ""
 	if len(s.Parents) > 0 {
 		parent, err := b.record(b.dirs.Path(s.Parents[0].ID))
 		if err != nil {
 			return err
 		}
 		r.Sectors = parent.Sectors
-		create = fmt.Sprintf("create_snap %%d %d", parent.Device)
-		resume, err := b.quiet(ctx, b.name(s.Parents[0].ID))
-		if err != nil {
-			return err
-		}
-		defer resume()
+		create, origin = fmt.Sprintf("create_snap %%d %d", parent.Device), b.name(s.Parents[0].ID)
 	}
-	r.Device = uint32(min(s.ID, maxDevice))
-	for try := 0; ; try++ {
-		if err := b.save(path, r); err != nil {
-			return err
-		}
-		failpoint.Hit("devmapper.create.noted")
-		err := message(b.cfg.Pool, fmt.Sprintf(create, r.Device))
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EEXIST) || try == numbers {
-			return errors.Join(err, os.Remove(path)) // the device, should there be one, is not ours to delete
-		}
-		r.Device = uint32(1<<23 + rand.IntN(1<<23))
+	if err := b.take(path, r, create, origin); err != nil {
+		return err
 	}
 	failpoint.Hit("devmapper.create.made")
 	name := b.name(s.ID)
@@ -194,25 +186,37 @@ func (b *Backend) make(ctx context.Context, s snapshots.Snapshot, path string) e
 		return err
 	}
 	if len(s.Parents) == 0 {
-		return b.format(ctx, node(name))
+		return b.format(ctx, thinpool.Node(name))
 	}
 	var err error
-	if r.Shared, err = mapped(name); err != nil {
+	if r.Shared, err = thinpool.Mapped(name); err != nil {
 		return err
 	}
 	return b.save(path, r)
 }
 
-// quiet suspends a device, if it is in use, so that a snapshot of it is whole.
-func (b *Backend) quiet(ctx context.Context, name string) (resume func(), err error) {
-	is, err := active(name)
-	if err != nil || !is {
-		return func() {}, err
+// take makes a thin device under a number that is free, which it puts into the record first. origin is the device that it is a
+// snapshot of, "" for none.
+func (b *Backend) take(path string, r *records.ThinDevice, create, origin string) error {
+	for try := 0; ; try++ {
+		r.Device = number()
+		if err := b.save(path, r); err != nil {
+			return err
+		}
+		failpoint.Hit("devmapper.create.noted")
+		made := false
+		err := b.still(origin, func() error {
+			err := thinpool.Message(b.cfg.Pool, fmt.Sprintf(create, r.Device))
+			made = err == nil
+			return err
+		})
+		if made {
+			return err
+		}
+		if !errors.Is(err, unix.EEXIST) || try == numbers {
+			return errors.Join(err, os.Remove(path)) // the device, should there be one, is not ours to delete
+		}
 	}
-	if _, err := b.dm.run(ctx, "suspend", name); err != nil {
-		return nil, err
-	}
-	return func() { _, _ = b.dm.run(context.WithoutCancel(ctx), "resume", name) }, nil
 }
 
 // format makes the file system. A thin device reads as zeros, so nothing of it need be cleared.
@@ -244,12 +248,12 @@ func (b *Backend) activate(ctx context.Context, id uint64) (*records.ThinDevice,
 	if err != nil {
 		return nil, err
 	}
-	is, err := active(b.name(id))
+	is, err := thinpool.Active(b.name(id))
 	if err != nil || is {
 		return r, err
 	}
 	err = b.dm.create(ctx, b.name(id), b.cfg.Pool, r.Device, r.Sectors)
-	if is, _ := active(b.name(id)); is { // somebody else was faster
+	if is, _ := thinpool.Active(b.name(id)); is { // somebody else was faster
 		return r, nil
 	}
 	return r, err
@@ -268,7 +272,7 @@ func (b *Backend) Mounts(ctx context.Context, s snapshots.Snapshot) ([]*types.Mo
 	if b.cfg.FSType == "xfs" {
 		options = append(options, "nouuid") // every snapshot has its parent's
 	}
-	return []*types.Mount{{Type: b.cfg.FSType, Source: node(b.name(s.ID)), Options: options}}, nil
+	return []*types.Mount{{Type: b.cfg.FSType, Source: thinpool.Node(b.name(s.ID)), Options: options}}, nil
 }
 
 // Usage is how many bytes the device has blocks for that it has not from its parent.
@@ -277,20 +281,28 @@ func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Us
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
-	mapped, err := mapped(b.name(s.ID))
+	mapped, err := thinpool.Mapped(b.name(s.ID))
 	if err != nil {
 		return snapshots.Usage{}, err
 	}
 	return snapshots.Usage{Inodes: 1, Size: int64(mapped-min(mapped, r.Shared)) * sector}, nil
 }
 
-// Commit lets go of the device, unless it is still mounted.
+// Commit lets go of the device, unless it is still mounted. In a pool that is full there is no commit: of what was written to
+// the device some may have been lost, and nobody been told.
 func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.Ref) (snapshots.Usage, error) {
+	p, err := thinpool.Get(b.cfg.Pool)
+	if err == nil {
+		err = p.Usable()
+	}
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
 	u, err := b.Usage(ctx, s)
 	if err != nil {
 		return u, err
 	}
-	dev, err := os.Open(node(b.name(s.ID)))
+	dev, err := os.Open(thinpool.Node(b.name(s.ID)))
 	if err != nil {
 		return u, err
 	}
@@ -325,14 +337,18 @@ func (b *Backend) delete(path string) error {
 	base := filepath.Base(path)
 	name := b.cfg.Pool + "-snap-" + base[strings.LastIndexByte(base, '-')+1:]
 	if b.cfg.Discard {
-		if err := b.discard(ctx, name, r); err != nil {
-			return err
-		}
+		err = b.discard(ctx, name, r)
 	}
-	if err := b.dm.remove(ctx, name); err != nil {
+	if err == nil {
+		err = b.dm.remove(ctx, name)
+	}
+	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("device %s is in use, it may be mounted: %w", name, err)
 	}
-	if err := message(b.cfg.Pool, fmt.Sprint("delete ", r.Device)); err != nil && !errors.Is(err, unix.ENODATA) {
+	if err != nil {
+		return err
+	}
+	if err := thinpool.Message(b.cfg.Pool, fmt.Sprint("delete ", r.Device)); err != nil && !errors.Is(err, unix.ENODATA) {
 		return err
 	}
 	failpoint.Hit("devmapper.delete.deleted")
@@ -344,7 +360,7 @@ func (b *Backend) delete(path string) error {
 
 // discard gives the blocks back to whatever the pool stands on.
 func (b *Backend) discard(ctx context.Context, name string, r *records.ThinDevice) error {
-	is, err := active(name)
+	is, err := thinpool.Active(name)
 	if err == nil && !is {
 		err = b.dm.create(ctx, name, b.cfg.Pool, r.Device, r.Sectors)
 	}
@@ -354,7 +370,7 @@ func (b *Backend) discard(ctx context.Context, name string, r *records.ThinDevic
 	if err != nil {
 		return err
 	}
-	dev, err := os.OpenFile(node(name), os.O_RDWR|unix.O_EXCL, 0)
+	dev, err := os.OpenFile(thinpool.Node(name), os.O_RDWR|unix.O_EXCL, 0)
 	if err != nil {
 		return err
 	}

@@ -8,31 +8,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-func TestPoolStatus(t *testing.T) {
-	for out, want := range map[string]error{
-		"1 120/4096 500/65536 - rw discard_passdown error_if_no_space - 1024":                  nil,
-		"1 120/4096 65536/65536 - rw discard_passdown queue_if_no_space - 1024":                errdefs.ErrResourceExhausted,
-		"1 120/4096 65530/65536 - out_of_data_space discard_passdown error_if_no_space - 1024": errdefs.ErrResourceExhausted,
-		"1 4096/4096 500/65536 - ro discard_passdown error_if_no_space needs_check 1024":       errdefs.ErrResourceExhausted,
-		"1 4096/4096 500/65536 - rw discard_passdown error_if_no_space - 1024":                 errdefs.ErrResourceExhausted,
-		"Fail": errdefs.ErrUnavailable,
-	} {
-		p, err := parsePool(out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = p.usable("tank")
-		if !errors.Is(err, want) || err != nil && !strings.Contains(err.Error(), "tank") {
-			t.Errorf("%s: %v, want %v", out, err, want)
-		}
-	}
-	for _, bad := range []string{"", "8:0 0", "1 a/b 1/2 - rw", "1 1 1/2 - rw"} {
-		if _, err := parsePool(bad); err == nil {
-			t.Errorf("%q is the status of a pool", bad)
-		}
-	}
-}
-
 func TestLeftOut(t *testing.T) {
 	if _, err := New(t.TempDir(), Options{FSType: "ext4", BaseSize: 1 << 30}); !errors.Is(err, errdefs.ErrNotImplemented) || !strings.Contains(err.Error(), "pool_name") {
 		t.Errorf("without a pool: %v", err)

@@ -48,7 +48,10 @@ func (b *Backend) Create(_ context.Context, s snapshots.Snapshot) error {
 	}
 	err = os.Chmod(path, 0o755)
 	if err == nil && s.Kind == snapshots.Active && len(s.Parents) > 0 {
-		err = copyTree(path, b.Dirs.Path(s.Parents[0].ID))
+		parent := b.Dirs.Path(s.Parents[0].ID)
+		if err = copyTree(path, parent); err != nil {
+			err = fmt.Errorf("cannot copy %s to %s: %w", parent, path, err)
+		}
 	}
 	if err != nil {
 		return errors.Join(err, b.Dirs.Remove(s.ID))

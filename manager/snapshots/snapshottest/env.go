@@ -97,10 +97,10 @@ type Column struct {
 	Stored func(root string) ([]string, error)
 	// Setup makes the directory in which roots are made; nil: any will do. It skips the test where the machine cannot.
 	Setup func(t *testing.T) string
-	// Where is "" for everywhere, else what must be there.
+	// Where is "" for everywhere, else what runs it.
 	Where string
-	// Only are the cases that are run there; nil: all.
-	Only []string
+	// Must says that a machine that cannot fails the test.
+	Must bool
 	// Blocks says that usage counts the blocks of a file system, with what that needs for itself.
 	Blocks bool
 	// Repacks says that a commit packs what is stored anew.
@@ -113,6 +113,13 @@ type Column struct {
 
 // Dir is a directory for one test.
 func (c Column) Dir(t *testing.T) string {
+	if c.Must {
+		t.Cleanup(func() {
+			if t.Skipped() {
+				t.Error("it must not be skipped here")
+			}
+		})
+	}
 	if c.Setup != nil {
 		return c.Setup(t)
 	}

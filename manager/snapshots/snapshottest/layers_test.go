@@ -33,7 +33,7 @@ func TestLayers(t *testing.T) {
 	layer := b.add(tarOf(t, func(r row) []entry { return r.layer }))
 	trees := map[string][2]tree{}              // that the layer and the edits make, by column
 	made := map[string][2]ocispec.Descriptor{} // what Diff makes of that
-	here := slices.DeleteFunc(slices.Clone(columns), func(c snapshottest.Column) bool { return c.Where != "" })
+	here := chosen()
 
 	t.Run("Apply", func(t *testing.T) {
 		for _, c := range here {
@@ -97,6 +97,26 @@ func TestLayers(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestDiffMounted: of what a container that runs has written so far a layer can be made.
+func TestDiffMounted(t *testing.T) {
+	b := &blobs{data: map[digest.Digest][]byte{}}
+	for _, c := range chosen() {
+		t.Run(c.Name, func(t *testing.T) {
+			l := openLayers(t, c, b)
+			l.Prepare("parent", "", func(root string) { l.Must(os.WriteFile(filepath.Join(root, "below"), nil, 0o644)) })
+			m, err := l.S.Prepare(l.Ctx, "k", "parent", nil)
+			l.Must(err)
+			l.On(m, func(root string) {
+				write(l.Env, root, "written")
+				if list := b.list(t, l.diff(l.view("parent"), m).Digest); len(list) != 1 || list["written"] == "" {
+					t.Errorf("the layer: %v", list)
+				}
+				write(l.Env, root, "later")
+			})
+		})
+	}
 }
 
 // layers are a store and where its layers come from.

@@ -2,6 +2,10 @@ package zfs
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,4 +26,27 @@ func (b *Backend) IDs(ctx context.Context) ([]uint64, error) {
 	}
 	slices.Sort(ids)
 	return ids, nil
+}
+
+func (b *Backend) note(id uint64) string { return filepath.Join(b.notes, strconv.FormatUint(id, 10)) }
+
+// Note keeps a note of a snapshot in the dataset of the root, see snapshots.Noter.
+func (b *Backend) Note(id uint64, note []byte) error { return os.WriteFile(b.note(id), note, 0o600) }
+
+// Notes gives the snapshots that there are, and what was noted of them.
+func (b *Backend) Notes(fn func(id uint64, note []byte) error) error {
+	ids, err := b.IDs(context.Background())
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		note, err := os.ReadFile(b.note(id))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := fn(id, note); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -6,14 +6,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/shimapi/failpoint"
@@ -29,7 +32,12 @@ const frozen = "@snapshot"
 type Backend struct {
 	cli     string
 	dataset string // that is mounted on the root
+	notes   string // directory
 }
+
+// busy is how long a removal waits for the kernel to let go of a file system that nobody has mounted any more: it does so
+// behind the end of the last process that saw it.
+const busy = 5 * time.Second
 
 // New stores snapshots below the dataset that is mounted on root. NotImplemented where zfs is not installed, or root is no
 // mount point of ZFS; nothing is made then.
@@ -58,6 +66,10 @@ func New(root string) (*Backend, error) {
 	if b.dataset == "" {
 		return nil, fmt.Errorf("cannot use zfs: no ZFS dataset is mounted on %s: %w", root, errdefs.ErrNotImplemented)
 	}
+	b.notes = filepath.Join(root, "notes")
+	if err := os.MkdirAll(b.notes, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot use zfs: %w", err)
+	}
 	return b, nil
 }
 
@@ -76,8 +88,12 @@ func (b *Backend) run(ctx context.Context, args ...string) (string, error) {
 	switch {
 	case strings.Contains(said, "does not exist"), strings.Contains(said, "could not find any snapshots"):
 		err = errors.Join(err, errdefs.ErrNotFound)
+	case strings.Contains(said, "already exists"):
+		err = errors.Join(err, errdefs.ErrAlreadyExists)
 	case strings.Contains(said, "out of space"):
 		err = errors.Join(err, errdefs.ErrResourceExhausted)
+	case strings.Contains(said, "is busy"):
+		err = errors.Join(err, unix.EBUSY)
 	}
 	return "", err
 }
@@ -86,19 +102,28 @@ func (b *Backend) name(id uint64) string { return b.dataset + "/" + strconv.Form
 
 // Create makes an empty file system, or a clone.
 func (b *Backend) Create(ctx context.Context, s snapshots.Snapshot) error {
-	if err := b.Remove(ctx, s); err != nil { // what a crash has left
-		return err
-	}
-	var err error
+	args := []string{"create", "-o", "mountpoint=legacy"}
 	if len(s.Parents) > 0 {
-		_, err = b.run(ctx, "clone", "-o", "mountpoint=legacy", b.name(s.Parents[0].ID)+frozen, b.name(s.ID))
-	} else {
-		_, err = b.run(ctx, "create", "-o", "mountpoint=legacy", b.name(s.ID))
+		args = []string{"clone", "-o", "mountpoint=legacy", b.name(s.Parents[0].ID) + frozen}
 	}
+	err := b.anew(ctx, append(args, b.name(s.ID)), "-r", b.name(s.ID))
 	if err != nil {
 		return errors.Join(err, b.Remove(context.WithoutCancel(ctx), s))
 	}
 	return nil
+}
+
+// anew runs what makes something, and once more when a crash has left it there, which is destroyed first.
+func (b *Backend) anew(ctx context.Context, args []string, left ...string) error {
+	_, err := b.run(ctx, args...)
+	if !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	if _, err := b.run(ctx, append([]string{"destroy"}, left...)...); err != nil {
+		return err
+	}
+	_, err = b.run(ctx, args...)
+	return err
 }
 
 // Mounts gives the mount of the file system.
@@ -122,23 +147,28 @@ func (b *Backend) Usage(ctx context.Context, s snapshots.Snapshot) (snapshots.Us
 
 // Commit makes a ZFS snapshot, of which children are clones, in place of one that was not recorded.
 func (b *Backend) Commit(ctx context.Context, s snapshots.Snapshot, _ snapshots.Ref) (snapshots.Usage, error) {
-	if _, err := b.run(ctx, "destroy", b.name(s.ID)+frozen); err != nil && !errdefs.IsNotFound(err) {
-		return snapshots.Usage{}, err
-	}
-	if _, err := b.run(ctx, "snapshot", b.name(s.ID)+frozen); err != nil {
+	snapshot := b.name(s.ID) + frozen
+	if err := b.anew(ctx, []string{"snapshot", snapshot}, snapshot); err != nil {
 		return snapshots.Usage{}, err
 	}
 	failpoint.Hit("zfs.commit.frozen")
 	return b.Usage(ctx, s)
 }
 
-// Remove destroys the file system and the ZFS snapshot of it.
+// Remove destroys the file system and the ZFS snapshot of it. It fails while that is mounted.
 func (b *Backend) Remove(ctx context.Context, s snapshots.Snapshot) error {
-	_, err := b.run(ctx, "destroy", "-r", b.name(s.ID))
-	if errdefs.IsNotFound(err) {
-		return nil
+	if err := os.Remove(b.note(s.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return err
+	for deadline := time.Now().Add(busy); ; time.Sleep(20 * time.Millisecond) {
+		_, err := b.run(ctx, "destroy", "-r", b.name(s.ID))
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			return nil
+		case !errors.Is(err, unix.EBUSY), ctx.Err() != nil, time.Now().After(deadline):
+			return err
+		}
+	}
 }
 
 // Sweep destroys the file systems that nobody keeps, clones before what they are of.

@@ -1,9 +1,10 @@
 package zfs
 
 import (
+	"bufio"
 	"context"
 	"errors"
-	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/snapshots"
+	"github.com/managerd/managerd/manager/snapshots/snapshottest"
 )
 
 func TestLeftOut(t *testing.T) {
@@ -23,36 +25,14 @@ func TestLeftOut(t *testing.T) {
 	}
 }
 
-// pool gives a Backend on a pool of its own. It skips the test where there is no ZFS.
-func pool(t *testing.T) *Backend {
-	t.Helper()
-	cli, err := exec.LookPath("zfs")
-	if err != nil {
-		t.Skip("the command zfs is not installed")
-	}
-	dir := t.TempDir()
-	disk := filepath.Join(dir, "disk")
-	if err := os.WriteFile(disk, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(disk, 256<<20); err != nil {
-		t.Fatal(err)
-	}
-	name := fmt.Sprint("managerd", unix.Getpid())
-	if out, err := exec.Command("zpool", "create", "-f", "-m", "none", name, disk).CombinedOutput(); err != nil {
-		t.Skipf("no pool can be made: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("zpool", "destroy", "-f", name).CombinedOutput(); err != nil {
-			t.Errorf("%v: %s", err, out)
-		}
-	})
-	return &Backend{cli: cli, dataset: name}
-}
-
-// TestStorage: file systems come and go as the store asks. What is in them needs the kernel module, and is the suite's.
+// TestStorage: file systems come and go as the store asks, over what a crash has left, too.
 func TestStorage(t *testing.T) {
-	b, ctx := pool(t), context.Background()
+	_, dir := snapshottest.Zpool(t, 256<<20)
+	b, err := New(filepath.Join(dir, "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -91,6 +71,12 @@ func TestStorage(t *testing.T) {
 	}
 	must(b.Create(ctx, snap(12, snapshots.View, 1)))
 	stored(1, 2, 12)
+	must(b.Note(12, []byte("twelve")))
+	noted := map[uint64]string{}
+	must(b.Notes(func(id uint64, note []byte) error { noted[id] = string(note); return nil }))
+	if !maps.Equal(noted, map[uint64]string{1: "", 2: "", 12: "twelve"}) {
+		t.Errorf("notes: %v", noted)
+	}
 	if err := b.Remove(ctx, one); err == nil {
 		t.Error("a file system with clones was destroyed")
 	}
@@ -105,4 +91,44 @@ func TestStorage(t *testing.T) {
 	must(b.Create(ctx, snap(3, snapshots.Active, 1)))
 	must(b.Sweep(ctx, func(uint64) bool { return false }))
 	stored()
+	if left, err := os.ReadDir(filepath.Join(dir, "root", "notes")); err != nil || len(left) > 0 {
+		t.Errorf("notes: %v, %v", left, err)
+	}
+}
+
+// TestBusy: a file system that somebody has mounted in a mount namespace of his own is not destroyed; a removal waits for a
+// moment, for the kernel to be done with one that has just ended.
+func TestBusy(t *testing.T) {
+	_, dir := snapshottest.Zpool(t, 256<<20)
+	b, err := New(filepath.Join(dir, "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, s := context.Background(), snapshots.Snapshot{Ref: snapshots.Ref{ID: 1}, Kind: snapshots.Active}
+	if err := b.Create(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount -t zfs "$0" "$1" && echo mounted && read line`, b.name(1), t.TempDir())
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(line, err)
+	}
+	if err := b.Remove(ctx, s); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("mounted: %v", err)
+	}
+	_ = in.Close()
+	if err := b.Remove(ctx, s); err != nil {
+		t.Errorf("just ended: %v", err)
+	}
+	_ = cmd.Wait() // its status is that of read
 }
