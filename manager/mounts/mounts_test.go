@@ -163,9 +163,7 @@ func TestHalfMade(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if b := backing(device); b != "" {
-		t.Errorf("%s is still a device of %s", device, b)
-	}
+	detached(t, device)
 	if _, err := os.Stat(file); err != nil {
 		t.Error(err)
 	}

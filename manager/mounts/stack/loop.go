@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/shimapi/failpoint"
@@ -29,8 +31,17 @@ func namesOf(state string) string {
 	return loopPrefix + hex.EncodeToString(sum[:8]) + ":"
 }
 
-// Attach makes file the loop device that point links to. It stays, whoever dies, until Undo.
+// leaving is how long it is waited for a device of the same file that was given back and is still used.
+const leaving = 3 * time.Second
+
+// Attach makes file the loop device that point links to. It stays, whoever dies, until Undo. FailedPrecondition when it is to
+// be written to and somebody still uses an earlier device of it: two file systems would write to one file.
 func Attach(dir string, n int, file string, readonly bool) (point, device string, err error) {
+	if !readonly {
+		if err := free(filepath.Dir(filepath.Dir(dir)), file); err != nil {
+			return "", "", err
+		}
+	}
 	f, err := mount.Attach(file, mount.Loop{ReadOnly: readonly, Direct: true, Name: loopName(dir, n)})
 	if err != nil {
 		return "", "", err
@@ -53,7 +64,30 @@ func Attach(dir string, n int, file string, readonly bool) (point, device string
 	return point, f.Name(), nil
 }
 
-// detach gives a device back that has this name; what is mounted of it by others has it until it is unmounted.
+// free waits until no device of file that was given back is used any more.
+func free(state, file string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: file, Err: err}
+	}
+	for deadline := time.Now().Add(leaving); ; time.Sleep(5 * time.Millisecond) {
+		used := ""
+		err := each(func(device string, info *unix.LoopInfo64) {
+			if strings.HasPrefix(nameOf(info), namesOf(state)) && info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0 && info.Inode == st.Ino && info.Device == st.Dev {
+				used = device
+			}
+		})
+		if err != nil || used == "" {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s is still mounted somewhere, as the device %s of an activation that is gone: %w", file, used, errdefs.ErrFailedPrecondition)
+		}
+	}
+}
+
+// detach gives a device back that has this name; what is mounted of it by others has it until it is unmounted, and what they
+// have written is in the file.
 func detach(device, name string) error {
 	f, info, err := status(device)
 	if err != nil || f == nil {
@@ -62,6 +96,9 @@ func detach(device, name string) error {
 	defer func() { _ = f.Close() }()
 	if nameOf(info) != name {
 		return nil // by now it is somebody else's
+	}
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.BLKFLSBUF, 0); err != nil {
+		return fmt.Errorf("cannot flush %s: %w", device, os.NewSyscallError("BLKFLSBUF", err))
 	}
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("cannot detach %s: %w", device, os.NewSyscallError("LOOP_CLR_FD", err))
@@ -101,29 +138,34 @@ type Device struct {
 func (d Device) Detach() error { return detach(d.Path, d.name) }
 
 // Devices gives the loop devices of a daemon's stacks that stay attached.
-func Devices(state string) ([]Device, error) {
+func Devices(state string) (out []Device, err error) {
+	err = each(func(device string, info *unix.LoopInfo64) {
+		rest, ours := strings.CutPrefix(nameOf(info), namesOf(state))
+		if !ours || info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0 {
+			return
+		}
+		base, _, _ := strings.Cut(rest, "/")
+		out = append(out, Device{Path: device, Stack: filepath.Join(state, Dir, base), name: nameOf(info)})
+	})
+	return out, err
+}
+
+// each calls fn for every loop device to which something is attached.
+func each(fn func(device string, info *unix.LoopInfo64)) error {
 	attached, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var out []Device
 	var errs []error
 	for _, a := range attached {
-		d := Device{Path: filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(a))))}
-		f, info, err := status(d.Path)
+		device := filepath.Join("/dev", filepath.Base(filepath.Dir(filepath.Dir(a))))
+		f, info, err := status(device)
 		if f == nil {
 			errs = append(errs, err)
 			continue
 		}
 		_ = f.Close()
-		d.name = nameOf(info)
-		rest, ours := strings.CutPrefix(d.name, namesOf(state))
-		if !ours || info.Flags&unix.LO_FLAGS_AUTOCLEAR != 0 {
-			continue
-		}
-		base, _, _ := strings.Cut(rest, "/")
-		d.Stack = filepath.Join(state, Dir, base)
-		out = append(out, d)
+		fn(device, info)
 	}
-	return out, errors.Join(errs...)
+	return errors.Join(errs...)
 }
