@@ -18,7 +18,7 @@ TESTTAGS = seccomp netgo osusergo
 # vmguest: the tests that run in the VM only, see test/vm.
 LINTTAGS = $(TESTTAGS) vmguest
 
-.PHONY: help build demo test race fuzz test-vm test-vm-packages test-vm-zfs test-chaos bench lint protos install uninstall clean deps test-deps
+.PHONY: help build demo test race fuzz test-vm test-vm-packages test-vm-oci test-vm-zfs test-chaos bench lint protos install uninstall clean deps test-deps
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ test-vm: build ## systemd and cgroup v2, for real, in a Debian VM (qemu without 
 test-vm-packages: build ## in the same VM, what comes out differently there of other packages
 	@contrib/deps.sh vm
 	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh packages
+
+test-vm-oci: build ## in the same VM, docs/runtime-spec.md field by field
+	@contrib/deps.sh vm
+	@GO='$(GO)' BIN='$(BIN)' TAGS='$(TESTTAGS)' test/vm/test.sh oci
 
 test-vm-zfs: build ## in the same VM, the snapshotter zfs; its modules are compiled first, once, for ten minutes
 	@contrib/deps.sh vm

@@ -1,7 +1,9 @@
 #!/bin/bash
-# test.sh systemd|packages|zfs: what make test-vm, make test-vm-packages and make test-vm-zfs run on a test machine:
+# test.sh systemd|packages|oci|zfs: what make test-vm, make test-vm-packages, make test-vm-oci and make test-vm-zfs run on a test
+# machine:
 #   systemd   the tests of test/vm/guest, in two boots of one disk
 #   packages  those tests of other packages that come out differently there
+#   oci       those that stand for a row of docs/runtime-spec.md
 #   zfs       those of the snapshotter zfs, with the modules of zfs.sh
 # Needs BIN with the programs. GO: the go command; TAGS: the tests' build tags; OUT: where logs are kept (a temporary directory,
 # removed when all is well). PARTS, a regular expression such as 'Install|Import|Steady|Restart': only these parts of the first
@@ -17,7 +19,7 @@ work=$(mktemp -d)
 out=${OUT:-$work/out}
 status=1
 end() {
-	if [ "$status" = 0 ] || [ -n "${OUT:-}" ]; then rm -rf "$work"; else rm -rf "$work"/{systemd,packages,zfs}*; echo "logs: $out" >&2; fi
+	if [ "$status" = 0 ] || [ -n "${OUT:-}" ]; then rm -rf "$work"; else rm -rf "$work"/{systemd,packages,oci,zfs}*; echo "logs: $out" >&2; fi
 }
 trap end EXIT
 trap 'exit 130' INT
@@ -63,7 +65,7 @@ systemd)
 	echo "/vmtest/tests/guest.test -test.run '^TestSecondBoot\$' -test.timeout 300s" >"$tree/boot2"
 	if [ -n "${PARTS:-}" ]; then machine 1000 boot1; else machine 1000 boot1 boot2; fi
 	;;
-packages | zfs)
+packages | oci | zfs)
 	tree=$work/$what
 	mkdir -p "$tree/bin"
 	cp "$bin"/{managerd,shim-runc,mctl} "$tree/bin/"
@@ -75,9 +77,9 @@ packages | zfs)
 	fi
 	plain="" cgo="" short=$([ "$what" = zfs ] || echo -test.short)
 	while read -r package tests; do
-		case $package in zfs:*) on=zfs ;; *) on=packages ;; esac
+		case $package in *:*) on=${package%%:*} ;; *) on=packages ;; esac
 		if [ "$on" != "$what" ]; then continue; fi
-		package=${package#zfs:}
+		package=${package#*:}
 		if [ -n "${TESTS:-}" ] && ! [[ $package =~ ($TESTS)$ ]]; then continue; fi
 		case $package in cmd/shim-runc/*) cgo="$cgo $package" ;; *) plain="$plain $package" ;; esac
 		name=$(basename "$package")
@@ -91,12 +93,15 @@ cgroups .
 reaper .
 shimapi Vsock
 shimapi/mount .
-cmd/shim-runc/internal/engine AppArmor|CgroupsPath|CheckBefore|CopyUp|DeviceRules|Exec(Affinity|Fields)|Fields|Hook|IDMapped|LeftCgroups|Limits|MountOptions|N(amespace|etDevices)|P(auseResumeUpdate|oststop)|R(ealtime|emove|ootfs)|S(copeDevices|eccomp|hown)|Terminal|U(nknown|pdate|serNamespace)|WeightDevice
-cmd/shim-runc/internal/engine/external Options|SystemdCgroup
-cmd/shim-runc/internal/service ClampsTold|DecodeOptions|MissingRuntime|OOM|Option|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput|Locks|TCP)|Restore|SandboxSlice
+cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
+cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput|Locks|TCP)|Restore|SandboxSlice
 cmd/shim-runc/internal/service CheckpointUnixSocket)$/^(libcontainer
 manager/snapshots/overlayfs .
 manager/snapshots/snapshottest Conformance|Crash|Diff|Devmapper
+oci:cmd/shim-runc/internal/engine AppArmor|CgroupsPath|CheckBefore|CopyUp|DeviceRules|Exec(Affinity|Fields)|Fields|Hook|IDMapped|Limits|MountOptions|N(amespace|etDevices)|Poststop|R(ealtime|ootfs)|S(copeDevices|eccomp|hown)|Terminal|U(nknown|pdate|serNamespace)|WeightDevice
+oci:cmd/shim-runc/internal/engine/external Options|SystemdCgroup
+oci:cmd/shim-runc/internal/engine/criu .
+oci:cmd/shim-runc/internal/service ClampsTold|DecodeOptions|MissingRuntime|Option|WarningsTold
 zfs:manager/snapshots/zfs .
 zfs:manager/snapshots/snapshottest Conformance|Crash|DiffMounted)$/^(zfs
 zfs:manager/snapshots/snapshottest Full|Layers
@@ -107,7 +112,7 @@ PACKAGES
 	machine 1200 "$what"
 	;;
 *)
-	echo "usage: test/vm/test.sh systemd|packages|zfs" >&2
+	echo "usage: test/vm/test.sh systemd|packages|oci|zfs" >&2
 	exit 2
 	;;
 esac

@@ -53,14 +53,14 @@ func TestDocument(t *testing.T) {
 	}
 }
 
-// inVM matches the tests of this package that make test-vm-packages runs.
+// inVM matches the tests of this package that make test-vm-oci runs.
 func inVM(t *testing.T) *regexp.Regexp {
 	t.Helper()
 	script, err := os.ReadFile("../../../../test/vm/test.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(script), "\ncmd/shim-runc/internal/engine ")
+	_, rest, _ := strings.Cut(string(script), "\noci:cmd/shim-runc/internal/engine ")
 	tests, _, ok := strings.Cut(rest, "\n")
 	if !ok {
 		t.Fatal("test/vm/test.sh has no line of this package")
