@@ -40,8 +40,13 @@ demo: build ## the main job on a private daemon: a container outlives its manage
 test: build test-deps ## unit, integration and end-to-end tests, with real containers and Debian's ctr; needs root
 	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -tags '$(TESTTAGS)' -timeout 20m $(TESTFLAGS) ./...
 
-race: build test-deps ## the same under the race detector
-	MANAGERD_BIN_DIR=$(BIN) CGO_ENABLED=1 $(GO) test -race -tags '$(TESTTAGS)' -timeout 40m $(TESTFLAGS) ./...
+race: build test-deps ## the same under the race detector, which is in the programs too. RACEPKG=./reaper/... for some
+	@rm -rf $(BIN)/race
+	CGO_ENABLED=1 $(GO) build -race -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/race/ ./cmd/managerd ./cmd/mctl
+	CGO_ENABLED=1 $(GO) build -race -trimpath -tags '$(SHIMTAGS)' -ldflags '$(LDFLAGS)' -o $(BIN)/race/ ./cmd/shim-runc
+	@status=0; GORACE='log_path=$(BIN)/race/report' MANAGERD_BIN_DIR=$(BIN)/race CGO_ENABLED=1 \
+		$(GO) test -race -tags '$(TESTTAGS)' -timeout 60m $(TESTFLAGS) $(or $(RACEPKG),./...) || status=$$?; \
+	if cat $(BIN)/race/report.* 2>/dev/null; then echo "races, of these processes: $$(cd $(BIN)/race && echo report.*)" >&2; status=1; fi; exit $$status
 
 fuzz: build ## every fuzz test for FUZZTIME (10s) each; FUZZPKG=./shimapi/... for some. make test runs their seeds
 	@for p in $$($(GO) list $(or $(FUZZPKG),./...)); do \

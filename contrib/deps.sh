@@ -24,6 +24,8 @@ if [ "${1:-build}" = test ]; then
 	want runc runc
 	want crun crun
 	want criu criu
+	want iptables iptables
+	case $(cat /sys/module/apparmor/parameters/enabled 2>/dev/null) in Y*) want apparmor_parser apparmor ;; esac
 	want ps procps
 	want ip iproute2
 	want /etc/ssl/certs/ca-certificates.crt ca-certificates

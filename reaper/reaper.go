@@ -296,6 +296,18 @@ func (p *Process) Pid() int { return p.pid }
 // Done is closed when the process has ended and Exit is set.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Over says whether the process has ended, as Done will say in a moment.
+func (p *Process) Over() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+	}
+	over := false
+	p.control(func(fd int) { over = readable(fd) })
+	return over
+}
+
 // Exit waits for the end and says how it was.
 func (p *Process) Exit() Exit {
 	<-p.done

@@ -30,14 +30,14 @@ func (a *Mounts) Register(s *grpc.Server) { api.RegisterMountsServer(s, a) }
 func activationToWire(a mounts.Activation) *types.ActivationInfo {
 	out := &types.ActivationInfo{Name: a.Name, System: a.System, Labels: a.Labels}
 	for _, m := range a.Active {
-		out.Active = append(out.Active, &types.ActiveMount{Mount: m.Mount, MountedAt: timestamppb.New(m.At), MountPoint: m.Point})
+		out.Active = append(out.Active, &types.ActiveMount{Mount: m.Mount, MountedAt: timestamppb.New(m.At), MountPoint: m.Point, Data: m.Data})
 	}
 	return out
 }
 
 // Activate makes mounts.
 func (a *Mounts) Activate(ctx context.Context, r *api.ActivateRequest) (*api.ActivateResponse, error) {
-	out, err := a.store.Activate(ctx, r.Name, r.Mounts, r.Labels)
+	out, err := a.store.Activate(ctx, r.Name, r.Mounts, mounts.Options{Labels: r.Labels, Temporary: r.Temporary})
 	if err != nil {
 		return nil, toGRPC(err)
 	}

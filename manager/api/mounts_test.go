@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -16,6 +18,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"github.com/managerd/managerd/manager/leases"
+	"github.com/managerd/managerd/manager/metadata"
 	"github.com/managerd/managerd/manager/mounts"
 	"github.com/managerd/managerd/manager/namespaces"
 )
@@ -23,7 +27,12 @@ import (
 // TestMounts: the service Mounts over the wire.
 func TestMounts(t *testing.T) {
 	dir := t.TempDir()
-	store, err := mounts.New(dir)
+	db, err := metadata.Open(filepath.Join(dir, "metadata.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	store, err := mounts.New(dir, db, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,9 +85,35 @@ func TestMounts(t *testing.T) {
 	if _, err := c.Deactivate(ctx, &mountsapi.DeactivateRequest{Name: "x"}); err != nil {
 		t.Fatal(err)
 	}
+	// Temporary, under a lease, with a loop device.
+	if _, err := leases.NewStore(db).Create(ctx, "l", nil); err != nil {
+		t.Fatal(err)
+	}
+	r, err = c.Activate(leases.With(ctx, "l"), &mountsapi.ActivateRequest{Name: "t", Temporary: true, Mounts: []*types.Mount{
+		{Type: "mkfs/loop", Source: filepath.Join(dir, "disk"), Options: []string{"X-containerd.mkfs.size=8MiB"}},
+		{Type: "format/ext4", Source: "{{ mount 0 }}"},
+	}})
+	if err != nil || len(r.Info.Active) != 2 || len(r.Info.System) != 1 || r.Info.System[0].Type != "bind" || r.Info.System[0].Source != r.Info.Active[1].MountPoint {
+		t.Fatalf("%v, %v", r, err)
+	}
+	if held, err := leases.NewStore(db).ListResources(ctx, "l"); err != nil || len(held) != 1 || held[0] != (leases.Resource{Type: "mounts", ID: "t"}) {
+		t.Errorf("%v, %v", held, err)
+	}
+	if link, err := os.Readlink(r.Info.Active[0].MountPoint); err != nil || link != r.Info.Active[0].Data["device"] {
+		t.Errorf("%v, %v", link, err)
+	}
+	inUse, err := os.Open(r.Info.Active[1].MountPoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := second(c.Deactivate(ctx, &mountsapi.DeactivateRequest{Name: "t"}))
+	if err := errors.Join(inUse.Close(), second(c.Deactivate(ctx, &mountsapi.DeactivateRequest{Name: "t"}))); err != nil {
+		t.Fatal(err)
+	}
 	for name, err := range map[string]error{
-		"NotFound":        second(c.Info(ctx, &mountsapi.InfoRequest{Name: "x"})),
-		"InvalidArgument": second(c.Update(ctx, &mountsapi.UpdateRequest{})),
+		"FailedPrecondition": busy,
+		"NotFound":           second(c.Info(ctx, &mountsapi.InfoRequest{Name: "x"})),
+		"InvalidArgument":    second(c.Update(ctx, &mountsapi.UpdateRequest{})),
 	} {
 		if status.Code(err).String() != name {
 			t.Errorf("%s: %v", name, err)

@@ -180,7 +180,7 @@ func (c *Checker) leases(o Options, _ map[orphans.Task][]string) (out []orphans.
 
 func old(createdAt int64, o Options) bool { return time.Since(metadata.Time(createdAt)) >= o.Older }
 
-// keeps counts what a lease keeps, and what of it is there. Of what is no record (ingests) it is believed.
+// keeps counts what a lease keeps, and what of it is there. Of what is no record (ingests, mounts) it is believed.
 func keeps(tx *metadata.Tx, ns, lease string) (all, there int) {
 	b := tx.Bucket(metadata.Path(ns, metadata.LeaseResources, lease)...)
 	if b == nil {
@@ -194,7 +194,7 @@ func keeps(tx *metadata.Tx, ns, lease string) (all, there int) {
 			path = append(path, sub)
 		}
 		all++
-		if kind == "ingests" {
+		if kind == "ingests" || kind == metadata.Mounts {
 			there++
 		} else if in := tx.Bucket(path...); in != nil && in.Get([]byte(id)) != nil {
 			there++

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/managerd/managerd/manager/images"
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/mounts"
 	"github.com/managerd/managerd/manager/namespaces"
 	"github.com/managerd/managerd/manager/snapshots"
 	"github.com/managerd/managerd/shimapi/failpoint"
@@ -39,11 +41,12 @@ type Publisher interface {
 	Publish(ctx context.Context, topic string, event proto.Message) error
 }
 
-// Collector collects in one daemon's database. Content and Snapshots may be nil when the daemon runs without.
+// Collector collects in one daemon's database. Content, Snapshots and Mounts may be nil when the daemon runs without.
 type Collector struct {
 	DB        *metadata.DB
 	Content   *content.Store
 	Snapshots *snapshots.Store
+	Mounts    *mounts.Store
 	Events    Publisher
 	Log       *slog.Logger
 
@@ -53,7 +56,7 @@ type Collector struct {
 
 // Result is what a collection did.
 type Result struct {
-	Removed map[string]int // by kind: content, images, leases, ingests, snapshots/NAME
+	Removed map[string]int // by kind: content, images, leases, ingests, mounts, snapshots/NAME
 	Objects int            // looked at
 	Took    time.Duration
 	Locked  time.Duration // how much of it others could not write
@@ -87,13 +90,23 @@ func (c *Collector) Collect(ctx context.Context) (Result, error) {
 		defer mu.Unlock()
 		return changes[n:], len(changes)
 	}
+	// Before the database is read: what is seen of them here, that has their leases.
+	active, err := c.activations()
+	if err != nil {
+		return res, fmt.Errorf("cannot collect: %w", err)
+	}
 	names, err := metadata.NewNamespaces(c.DB).List()
 	if err != nil {
 		return res, fmt.Errorf("cannot collect: %w", err)
 	}
+	for ns := range active {
+		if !slices.Contains(names, ns) {
+			names = append(names, ns)
+		}
+	}
 	var errs []error
 	for _, ns := range names {
-		if err := c.namespace(namespaces.With(ctx, ns), ns, began, since, &res); err != nil {
+		if err := c.namespace(namespaces.With(ctx, ns), ns, began, active[ns], since, &res); err != nil {
 			errs = append(errs, fmt.Errorf("cannot collect in namespace %q: %w", ns, err))
 		}
 	}
@@ -101,12 +114,12 @@ func (c *Collector) Collect(ctx context.Context) (Result, error) {
 	return res, errors.Join(errs...)
 }
 
-// namespace collects in one. since gives the changes behind the first n, and how many there are by now.
-func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, since func(n int) ([]metadata.Change, int), res *Result) error {
+// namespace collects in one, with these activations. since gives the changes behind the first n, and how many there are by now.
+func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, active []mounts.Activation, since func(n int) ([]metadata.Change, int), res *Result) error {
 	_, seen := since(0)
 	var g *graph
 	err := c.DB.View(func(tx *metadata.Tx) (err error) {
-		g, err = scan(tx, ns, now)
+		g, err = scan(tx, ns, now, active)
 		return err
 	})
 	if err != nil {
@@ -135,9 +148,9 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 				if g.stays(node) {
 					continue
 				}
-				r, err := c.forget(tx, ns, node)
+				r, err := c.forget(tx, ns, node, g)
 				if errdefs.IsFailedPrecondition(err) {
-					continue // it has a child that stays, for want of a snapshotter say
+					continue // it has a child that stays, for want of a snapshotter say, or somebody works on it
 				}
 				if err == nil && r.event != nil {
 					err = c.Events.Publish(metadata.In(ctx, tx), r.topic, r.event)
@@ -150,6 +163,9 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 			return nil
 		})
 		if err != nil {
+			for _, r := range gone {
+				r.keep()
+			}
 			return err
 		}
 		failpoint.Hit("gc.forgotten")
@@ -157,6 +173,10 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 		res.Locked, res.Longest = res.Locked+held, max(res.Longest, held)
 		garbage = garbage[n:]
 		for _, r := range gone {
+			if r.kind == metadata.Mounts {
+				c.unmount(r, res)
+				continue
+			}
 			res.Removed[r.kind]++
 			if err := r.free(); err != nil {
 				c.Log.Warn("what was collected could not be freed; the next start of the daemon tries again", "kind", r.kind, "name", r.key, "error", err)
@@ -174,14 +194,22 @@ func (c *Collector) namespace(ctx context.Context, ns string, now time.Time, sin
 type removed struct {
 	node
 	free  func() error // gives its storage back
+	keep  func()       // instead of free, when it was not removed after all
 	topic string
 	event proto.Message
 }
 
-// forget removes the record of n.
-func (c *Collector) forget(tx *metadata.Tx, ns string, n node) (r removed, err error) {
-	r = removed{node: n, free: func() error { return nil }}
+// forget removes the record of n. That of an activation goes when it is unmounted; until then nobody can change it.
+func (c *Collector) forget(tx *metadata.Tx, ns string, n node, g *graph) (r removed, err error) {
+	r = removed{node: n, free: func() error { return nil }, keep: func() {}}
 	switch {
+	case n.kind == metadata.Mounts:
+		claim := c.Mounts.Claim(ns, g.active[n])
+		if claim == nil {
+			return r, errdefs.ErrFailedPrecondition
+		}
+		r.free, r.keep = claim.Remove, claim.Release
+		return r, nil
 	case n.kind == metadata.Leases:
 		return r, leases.Forget(tx, ns, n.key)
 	case n.kind == metadata.Images:

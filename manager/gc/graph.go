@@ -8,6 +8,7 @@ import (
 
 	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/mounts"
 	records "github.com/managerd/managerd/protos/metadata"
 )
 
@@ -17,17 +18,22 @@ type graph struct {
 	back    map[node][]node // the reverse label: who stays if this one does
 	parents map[node]node   // of snapshots
 	roots   []node
-	flat    []node        // roots whose own needs do not count
-	objects []node        // what can be collected: expired leases, expired images, snapshots, content
+	flat    []node // roots whose own needs do not count
+	objects []node // what can be collected: activations, expired leases, expired images, snapshots, content
+	active  map[node]mounts.Activation
 	next    time.Time     // the earliest expiry still to come; zero: none
 	marked  map[node]bool // what stays, and all that it needs
 	alone   map[node]bool // what stays by itself
 }
 
-// scan reads namespace ns. A record that cannot be read ends it with DataLoss: nobody knows what it refers to.
-func scan(tx *metadata.Tx, ns string, now time.Time) (*graph, error) {
-	g := &graph{refs: map[node][]node{}, back: map[node][]node{}, parents: map[node]node{}, marked: map[node]bool{}, alone: map[node]bool{}}
-	for _, part := range []func(*metadata.Tx, string, time.Time) error{g.leases, g.images, g.containers, g.sandboxes, g.snapshots, g.content} {
+// scan reads namespace ns, in which active are the activations of mounts. A record that cannot be read ends it with DataLoss: nobody knows what it refers to.
+func scan(tx *metadata.Tx, ns string, now time.Time, active []mounts.Activation) (*graph, error) {
+	g := &graph{active: map[node]mounts.Activation{}, refs: map[node][]node{}, back: map[node][]node{}, parents: map[node]node{}, marked: map[node]bool{}, alone: map[node]bool{}}
+	for _, part := range []func(*metadata.Tx, string, time.Time) error{
+		g.leases, g.images, g.containers, g.sandboxes,
+		func(*metadata.Tx, string, time.Time) error { g.mounts(active, now); return nil }, // before the snapshots that they may be of
+		g.snapshots, g.content,
+	} {
 		if err := part(tx, ns, now); err != nil {
 			return nil, fmt.Errorf("namespace %q: %w", ns, err)
 		}
@@ -68,6 +74,19 @@ func (g *graph) leases(tx *metadata.Tx, ns string, now time.Time) error {
 		}
 		return nil
 	})
+}
+
+// mounts enters activations. Until its expiry one is a root, as if it had the label of those; it needs nothing.
+func (g *graph) mounts(active []mounts.Activation, now time.Time) {
+	for _, a := range active {
+		n := node{metadata.Mounts, a.Name}
+		if _, ok := leases.Expiry(a.Labels); ok && !g.expired(a.Labels, now) {
+			g.roots = append(g.roots, n)
+		}
+		g.root(n, a.Labels)
+		g.enter(n, a.Labels, nil)
+		g.objects, g.active[n] = append(g.objects, n), a
+	}
 }
 
 // leased gives what a lease keeps. The types of its resources are named as the kinds of their records.
@@ -273,6 +292,7 @@ func current(tx *metadata.Tx, ns string, n node) []node {
 		if get(&r) {
 			return forward(r.Labels)
 		}
+	case metadata.Mounts: // they need nothing
 	case metadata.Content:
 		var r records.Blob
 		if get(&r) {

@@ -7,10 +7,10 @@ import (
 )
 
 // The labels of containerd's collector (its documentation of garbage collection), on content, snapshots, images,
-// containers and sandboxes. NAME is the snapshotter's; x is anything, so that one object can refer to many.
+// containers, sandboxes and activations of mounts. NAME is the snapshotter's; x is anything, so that one object can refer to many.
 const (
 	labelRoot = "containerd.io/gc.root"  // any value: it stays
-	labelRef  = "containerd.io/gc.ref."  // content[.x], image[.x], snapshot.NAME[/x]: the digest, image, snapshot that it needs
+	labelRef  = "containerd.io/gc.ref."  // content[.x], image[.x], mount[.x], snapshot.NAME[/x]: the digest, image, activation, snapshot that it needs
 	labelBack = "containerd.io/gc.bref." // content[.x], image[.x], container[.x], sandbox[.x], snapshot.NAME[/x]: who needs it
 )
 
@@ -47,7 +47,7 @@ func target(label, prefix, key string) (node, bool) {
 		name, _, _ = strings.Cut(name, "/")
 		return node{metadata.SnapshotKind(name), key}, name != ""
 	}
-	for word, kind := range map[string]string{"content": metadata.Content, "image": metadata.Images, "container": metadata.Containers, "sandbox": metadata.Sandboxes} {
+	for word, kind := range map[string]string{"content": metadata.Content, "image": metadata.Images, "container": metadata.Containers, "sandbox": metadata.Sandboxes, "mount": metadata.Mounts} {
 		if after, ok := strings.CutPrefix(rest, word); ok && (after == "" || after[0] == '.' || after[0] == '/') {
 			return node{kind, key}, true
 		}

@@ -151,7 +151,7 @@ func (s *Scheduler) end(ctx context.Context, waiting []chan error, res Result, e
 	s.metrics.add(res, err)
 	own := 0
 	for kind, n := range res.Removed {
-		if kind != leases.Ingests { // they have no records
+		if kind != leases.Ingests && kind != leases.Mounts { // they have no records
 			own += n
 		}
 	}

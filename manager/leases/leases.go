@@ -1,4 +1,4 @@
-// Package leases keeps leases: names that hold resources (content, snapshots, ingests, images) back from collection
+// Package leases keeps leases: names that hold resources (content, snapshots, ingests, images, mounts) back from collection
 // while a client builds something of them. It must not know what a resource is, only its type and name.
 package leases
 
@@ -21,11 +21,13 @@ import (
 	records "github.com/managerd/managerd/protos/metadata"
 )
 
-// The types of a Resource; a snapshot's is Snapshots + its snapshotter.
+// The types of a Resource; a snapshot's is Snapshots + its snapshotter. All but Mounts are containerd's, whose clients cannot
+// name an activation there.
 const (
 	Content   = "content"
 	Ingests   = "ingests"
 	Images    = "images"
+	Mounts    = "mounts" // an activation of the Mounts service, by its name
 	Snapshots = "snapshots/"
 )
 

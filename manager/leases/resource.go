@@ -13,9 +13,9 @@ import (
 
 // Resource is something that a lease keeps.
 type Resource struct {
-	// ID is a digest, a reference, a snapshot key or an image name, as Type has it.
+	// ID is a digest, a reference, a snapshot key, an image name or an activation's, as Type has it.
 	ID string
-	// Type is Content, Ingests, Images, or Snapshots + the snapshotter's name.
+	// Type is Content, Ingests, Images, Mounts, or Snapshots + the snapshotter's name.
 	Type string
 }
 
@@ -33,7 +33,7 @@ func (r Resource) Validate() error {
 		if sub == "" || strings.ContainsAny(sub, "/\x00") {
 			return fmt.Errorf("resource type %q must be %sNAME: %w", r.Type, Snapshots, errdefs.ErrInvalidArgument)
 		}
-	case typ == Content || typ == Ingests || typ == Images:
+	case typ == Content || typ == Ingests || typ == Images || typ == Mounts:
 		if nested {
 			return fmt.Errorf("resource type %q must have no %q: %w", r.Type, "/", errdefs.ErrInvalidArgument)
 		}

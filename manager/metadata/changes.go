@@ -8,7 +8,7 @@ import (
 // Change says that a transaction wrote or removed the record of an object, or what an object refers to.
 type Change struct {
 	Namespace string
-	Kind      string // Containers, Sandboxes, Images, Leases, Content; for a snapshot SnapshotKind of its snapshotter
+	Kind      string // Containers, Sandboxes, Images, Leases, Content, Mounts; for a snapshot SnapshotKind of its snapshotter
 	Key       string
 	Removed   bool
 	Expires   time.Time // when it ends by itself; zero: not

@@ -52,6 +52,9 @@ const (
 	Content    = "content"
 	Snapshots  = "snapshots"
 
+	// Mounts has no records here: those of activations of mounts are in the daemon's state directory.
+	Mounts = "mounts"
+
 	// LeaseResources has one bucket per lease.
 	LeaseResources = "lease-resources"
 )

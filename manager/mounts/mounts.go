@@ -1,19 +1,17 @@
 // Package mounts makes mounts for clients that cannot, or that want them to outlive themselves: those of a list that others
-// of the list are made of, such as the layers of an overlay. They are in STATE/mounts and outlive the daemon, not the
-// boot. It must not know what is mounted.
+// of the list are made of, such as the layers of an overlay, files with a file system, loop devices. They are in STATE/mounts
+// and outlive the daemon, not the boot. It must not know what is mounted.
 package mounts
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"sort"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,14 +21,14 @@ import (
 
 	"github.com/managerd/managerd/manager/filters"
 	"github.com/managerd/managerd/manager/identifiers"
+	"github.com/managerd/managerd/manager/leases"
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/mounts/stack"
 	"github.com/managerd/managerd/manager/namespaces"
 	records "github.com/managerd/managerd/protos/mounts"
+	"github.com/managerd/managerd/shimapi/failpoint"
 	"github.com/managerd/managerd/shimapi/mount"
 )
-
-// Dir is where the mounts are, below the daemon's state directory.
-const Dir = "mounts"
 
 // schema is the version of a record.
 const schema = 1
@@ -41,13 +39,25 @@ type Activation struct {
 	Labels map[string]string
 	Active []Active
 	System []*types.Mount
+	lease  string
 }
 
-// Active is a mount that was made.
+// Active is a mount that was made, or a loop device.
 type Active struct {
 	Mount *types.Mount
 	At    time.Time
-	Point string // where it is mounted
+	Point string            // where it is mounted; a link to a loop device
+	Data  map[string]string // DataDevice
+}
+
+// DataDevice is the loop device.
+const DataDevice = "device"
+
+// Options of an activation.
+type Options struct {
+	Labels map[string]string
+	// Temporary is for who needs the mounts for a moment: all are made, and what is left is a bind mount of the last one.
+	Temporary bool
 }
 
 // Field lets filters look at an activation: name, labels.KEY.
@@ -67,48 +77,81 @@ func (a Activation) Field(path []string) (string, bool) {
 
 // Store makes mounts. Its methods work in the namespace of their context.
 type Store struct {
-	dir  string
-	boot string
+	state, boot string
+	db          *metadata.DB
+	log         *slog.Logger
 
-	mu sync.Mutex // held while mounts come and go
+	mu   sync.Mutex
+	busy map[string]chan struct{} // the stacks that somebody works on, by directory; closed when he has done
 }
 
-// New uses the directory state/mounts. What a daemon that was killed left half mounted is unmounted, and what is of another
-// boot forgotten.
-func New(state string) (*Store, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+// New uses the directory state/mounts, and db for what leases keep. What a daemon that was killed left half mounted is
+// unmounted, and what is of another boot forgotten; what cannot be is logged, and left for mctl fsck.
+func New(state string, db *metadata.DB, log *slog.Logger) (*Store, error) {
+	boot, err := stack.Boot()
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: filepath.Join(state, Dir), boot: strings.TrimSpace(string(boot))}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	s := &Store{state: filepath.Clean(state), boot: boot, db: db, log: log, busy: map[string]chan struct{}{}}
+	if err := os.MkdirAll(filepath.Join(s.state, stack.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("cannot make the directory of mounts: %w", err)
 	}
-	entries, err := os.ReadDir(s.dir)
+	dirs, err := stack.All(s.state)
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range entries {
-		dir := filepath.Join(s.dir, e.Name())
-		if r, err := readRecord(dir); err == nil && r.BootId == s.boot {
+	for _, dir := range dirs {
+		if r, err := stack.Read(dir); err == nil && r.BootId == s.boot {
 			continue
 		}
-		if err := undo(dir); err != nil {
-			return nil, err
+		if err := stack.Undo(dir); err != nil {
+			log.Error("half made mounts are left", "directory", dir, "error", err)
 		}
 	}
 	return s, nil
 }
 
-func (s *Store) path(ns, name string) string {
-	sum := sha256.Sum256([]byte(ns + "\x00" + name))
-	return filepath.Join(s.dir, hex.EncodeToString(sum[:16]))
+func (s *Store) path(ns, name string) string { return stack.Path(s.state, ns, name) }
+
+// lock waits until nobody else works on a stack.
+func (s *Store) lock(ctx context.Context, dir string) (unlock func(), err error) {
+	for {
+		unlock, wait := s.tryLock(dir)
+		if unlock != nil {
+			return unlock, nil
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
-// Activate mounts those of a list of mounts that a later one refers to (a type "format/…"), and gives the rest as the client
-// has to mount it, with the references resolved and the directories made ("mkdir/…"). NotImplemented when there is nothing
-// of that kind: the client mounts them by itself then. AlreadyExists when the name is taken.
-func (s *Store) Activate(ctx context.Context, name string, mounts []*types.Mount, labels map[string]string) (a Activation, err error) {
+// tryLock gives what to wait for when somebody else works on the stack.
+func (s *Store) tryLock(dir string) (unlock func(), wait <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if wait, taken := s.busy[dir]; taken {
+		return nil, wait
+	}
+	done := make(chan struct{})
+	s.busy[dir] = done
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.busy, dir)
+		close(done)
+	}, nil
+}
+
+func resource(name string) leases.Resource { return leases.Resource{Type: leases.Mounts, ID: name} }
+
+// Activate mounts those of a list of mounts that a later one refers to (a type "format/…") or that are for this package only
+// ("loop"), makes the files ("mkfs/…") and directories ("mkdir/…") that they need, and gives the rest as the client has to
+// mount it. The lease of ctx keeps it. NotImplemented when there is nothing of that kind: the client mounts them by itself
+// then. AlreadyExists when the name is taken.
+func (s *Store) Activate(ctx context.Context, name string, mounts []*types.Mount, o Options) (a Activation, err error) {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return a, err
@@ -122,88 +165,147 @@ func (s *Store) Activate(ctx context.Context, name string, mounts []*types.Mount
 	case len(mounts) == 0:
 		return fail(fmt.Errorf("there are none: %w", errdefs.ErrInvalidArgument))
 	}
-	if err := identifiers.ValidateLabels(labels); err != nil {
+	if err := errors.Join(identifiers.ValidateLabels(o.Labels), resource(name).Validate()); err != nil {
 		return fail(err)
 	}
-	p, err := newPlan(mounts)
+	p, err := newPlan(mounts, o.Temporary)
 	if err != nil {
 		return fail(err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	dir := s.path(ns, name)
-	if _, err := os.Lstat(dir); err == nil {
-		return fail(errdefs.ErrAlreadyExists)
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	unlock, err := s.lock(ctx, dir)
+	if err != nil {
 		return fail(err)
 	}
-	a = Activation{Name: name, Labels: labels}
-	if err := s.make(dir, p, &a); err != nil {
-		return fail(errors.Join(err, undo(dir)))
+	defer unlock()
+	if _, err := stack.Read(dir); err == nil {
+		return fail(errdefs.ErrAlreadyExists)
 	}
-	if err := s.write(dir, ns, a); err != nil {
-		return fail(errors.Join(err, undo(dir)))
+	if err := stack.Undo(dir); err != nil { // of a try that could not be undone then
+		return fail(err)
 	}
+	a = Activation{Name: name, Labels: o.Labels}
+	detach, err := s.attach(ctx, ns, &a)
+	if err != nil {
+		return fail(err)
+	}
+	if err := s.make(ctx, dir, p, &a); err != nil {
+		return fail(errors.Join(err, stack.Undo(dir), detach()))
+	}
+	if o.Temporary {
+		a.System = []*types.Mount{{Type: "bind", Source: a.Active[len(a.Active)-1].Point, Options: []string{"rbind"}}}
+	}
+	if err := errors.Join(s.expires(ns, a), s.write(dir, ns, a)); err != nil {
+		return fail(errors.Join(err, stack.Undo(dir), detach()))
+	}
+	failpoint.Hit("mounts.recorded")
 	return a, nil
 }
 
-func (s *Store) make(dir string, p *plan, a *Activation) error {
-	for i, m := range p.mounts {
-		m, err := p.resolve(m, a.Active)
+// attach has the lease of ctx keep a, which need not be there yet. The function it returns undoes that.
+func (s *Store) attach(ctx context.Context, ns string, a *Activation) (detach func() error, err error) {
+	id, ok := leases.From(ctx)
+	if !ok {
+		return func() error { return nil }, nil
+	}
+	kept := false
+	err = s.db.Batch(func(tx *metadata.Tx) error {
+		kept = slices.Contains(leases.Resources(tx, ns, id), resource(a.Name))
+		return leases.Attach(ctx, tx, ns, resource(a.Name))
+	})
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit("mounts.leased")
+	a.lease = id
+	return func() error {
+		if kept {
+			return nil
+		}
+		return s.detach(ns, *a)
+	}, nil
+}
+
+// detach has the lease under which a was made let go of it.
+func (s *Store) detach(ns string, a Activation) error {
+	if a.lease == "" {
+		return nil
+	}
+	return s.db.Batch(func(tx *metadata.Tx) error {
+		return leases.Detach(leases.With(context.Background(), a.lease), tx, ns, resource(a.Name))
+	})
+}
+
+// expires tells the collector when a may be its business.
+func (s *Store) expires(ns string, a Activation) error {
+	at, ok := leases.Expiry(a.Labels)
+	if !ok {
+		return nil
+	}
+	return s.db.Batch(func(tx *metadata.Tx) error {
+		tx.Changed(metadata.Change{Namespace: ns, Kind: metadata.Mounts, Key: a.Name, Expires: at})
+		return nil
+	})
+}
+
+func (s *Store) make(ctx context.Context, dir string, p *plan, a *Activation) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	for i := range p.mounts {
+		m, err := p.resolve(ctx, dir, i, a.Active)
 		if err != nil {
-			return err
+			return fmt.Errorf("mount %d: %w", i, err)
 		}
 		if i >= p.system {
 			a.System = append(a.System, m)
 			continue
 		}
-		point := filepath.Join(dir, strconv.Itoa(i))
-		if err := os.Mkdir(point, 0o700); err != nil {
-			return err
+		made := Active{Mount: m, At: time.Now().UTC()}
+		if m.Type == looped {
+			var device string
+			if made.Point, device, err = attachLoop(dir, i, m, a.Active); err != nil {
+				return fmt.Errorf("mount %d: %w", i, err)
+			}
+			made.Data = map[string]string{DataDevice: device}
+		} else if made.Point, err = stack.Mount(dir, i, m); err != nil {
+			return fmt.Errorf("mount %d: %w", i, err)
 		}
-		if err := mount.Mount([]*types.Mount{m}, point); err != nil {
-			return err
-		}
-		a.Active = append(a.Active, Active{Mount: m, At: time.Now().UTC(), Point: point})
+		a.Active = append(a.Active, made)
 	}
 	return nil
 }
 
-// undo unmounts and removes all of an activation, the last mount first.
-func undo(dir string) error {
-	entries, err := os.ReadDir(dir)
+// attachLoop makes a loop device; of its options only ro and rw count, and the last of them.
+func attachLoop(dir string, i int, m *types.Mount, before []Active) (point, device string, err error) {
+	if !filepath.IsAbs(m.Source) {
+		return "", "", fmt.Errorf("the file %q for a loop device has no absolute path: %w", m.Source, errdefs.ErrInvalidArgument)
+	}
+	if err := inside(m.Source, before); err != nil {
+		return "", "", err
+	}
+	fi, err := os.Stat(m.Source)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", "", fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	case err == nil && !fi.Mode().IsRegular():
+		err = fmt.Errorf("%s is no regular file: %w", m.Source, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
-		return err
+		return "", "", err
 	}
-	points := []int{}
-	for _, e := range entries {
-		if n, err := strconv.Atoi(e.Name()); err == nil {
-			points = append(points, n)
-		}
-	}
-	sort.Sort(sort.Reverse(sort.IntSlice(points)))
-	for _, n := range points {
-		point := filepath.Join(dir, strconv.Itoa(n))
-		if err := mount.Unmount(point); err != nil {
-			return err
-		}
-		if err := os.Remove(point); err != nil { // never RemoveAll: something may be mounted after all
-			return err
-		}
-	}
-	for _, f := range []string{recordFile, recordFile + ".new"} {
-		if err := os.Remove(filepath.Join(dir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return os.Remove(dir)
+	return stack.Attach(dir, i, m.Source, mount.ReadOnly(m))
 }
 
-// Deactivate unmounts what was mounted.
+// Deactivate unmounts what was mounted. FailedPrecondition while somebody uses it: it stays active then, as far as it is
+// mounted.
 func (s *Store) Deactivate(ctx context.Context, name string) error {
-	return s.with(ctx, name, func(_, dir string, _ Activation) error {
-		if err := undo(dir); err != nil {
+	return s.with(ctx, name, func(ns, dir string, a Activation) error {
+		err := stack.Undo(dir)
+		if err == nil {
+			err = s.detach(ns, a)
+		}
+		if err != nil {
 			return fmt.Errorf("cannot deactivate mounts %q: %w", name, err)
 		}
 		return nil
@@ -211,12 +313,12 @@ func (s *Store) Deactivate(ctx context.Context, name string) error {
 }
 
 // Info finds an activation.
-func (s *Store) Info(ctx context.Context, name string) (out Activation, err error) {
-	err = s.with(ctx, name, func(_, _ string, a Activation) error {
-		out = a
-		return nil
-	})
-	return out, err
+func (s *Store) Info(ctx context.Context, name string) (Activation, error) {
+	ns, err := namespaces.Required(ctx)
+	if err != nil {
+		return Activation{}, err
+	}
+	return read(s.path(ns, name), name)
 }
 
 // Update changes labels: all, or those that paths name (labels, labels.KEY).
@@ -240,7 +342,7 @@ func (s *Store) Update(ctx context.Context, name string, labels map[string]strin
 			}
 		}
 		out = a
-		return s.write(dir, ns, a)
+		return errors.Join(s.write(dir, ns, a), s.expires(ns, a))
 	})
 	return out, err
 }
@@ -251,76 +353,64 @@ func (s *Store) List(ctx context.Context, f filters.Filter) ([]Activation, error
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil, err
-	}
-	var out []Activation
-	for _, e := range entries {
-		r, err := readRecord(filepath.Join(s.dir, e.Name()))
-		if err != nil || r.Namespace != ns {
-			continue
-		}
-		if a := decode(r); f.Match(a) {
-			out = append(out, a)
-		}
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out, nil
+	all, err := s.all()
+	return slices.DeleteFunc(all[ns], func(a Activation) bool { return !f.Match(a) }), err
 }
 
-// with calls fn for an activation that there is.
+// all gives the activations, by namespace, each ordered by name. Damaged ones are left out: mctl fsck tells of them.
+func (s *Store) all() (map[string][]Activation, error) {
+	dirs, err := stack.All(s.state)
+	out := map[string][]Activation{}
+	for _, dir := range dirs {
+		if r, err := stack.Read(dir); err == nil {
+			out[r.Namespace] = append(out[r.Namespace], decode(r))
+		}
+	}
+	for _, of := range out {
+		slices.SortFunc(of, func(a, b Activation) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return out, err
+}
+
+// with calls fn for an activation that there is, while nobody else works on it.
 func (s *Store) with(ctx context.Context, name string, fn func(ns, dir string, a Activation) error) error {
 	ns, err := namespaces.Required(ctx)
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	dir := s.path(ns, name)
-	r, err := readRecord(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("mounts %q: %w", name, errdefs.ErrNotFound)
-	}
+	unlock, err := s.lock(ctx, dir)
 	if err != nil {
-		return fmt.Errorf("mounts %q: %w", name, err)
+		return err
 	}
-	return fn(ns, dir, decode(r))
+	defer unlock()
+	a, err := read(dir, name)
+	if err != nil {
+		return err
+	}
+	return fn(ns, dir, a)
 }
 
-const recordFile = "record"
+func read(dir, name string) (Activation, error) {
+	r, err := stack.Read(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errdefs.ErrNotFound
+	}
+	if err != nil {
+		return Activation{}, fmt.Errorf("mounts %q: %w", name, err)
+	}
+	return decode(r), nil
+}
 
 func (s *Store) write(dir, ns string, a Activation) error {
-	r := &records.Activation{Schema: schema, Namespace: ns, Name: a.Name, Labels: a.Labels, BootId: s.boot}
+	r := &records.Activation{Schema: schema, Namespace: ns, Name: a.Name, Labels: a.Labels, BootId: s.boot, Lease: a.lease}
 	for _, m := range a.Active {
-		r.Active = append(r.Active, &records.Active{Mount: toRecord(m.Mount), UnixNano: m.At.UnixNano(), MountPoint: m.Point})
+		r.Active = append(r.Active, &records.Active{Mount: toRecord(m.Mount), UnixNano: m.At.UnixNano(), MountPoint: m.Point, Data: m.Data})
 	}
 	for _, m := range a.System {
 		r.System = append(r.System, toRecord(m))
 	}
-	data, err := r.Marshal()
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, recordFile)
-	if err := os.WriteFile(file+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(file+".new", file)
-}
-
-func readRecord(dir string) (*records.Activation, error) {
-	data, err := os.ReadFile(filepath.Join(dir, recordFile))
-	if err != nil {
-		return nil, err
-	}
-	r := &records.Activation{}
-	if err := r.Unmarshal(data); err != nil {
-		return nil, fmt.Errorf("its record is damaged: %w: %w", err, errdefs.ErrDataLoss)
-	}
-	return r, nil
+	return stack.Write(dir, r)
 }
 
 func toRecord(m *types.Mount) *records.Mount {
@@ -332,9 +422,9 @@ func fromRecord(m *records.Mount) *types.Mount {
 }
 
 func decode(r *records.Activation) Activation {
-	a := Activation{Name: r.Name, Labels: r.Labels}
+	a := Activation{Name: r.Name, Labels: r.Labels, lease: r.Lease}
 	for _, m := range r.Active {
-		a.Active = append(a.Active, Active{Mount: fromRecord(m.Mount), At: time.Unix(0, m.UnixNano).UTC(), Point: m.MountPoint})
+		a.Active = append(a.Active, Active{Mount: fromRecord(m.Mount), At: time.Unix(0, m.UnixNano).UTC(), Point: m.MountPoint, Data: m.Data})
 	}
 	for _, m := range r.System {
 		a.System = append(a.System, fromRecord(m))

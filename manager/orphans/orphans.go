@@ -1,6 +1,7 @@
 // Package orphans finds what nobody owns any more: shims, mounts, cgroups, bundles, sockets and FIFOs that belonged to
-// tasks of one managerd, by its directories alone. It needs no daemon and no database; who has them (package fsck) asks for
-// more. It looks only at what carries the marks of this daemon, and what it cannot prove to be that it does not touch.
+// tasks of one managerd, mounts and loop devices that it made for clients, by its directories alone. It needs no daemon and
+// no database; who has them (package fsck) asks for more. It looks only at what carries the marks of this daemon, and what
+// it cannot prove to be that it does not touch.
 package orphans
 
 import (
@@ -29,6 +30,9 @@ const (
 	Bundle = "bundle"
 	Socket = "socket"
 	FIFO   = "fifo"
+
+	Activation = "activation"
+	Loop       = "loop"
 )
 
 // Orphan is something without an owner, or whose owner is not what it must be.
@@ -94,7 +98,7 @@ type Places struct {
 func (p Places) Find() ([]Orphan, error) {
 	var out []Orphan
 	var errs []error
-	for _, look := range []func() ([]Orphan, error){p.shims, p.mounts, p.cgroups, p.bundles, p.sockets, p.fifos} {
+	for _, look := range []func() ([]Orphan, error){p.shims, p.mounts, p.activations, p.loops, p.cgroups, p.bundles, p.sockets, p.fifos} {
 		found, err := look()
 		out, errs = append(out, found...), append(errs, err)
 	}

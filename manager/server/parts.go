@@ -48,6 +48,7 @@ type parts struct {
 	eventLog  *eventlog.Log // nil: it does not work
 	content   *content.Store
 	snapshots *snapshots.Store
+	mounts    *mounts.Store // nil: it does not work
 	differs   map[string]api.Differ
 	shims     *shims.Manager
 	collector *gc.Scheduler // nil: it is left out
@@ -190,8 +191,16 @@ func (s *Server) list(ctx context.Context) []plugin {
 			return nil
 		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeLease, ID: "manager", Requires: meta}, build: func() error { return nil }},
+		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "mounts", Platforms: platform, Requires: meta}, build: func() error {
+			store, err := mounts.New(s.cfg.State, s.db, s.log)
+			if err == nil {
+				p.mounts = store // the collector's, too
+				api.NewMounts(store).Register(s.grpc)
+			}
+			return err
+		}},
 		{Plugin: introspection.Plugin{Type: introspection.TypeGC, ID: "scheduler", Requires: meta}, build: func() error {
-			p.collector = gc.NewScheduler(&gc.Collector{DB: s.db, Content: p.content, Snapshots: p.snapshots, Events: s.db, Log: s.log}, gc.Settings{
+			p.collector = gc.NewScheduler(&gc.Collector{DB: s.db, Content: p.content, Snapshots: p.snapshots, Mounts: p.mounts, Events: s.db, Log: s.log}, gc.Settings{
 				PauseThreshold: s.cfg.GC.PauseThreshold, DeletionThreshold: s.cfg.GC.DeletionThreshold, MutationThreshold: s.cfg.GC.MutationThreshold,
 				ScheduleDelay: config.Delay(s.cfg.GC.ScheduleDelay), StartupDelay: config.Delay(s.cfg.GC.StartupDelay),
 			})
@@ -236,13 +245,6 @@ func (s *Server) list(ctx context.Context) []plugin {
 		service("transfer", []string{introspection.TypeTransfer, introspection.TypeStreaming}, func() register {
 			return api.NewTransfer(p.transfer, p.registry, p.streams, s.snapshotterOf)
 		}),
-		{Plugin: introspection.Plugin{Type: introspection.TypeGRPC, ID: "mounts", Platforms: platform}, build: func() error {
-			store, err := mounts.New(s.cfg.State)
-			if err == nil {
-				api.NewMounts(store).Register(s.grpc)
-			}
-			return err
-		}},
 		service("fsck", meta, func() register { return api.NewFsck(s.checker(&p)) }),
 		service("tasks", []string{introspection.TypeRuntime}, func() register {
 			return api.NewTasks(s.tasks, containers.NewStore(s.db), local.NewContent(p.content), s.checkpointScratch())
@@ -303,6 +305,9 @@ func (s *Server) buildTasks(p *parts) error {
 		Debug: s.cfg.Debug.Level == "debug" || s.cfg.Debug.Level == "trace", Log: s.log,
 	})
 	s.tasks = tasks.New(bundles, p.shims, containers.NewStore(s.db), p.exchange, s.log)
+	if p.mounts != nil {
+		s.tasks.UseMounts(p.mounts)
+	}
 	return nil
 }
 

@@ -97,8 +97,12 @@ func (s *Service) Create(ctx context.Context, r CreateRequest) (_ uint32, err er
 		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
 	}
 	failpoint.Hit("tasks.create.spawned")
+	rootfs, err := s.activate(ctx, r.ID, r.Rootfs)
+	if err != nil {
+		return 0, fmt.Errorf("cannot create task %s: %w", r.ID, err)
+	}
 	resp, err := shim.Create(ctx, &task.CreateTaskRequest{
-		ID: r.ID, Bundle: b.Path, Rootfs: r.Rootfs, Terminal: r.Terminal, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
+		ID: r.ID, Bundle: b.Path, Rootfs: rootfs, Terminal: r.Terminal, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr,
 		Checkpoint: r.Checkpoint, Options: r.Options,
 	})
 	if err != nil {

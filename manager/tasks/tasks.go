@@ -52,6 +52,7 @@ type Service struct {
 	shims      *shims.Manager
 	containers containerStore
 	events     exchange
+	mounts     Mounts // may be nil
 	log        *slog.Logger
 
 	ctx    context.Context // ends with Close
@@ -212,6 +213,7 @@ func (s *Service) settled(ctx context.Context, t *Task) error {
 
 // drop takes a task out: it is gone.
 func (s *Service) drop(t *Task) {
+	s.deactivate(t.key)
 	s.mu.Lock()
 	if s.tasks[t.key] == t {
 		delete(s.tasks, t.key)

@@ -13,6 +13,21 @@ import (
 // loops bounds how often a loop device is lost to somebody who was faster.
 const loops = 64
 
+// MaxLoopName is the longest Loop.Name, in bytes.
+const MaxLoopName = unix.LO_NAME_SIZE - 1
+
+// sector is the size of a loop device's sectors, in bytes: file systems that were made in a file count on it.
+const sector = 512
+
+// Loop says how a file becomes a block device.
+type Loop struct {
+	ReadOnly bool
+	// Direct has it go past the page cache of the file, where that can be done in sectors of 512 bytes.
+	Direct bool
+	// Name is what LOOP_GET_STATUS64 tells of it, instead of the file's path.
+	Name string
+}
+
 // attached finds a writable loop device that a file is already, "" for none.
 func attached(file string) string {
 	file, err := filepath.EvalSymlinks(file)
@@ -31,12 +46,23 @@ func attached(file string) string {
 	return ""
 }
 
-// loop makes file a block device that is gone when nobody uses it any more (loop(4), LO_FLAGS_AUTOCLEAR). The caller
-// closes it once it is mounted.
+// loop is Attach for a moment.
 func loop(file string, readonly bool) (*os.File, error) {
-	mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
-	if readonly {
+	return Attach(file, Loop{ReadOnly: readonly})
+}
+
+// Attach makes file a block device that is gone when nobody uses it any more (loop(4), LO_FLAGS_AUTOCLEAR). The caller
+// closes it once it is mounted.
+func Attach(file string, l Loop) (*os.File, error) {
+	mode, flags, name, size := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR), l.Name, uint32(0)
+	if l.ReadOnly {
 		mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
+	}
+	if l.Direct {
+		flags, size = flags|unix.LO_FLAGS_DIRECT_IO, sector
+	}
+	if name == "" {
+		name = file
 	}
 	back, err := os.OpenFile(file, mode, 0)
 	if err != nil {
@@ -57,8 +83,8 @@ func loop(file string, readonly bool) (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("no loop device for %s: %w", file, err)
 		}
-		c := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: flags}}
-		copy(c.Info.File_name[:len(c.Info.File_name)-1], file)
+		c := unix.LoopConfig{Fd: uint32(back.Fd()), Size: size, Info: unix.LoopInfo64{Flags: flags}}
+		copy(c.Info.File_name[:MaxLoopName], name)
 		err = unix.IoctlLoopConfigure(int(dev.Fd()), &c)
 		if err == nil {
 			return dev, nil

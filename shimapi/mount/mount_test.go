@@ -271,6 +271,7 @@ func TestInvalid(t *testing.T) {
 		"no type":        {Source: "/"},
 		"no source":      {Type: "bind", Options: []string{"bind"}},
 		"unknown option": {Type: "bind", Source: "/", Options: []string{"rbind", "colour=red"}},
+		"not prepared":   {Type: "tmpfs", Options: []string{"X-containerd.mkdir.path=/x"}},
 		"NUL":            {Type: "tmpfs", Options: []string{"a\x00b"}},
 		"long":           {Type: "tmpfs", Options: []string{strings.Repeat("x", 5000)}},
 	} {

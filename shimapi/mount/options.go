@@ -7,6 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ManagerOption begins the options that are for containerd's Mounts service (X-* of mount(8)). No kernel gets one.
+const ManagerOption = "X-containerd."
+
 // options is what a mount's option strings mean.
 type options struct {
 	bind        bool
@@ -107,6 +110,9 @@ func parse(m *types.Mount) (*options, error) {
 			ids.gid, err = ParseIDs(k, v)
 		case "":
 		default:
+			if strings.HasPrefix(s, ManagerOption) {
+				return nil, invalid("option %q is for who prepares the mount (the Mounts service), and nobody has", s)
+			}
 			o.data = append(o.data, s)
 		}
 		if err != nil {

@@ -73,6 +73,9 @@ func (r *run) all() error {
 	if strings.HasPrefix(r.name, "gc.") {
 		steps = []func() error{r.garbage}
 	}
+	if strings.HasPrefix(r.name, "mounts.") {
+		steps = []func() error{r.activation}
+	}
 	if strings.HasPrefix(r.name, "content.partial.") {
 		steps = []func() error{r.pull}
 	}

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/managerd/managerd/manager/metadata"
+	"github.com/managerd/managerd/manager/mounts/stack"
 	"github.com/managerd/managerd/test/harness"
 )
 
@@ -221,6 +222,17 @@ func fallen(t *testing.T, u *user, c *client, round int) (want []orphan) {
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	must(l.Close())
 	expect("socket", socket, "")
+	// Mounts for a client that were half made, and a loop device of such.
+	half := stack.Path(u.State(), ns, name("half"))
+	must(os.Mkdir(half, 0o700))
+	_, err = stack.Mount(half, 0, &types.Mount{Type: "tmpfs", Source: "none"})
+	must(err)
+	expect("activation", half, "")
+	adrift, file := stack.Path(u.State(), ns, name("adrift")), filepath.Join(u.Dir, name("file"))
+	must(errors.Join(os.Mkdir(adrift, 0o700), os.WriteFile(file, make([]byte, 1<<20), 0o600)))
+	_, device, err := stack.Attach(adrift, 0, file, false)
+	must(errors.Join(err, os.RemoveAll(adrift)))
+	expect("loop", device, "")
 	fifo := filepath.Join(u.Dir, "fifo", name("mctl-"))
 	must(os.MkdirAll(fifo, 0o700))
 	must(unix.Mkfifo(filepath.Join(fifo, "x-stdout"), 0o600))

@@ -15,7 +15,7 @@ import (
 const settling = 5 * time.Second
 
 // Left looks for what the daemon's containers left behind, waiting a moment for what is just going: processes that name
-// the daemon's directory or namespace, mounts below its directory, bundles, cgroups of its namespace with anything in them.
+// the daemon's directory or namespace, mounts and loop devices below its directory, bundles, cgroups of its namespace with anything in them.
 func (d *Daemon) Left() []string {
 	for deadline := time.Now().Add(settling); ; time.Sleep(20 * time.Millisecond) {
 		left := append(d.processes(), d.mounts()...)
@@ -66,6 +66,12 @@ func (d *Daemon) mounts() (left []string) {
 	for _, line := range strings.Split(string(data), "\n") {
 		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], d.Dir+"/") {
 			left = append(left, "mount "+f[4])
+		}
+	}
+	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, l := range loops {
+		if file, _ := os.ReadFile(l); strings.HasPrefix(string(file), d.Dir+"/") {
+			left = append(left, "loop device of "+strings.TrimSpace(string(file)))
 		}
 	}
 	return left

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -32,7 +34,7 @@ import (
 )
 
 func main() {
-	dir := flag.String("dir", "", "directory of what is stored, and of the file `applied`: a line for each layer")
+	dir := flag.String("dir", "", "directory of what is stored, and of the files `applied`, with a line for each layer, and `die`, with the layer in the middle of which it dies")
 	socket := flag.String("socket", "", "where to listen")
 	snapshotter := flag.String("snapshotter", "outside", "name of the snapshotter")
 	daemon := flag.String("daemon", "", "socket of the daemon that has the layers")
@@ -87,7 +89,7 @@ func serve(dir, socket, snapshotter, daemon string) error {
 		if err != nil {
 			return err
 		}
-		diffapi.RegisterDiffServer(s, differ{api.NewDiff(api.NewWalking(remote.NewContent(conn), diff.ApplyOptions{})), filepath.Join(dir, "applied")})
+		diffapi.RegisterDiffServer(s, differ{api.NewDiff(api.NewWalking(mortal{remote.NewContent(conn), filepath.Join(dir, "die")}, diff.ApplyOptions{})), filepath.Join(dir, "applied")})
 	}
 	return s.Serve(l)
 }
@@ -103,6 +105,37 @@ func (s stream) Context() context.Context {
 type silent struct{}
 
 func (silent) Publish(context.Context, string, proto.Message) error { return nil }
+
+// mortal is content in the middle of which the program dies, when the file names it.
+type mortal struct {
+	remote.Content
+	file string
+}
+
+func (m mortal) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	r, err := m.Content.Open(ctx, desc)
+	if name, _ := os.ReadFile(m.file); err == nil && string(name) == desc.Digest.String() {
+		r = &half{r, desc.Size / 2, m.file}
+	}
+	return r, err
+}
+
+type half struct {
+	io.ReadCloser
+	left int64
+	file string
+}
+
+func (h *half) Read(p []byte) (int, error) {
+	if h.left <= 0 {
+		_ = os.Remove(h.file)
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+	n, err := h.ReadCloser.Read(p[:min(int64(len(p)), h.left)])
+	h.left -= int64(n)
+	return n, err
+}
 
 // differ knows all layers but plain ones, and notes what it did.
 type differ struct {

@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 
 suite=bookworm
 mirror=${MANAGERD_VM_MIRROR:-http://deb.debian.org/debian}
-packages=systemd,systemd-sysv,dbus,iproute2,iptables,kmod,procps,mount,util-linux,busybox-static,e2fsprogs,libseccomp2,nftables,dmsetup,thin-provisioning-tools,btrfs-progs,erofs-utils,fuse3,jq,criu,containerd
+packages=systemd,systemd-sysv,dbus,iproute2,iptables,kmod,procps,mount,util-linux,busybox-static,e2fsprogs,libseccomp2,nftables,dmsetup,thin-provisioning-tools,btrfs-progs,erofs-utils,fuse3,jq,criu,containerd,crun,apparmor
 key=$(cat image.sh initrd.sh | sha256sum | cut -c1-16)
 cache=${MANAGERD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/managerd/vm}
 out=$cache/$key
@@ -54,7 +54,7 @@ mask="serial-getty@.service getty.target getty@.service systemd-udevd.service sy
 	systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-timesyncd.service systemd-networkd.service
 	systemd-resolved.service systemd-firstboot.service systemd-remount-fs.service dev-hugepages.mount sys-kernel-debug.mount
 	sys-kernel-tracing.mount apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
-	e2scrub_reap.service containerd.service logrotate.timer man-db.timer"
+	e2scrub_reap.service containerd.service logrotate.timer man-db.timer apparmor.service"
 for unit in $mask; do ln -sf /dev/null "$root/etc/systemd/system/$unit"; done
 mkdir -p "$root/etc/systemd/journald.conf.d" "$root/etc/systemd/system.conf.d" "$root/out" "$root/vmtest"
 printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf.d/test.conf"

@@ -1,11 +1,13 @@
 #!/bin/bash
-# run.sh -i TREE -o OUTDIR [-d DISK] [-t SECONDS] COMMAND: boots the test machine (image.sh) under qemu without KVM, with
-# TREE at /vmtest, read-only, and runs COMMAND there by bash, with /out as OUTDIR. The exit status is COMMAND's; 124: the
-# time limit; 125: the machine ended without a result. DISK keeps the root from boot to boot; without it, it is thrown away.
+# run.sh -i TREE -o OUTDIR [-d DISK] [-t SECONDS] [-k PARAMETERS] COMMAND: boots the test machine (image.sh) under qemu without
+# KVM, with TREE at /vmtest, read-only, and runs COMMAND there by bash, with /out as OUTDIR. The exit status is COMMAND's; 124:
+# the time limit; 125: the machine ended without a result. DISK keeps the root from boot to boot; without it, it is thrown away.
+# PARAMETERS are more of the kernel's command line.
 set -euo pipefail
-tree="" out="" disk="" seconds=240
-while getopts i:o:d:t: option; do
+tree="" out="" disk="" seconds=240 kernel=""
+while getopts i:o:d:t:k: option; do
 	case $option in
+	k) kernel=$OPTARG ;;
 	i) tree=$OPTARG ;;
 	o) out=$OPTARG ;;
 	d) disk=$OPTARG ;;
@@ -14,7 +16,7 @@ while getopts i:o:d:t: option; do
 	esac
 done
 shift $((OPTIND - 1))
-command=${1:?usage: run.sh -i TREE -o OUTDIR [-d DISK] [-t SECONDS] COMMAND}
+command=${1:?usage: run.sh -i TREE -o OUTDIR [-d DISK] [-t SECONDS] [-k PARAMETERS] COMMAND}
 here=$(cd "$(dirname "$0")" && pwd)
 image=$("$here/image.sh")
 
@@ -46,7 +48,7 @@ fi
 cheap="init_on_alloc=0 transparent_hugepage=never rcupdate.rcu_expedited=1"
 args=(-machine pc,pit=off -accel "tcg,thread=multi,tb-size=512" -cpu "max,la57=off,erms=off,fsrm=off,smap=off,smep=off" -smp 2 -m 2048
 	-nodefaults -no-reboot -display none -kernel "$image/vmlinuz" -initrd "$image/initrd.img"
-	-append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable systemd.show_status=0 $cheap"
+	-append "console=ttyS0 panic=-1 quiet mitigations=off nokaslr tsc=reliable systemd.show_status=0 $cheap $kernel"
 	-drive "file=$disk,format=raw,if=virtio,cache=unsafe"
 	-drive "file=$work/tree.img,format=raw,if=virtio,readonly=on"
 	-drive "file=$work/out.img,format=raw,if=virtio,cache=unsafe"

@@ -93,8 +93,9 @@ cgroups .
 reaper .
 shimapi Vsock
 shimapi/mount .
-cmd/shim-runc/internal/engine LeftCgroups|PauseResumeUpdate|Remove|Limits|Update|DeviceRules|ScopeDevices|CgroupsPath|NetDevices
-cmd/shim-runc/internal/service OOM|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput|Locks|TCP)|Restore|SandboxSlice
+cmd/shim-runc/internal/engine AppArmor|CgroupsPath|CheckBefore|CopyUp|DeviceRules|Exec(Affinity|Fields)|Fields|Hook|IDMapped|LeftCgroups|Limits|MountOptions|N(amespace|etDevices)|P(auseResumeUpdate|oststop)|R(ealtime|emove|ootfs)|S(copeDevices|eccomp|hown)|Terminal|U(nknown|pdate|serNamespace)|WeightDevice
+cmd/shim-runc/internal/engine/external Options|SystemdCgroup
+cmd/shim-runc/internal/service ClampsTold|DecodeOptions|MissingRuntime|OOM|Option|Pause|StatsAndUpdate|Checkpoint(Fails|Refused|NoCriu|Pending|Restore|Input|Terminal|NoOutput|Locks|TCP)|Restore|SandboxSlice
 cmd/shim-runc/internal/service CheckpointUnixSocket)$/^(libcontainer
 manager/snapshots/overlayfs .
 manager/snapshots/snapshottest Conformance|Crash|Diff|Devmapper

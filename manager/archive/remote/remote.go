@@ -96,11 +96,12 @@ func (c Content) Create(ctx context.Context, ref string) (diff.Writer, error) {
 		return nil, errgrpc.ToNative(err)
 	}
 	w := &writer{content: c, ctx: ctx, cancel: cancel, stream: s, ref: ref, digester: digest.Canonical.Digester()}
-	if err := w.send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Ref: ref}); err != nil {
+	there, err := w.ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Ref: ref})
+	if err != nil {
 		cancel()
 		return nil, err
 	}
-	if w.offset == 0 {
+	if there == 0 {
 		return w, nil
 	}
 	// An earlier write was left; it is not resumed.
@@ -116,43 +117,75 @@ type writer struct {
 	cancel  context.CancelFunc
 	stream  contentapi.Content_WriteClient
 	ref     string
-	offset  int64
+	offset  int64   // behind what was sent
+	waiting []int64 // what the answers that have not come will say that the server has
 	kept    bool
 
 	digester digest.Digester // the server tells the digest only at the end
 }
 
-// send makes one request and waits for its answer.
+// send makes one request.
 func (w *writer) send(m *contentapi.WriteContentRequest) error {
-	if err := w.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+	if err := w.stream.Send(m); err != nil && !errors.Is(err, io.EOF) { // of an EOF the answer tells what went wrong
 		return errgrpc.ToNative(err)
 	}
-	r, err := w.stream.Recv() // tells, after an EOF of Send, what went wrong
-	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("the write of %q was ended by the server: %w", w.ref, errdefs.ErrUnavailable)
-	}
-	if err != nil {
-		return errgrpc.ToNative(err)
-	}
-	w.offset = r.Offset
 	return nil
 }
 
-// chunk is how much one message carries, in bytes.
-const chunk = 1 << 20
+// answer waits for the answer to the oldest request that has none, and gives how much the server has.
+func (w *writer) answer() (int64, error) {
+	r, err := w.stream.Recv()
+	if errors.Is(err, io.EOF) {
+		return 0, fmt.Errorf("the write of %q was ended by the server: %w", w.ref, errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return 0, errgrpc.ToNative(err)
+	}
+	return r.Offset, nil
+}
 
+// ask makes one request and waits for its answer.
+func (w *writer) ask(m *contentapi.WriteContentRequest) (int64, error) {
+	if err := w.send(m); err != nil {
+		return 0, err
+	}
+	return w.answer()
+}
+
+// settle waits until no more than n answers have not come.
+func (w *writer) settle(n int) error {
+	for len(w.waiting) > n {
+		has, err := w.answer()
+		if err != nil {
+			return err
+		}
+		if want := w.waiting[0]; has != want {
+			return fmt.Errorf("the server has %d bytes of %q, not %d: %w", has, w.ref, want, io.ErrShortWrite)
+		}
+		w.waiting = w.waiting[1:]
+	}
+	return nil
+}
+
+const (
+	chunk = 1 << 20 // how much one message carries, in bytes
+	ahead = 3       // messages that are sent before the first of them is answered
+)
+
+// Write sends p, and does not wait for all of the answers: what is wrong, a later call tells.
 func (w *writer) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
 		part := p[done:min(len(p), done+chunk)]
-		want := w.offset + int64(len(part))
 		if err := w.send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_WRITE, Offset: w.offset, Data: part}); err != nil {
 			return done, err
 		}
-		if w.offset != want {
-			return done, fmt.Errorf("the server has %d bytes of %q, not %d: %w", w.offset, w.ref, want, io.ErrShortWrite)
-		}
+		w.offset += int64(len(part))
+		w.waiting = append(w.waiting, w.offset)
 		_, _ = w.digester.Hash().Write(part) // a hash never fails
+		if err := w.settle(ahead); err != nil {
+			return done, err
+		}
 		done += len(part)
 	}
 	return done, nil
@@ -162,7 +195,10 @@ func (w *writer) Digest() digest.Digest { return w.digester.Digest() }
 
 func (w *writer) Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error {
 	got := w.Digest()
-	err := w.send(&contentapi.WriteContentRequest{
+	if err := w.settle(0); err != nil {
+		return err
+	}
+	_, err := w.ask(&contentapi.WriteContentRequest{
 		Action: contentapi.WriteAction_COMMIT, Ref: w.ref, Offset: w.offset, Total: size, Expected: expected.String(), Labels: labels,
 	})
 	if errdefs.IsAlreadyExists(err) {

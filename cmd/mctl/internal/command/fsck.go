@@ -66,10 +66,10 @@ func (c *cli) fsckCommand() *cobra.Command {
 	var state, fifos string
 	cmd := &cobra.Command{
 		Use: "fsck [flags] [KIND:OBJECT...]", Short: "Find what nobody owns any more, and remove it",
-		Long: `Looks at the shims, mounts, cgroups, bundles, sockets and FIFOs of this managerd, and at what its database and its stores
-contradict each other in, in all namespaces. Each finding has its owner and the command that fixes it; --fix does it, for all
-or for those that are named. Nothing that is not provably of this managerd is touched. Without a managerd it looks at what
-can be judged without one.
+		Long: `Looks at the shims, mounts, loop devices, cgroups, bundles, sockets and FIFOs of this managerd, and at what its database and
+its stores contradict each other in, in all namespaces. Each finding has its owner and the command that fixes it; --fix does
+it, for all or for those that are named. Nothing that is not provably of this managerd is touched. Without a managerd it looks
+at what can be judged without one.
 
 Exit status: 0 nothing found, or all of it fixed; 1 something found; 2 not all could be looked at.`,
 		RunE: func(cmd *cobra.Command, objects []string) error {

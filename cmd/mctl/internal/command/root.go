@@ -39,7 +39,7 @@ func (c *cli) root() *cobra.Command {
 		commands  []*cobra.Command
 	}{
 		{"run", "Run containers:", []*cobra.Command{c.runCommand(), c.containersCommand(), c.tasksCommand(), c.sandboxesCommand(), c.logsCommand()}},
-		{"store", "Images and storage:", []*cobra.Command{c.imagesCommand(), c.snapshotsCommand(), c.contentCommand(), c.leasesCommand()}},
+		{"store", "Images and storage:", []*cobra.Command{c.imagesCommand(), c.snapshotsCommand(), c.mountsCommand(), c.contentCommand(), c.leasesCommand()}},
 		{"daemon", "The daemon:", []*cobra.Command{c.namespacesCommand(), c.eventsCommand(), c.pluginsCommand(), c.shimCommand(), c.fsckCommand(), c.versionCommand()}},
 	} {
 		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

@@ -38,11 +38,7 @@ type mountRow struct {
 // printMounts prints mounts as JSON, or the commands that mount them on target.
 func (c *cli) printMounts(mounts []*types.Mount, target string, asJSON bool) error {
 	if asJSON || c.format() == table.JSON {
-		rows := []mountRow{}
-		for _, m := range mounts {
-			rows = append(rows, mountRow{m.Type, m.Source, m.Target, m.Options})
-		}
-		return table.PrintJSON(c.out, rows)
+		return table.PrintJSON(c.out, mountRows(mounts))
 	}
 	if target == "" {
 		return nil

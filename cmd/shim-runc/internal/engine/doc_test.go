@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "write the table in docs/runtime-spec.md anew")
 
-// TestDocument: the table in the documentation is what the tests are, and the tests that it names are there.
+// TestDocument: the table in the documentation is what the tests are, and the tests that it names are there, and run in the VM.
 func TestDocument(t *testing.T) {
 	const path, begin, end = "../../../../docs/runtime-spec.md", "<!-- the table, by go generate -->\n", "<!-- end -->"
 	data, err := os.ReadFile(path)
@@ -37,9 +37,13 @@ func TestDocument(t *testing.T) {
 		}
 	}
 	own := sources(t, ".")
+	vm := inVM(t)
 	for _, p := range proofs() {
 		if !strings.Contains(own, "\nfunc "+p.test+"(") {
 			t.Errorf("%s names %s, which there is not", p.field, p.test)
+		}
+		if !vm.MatchString(p.test) {
+			t.Errorf("test/vm/test.sh does not run %s, which shows %s", p.test, p.field)
 		}
 	}
 	for _, m := range regexp.MustCompile("`([a-z/-]+)\\.(Test[A-Za-z]+)`").FindAllStringSubmatch(after, -1) {
@@ -47,6 +51,21 @@ func TestDocument(t *testing.T) {
 			t.Errorf("%s names %s.%s, which there is not", path, m[1], m[2])
 		}
 	}
+}
+
+// inVM matches the tests of this package that make test-vm-packages runs.
+func inVM(t *testing.T) *regexp.Regexp {
+	t.Helper()
+	script, err := os.ReadFile("../../../../test/vm/test.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(script), "\ncmd/shim-runc/internal/engine ")
+	tests, _, ok := strings.Cut(rest, "\n")
+	if !ok {
+		t.Fatal("test/vm/test.sh has no line of this package")
+	}
+	return regexp.MustCompile("^Test(" + tests + ")")
 }
 
 // sources are the tests of a package.

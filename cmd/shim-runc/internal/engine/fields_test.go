@@ -2,8 +2,10 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -184,18 +186,19 @@ func TestFields(t *testing.T) {
 	}
 }
 
-// unless says whether this machine's kernel honours a field that others refuse.
+// unless says whether this machine's kernel honours a field that others refuse. The one of the VM does if vm is set.
 var unless = map[string]struct {
 	kernel string
 	has    func() bool
+	vm     bool
 }{
-	"process.apparmorProfile": {"AppArmor", apparmor},
-	"process.selinuxLabel":    {"SELinux", selinux},
-	"linux.mountLabel":        {"SELinux", selinux},
-	"linux.intelRdt.{closID,schemata,l3CacheSchema,memBwSchema,enableMonitoring}": {"resctrl", func() bool { return exists("/sys/fs/resctrl/info") }},
+	"process.apparmorProfile": {"AppArmor", apparmor, true},
+	"process.selinuxLabel":    {"SELinux", selinux, false},
+	"linux.mountLabel":        {"SELinux", selinux, false},
+	"linux.intelRdt.{closID,schemata,l3CacheSchema,memBwSchema,enableMonitoring}": {"resctrl", func() bool { return exists("/sys/fs/resctrl/info") }, false},
 	"linux.seccomp.flags SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": {"SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV and libseccomp 2.6", func() bool {
 		return seccomp.FlagSupported(specs.LinuxSeccompFlagWaitKillableRecv) == nil
-	}},
+	}, false},
 }
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
@@ -327,14 +330,32 @@ func TestFieldsRefused(t *testing.T) {
 	}
 }
 
-// TestAppArmor: a profile that the kernel has is the process's, and another is refused by its name.
+// TestAppArmor: a profile that the kernel has confines the init, and an exec that names it; another is refused by its name.
 func TestAppArmor(t *testing.T) {
 	if !apparmor() {
 		t.Skip("this kernel has no AppArmor: see TestFieldsRefused")
 	}
 	f := newFixture(t)
-	if got := f.runShell(t, func(s *specs.Spec) { s.Process.ApparmorProfile = "unconfined" }, "cat /proc/self/attr/current"); got != "unconfined" {
-		t.Errorf("profile is %q", got)
+	name := fmt.Sprintf("engine-test-%d", os.Getpid())
+	profile := filepath.Join(t.TempDir(), "profile")
+	rules := "profile " + name + " flags=(attach_disconnected) {\n file,\n capability,\n network,\n signal,\n unix,\n deny /tmp/denied w,\n}\n"
+	if err := os.WriteFile(profile, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "apparmor_parser", "--replace", "--skip-cache", profile)
+	t.Cleanup(func() { command(t, "apparmor_parser", "--remove", profile) })
+	const script = "cat /proc/self/attr/current; touch /tmp/denied 2>/dev/null || echo refused; touch /tmp/allowed && echo made"
+	want := name + " (enforce)\nrefused\nmade"
+	if got := f.runShell(t, func(s *specs.Spec) { s.Process.ApparmorProfile = name }, script); got != want {
+		t.Errorf("init: %q, want %q", got, want)
+	}
+	c := f.create(t, IO{}, func(s *specs.Spec) { s.Process.ApparmorProfile = "unconfined" }, "sleep", "1000")
+	start(t, c)
+	if got := f.execShell(t, c, func(p *specs.Process) { p.ApparmorProfile = name }, script); got != want {
+		t.Errorf("exec: %q, want %q", got, want)
+	}
+	if got := f.execShell(t, c, func(*specs.Process) {}, "cat /proc/1/attr/current"); got != "unconfined" {
+		t.Errorf("the profile is %q", got)
 	}
 	f.refused(t, func(s *specs.Spec) { s.Process.ApparmorProfile = "no-such-profile" }, "apparmor")
 }

@@ -99,7 +99,7 @@ var limitRows = []limitRow{
 		"blkio/blkio.bfq.weight|blkio.weight=500", "io.weight|io.bfq.weight=default 4950", ""},
 	{"linux.resources.blockIO.leafWeight", blockIO(func(b *specs.LinuxBlockIO) { b.LeafWeight = number[uint16](500) }),
 		"!blkio.leaf_weight", "!linux.resources.blockIO.leafWeight", ""},
-	{"linux.resources.blockIO.weightDevice.{major,minor,weight}", blockIO(func(b *specs.LinuxBlockIO) {
+	{"linux.resources.blockIO.weightDevice.{major,minor,weight} of a disk without BFQ", blockIO(func(b *specs.LinuxBlockIO) {
 		b.WeightDevice = []specs.LinuxWeightDevice{{LinuxBlockIODevice: disk, Weight: number[uint16](500)}}
 	}), "!weight_device", "!linux.resources.blockIO.weightDevice", ""},
 	{"linux.resources.blockIO.weightDevice.leafWeight", blockIO(func(b *specs.LinuxBlockIO) {
@@ -121,9 +121,9 @@ var limitRows = []limitRow{
 	{"linux.resources.network.priorities.{name,priority}", func(r *specs.LinuxResources) {
 		r.Network = &specs.LinuxNetwork{Priorities: []specs.LinuxInterfacePriority{{Name: "lo", Priority: 3}}}
 	}, "net_prio/net_prio.ifpriomap=lo 3", "!linux.resources.network.priorities", ""},
-	{"linux.resources.rdma.{hcaHandles,hcaObjects}", func(r *specs.LinuxResources) {
+	{"linux.resources.rdma.{hcaHandles,hcaObjects} of a device that there is not", func(r *specs.LinuxResources) {
 		r.Rdma = map[string]specs.LinuxRdma{"mlx5_1": {HcaHandles: number[uint32](3), HcaObjects: number[uint32](10)}}
-	}, "!rdma", "!rdma", ""}, // no machine of ours has such a device
+	}, "!rdma", "!rdma", ""}, // no machine of ours has one
 	{"linux.resources.unified", func(r *specs.LinuxResources) {
 		r.Unified = map[string]string{"memory.high": "67108864", "cgroup.max.depth": "5"}
 	},

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -33,54 +34,60 @@ var bindRows = []struct{ options, effect string }{
 	{"rbind,rnosymfollow", "nosymfollow"}, {"rbind,rnosymfollow,rsymfollow", "!nosymfollow"},
 }
 
-// TestMountOptions: every option that this program says it knows has its effect, the recursive ones on mounts below too.
+// TestMountOptions: every option that this program says it knows has its effect, the recursive ones on mounts below too. One
+// container has a mount for each row.
 func TestMountOptions(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: a container for each of sixty options")
-	}
 	f := newFixture(t)
 	left := map[string]bool{}
 	for _, o := range specconv.KnownMountOptions() {
 		left[o] = true
 	}
-	check := func(t *testing.T, m specs.Mount, effect string, min int) {
-		t.Helper()
+	var mounts []specs.Mount
+	type check struct {
+		at, options, effect string
+		min                 int // mounts there
+	}
+	var checks []check
+	add := func(m specs.Mount, options, effect string, min int) {
+		m.Destination, m.Options = fmt.Sprint("/tmp/", len(checks)), strings.Split(options, ",")
+		checks = append(checks, check{m.Destination, options, effect, min})
 		for _, o := range m.Options {
 			delete(left, o)
 		}
-		out := f.runShell(t, func(s *specs.Spec) {
-			if slices.Contains(m.Options, "remount") {
-				s.Mounts = append(s.Mounts, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source})
-			}
-			s.Mounts = append(s.Mounts, m)
-		},
-			"awk '$5==\"/tmp\" || index($5,\"/tmp/\")==1' /proc/self/mountinfo")
-		lines := strings.Split(out, "\n")
-		if len(lines) < min {
-			t.Fatalf("mounts: %q, want %d", lines, min)
+		if slices.Contains(m.Options, "remount") {
+			mounts = append(mounts, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source})
 		}
-		want, not := strings.CutPrefix(effect, "!")
-		for _, line := range lines {
-			words := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == ',' || r == ':' })
-			if effect != "" && slices.Contains(words, want) == not {
-				t.Errorf("%v: %s, want %q", m.Options, line, effect)
-			}
-		}
+		mounts = append(mounts, m)
 	}
 	for _, row := range mountRows {
-		t.Run(row.options, func(t *testing.T) {
-			m := specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: strings.Split(row.options, ",")}
-			check(t, m, row.effect, 1)
-		})
+		add(specs.Mount{Type: "tmpfs", Source: "tmpfs"}, row.options, row.effect, 1)
 	}
 	for _, row := range bindRows {
-		t.Run(row.options, func(t *testing.T) {
-			m := specs.Mount{Destination: "/tmp", Source: "/dev", Options: strings.Split(row.options, ",")}
-			min := 1
-			if strings.HasPrefix(row.options, "rbind") {
-				min = 2 // devpts at least
+		min := 1
+		if strings.HasPrefix(row.options, "rbind") {
+			min = 2 // devpts at least
+		}
+		add(specs.Mount{Source: "/dev"}, row.options, row.effect, min)
+	}
+	found := map[string][]string{}
+	for line := range strings.Lines(f.runShell(t, func(s *specs.Spec) { s.Mounts = append(s.Mounts, mounts...) }, "cat /proc/self/mountinfo")) {
+		if below, ok := strings.CutPrefix(strings.Fields(line)[4], "/tmp/"); ok {
+			at, _, _ := strings.Cut(below, "/")
+			found["/tmp/"+at] = append(found["/tmp/"+at], line)
+		}
+	}
+	for _, c := range checks {
+		t.Run(c.options, func(t *testing.T) {
+			if lines := found[c.at]; len(lines) < c.min {
+				t.Fatalf("mounts: %q, want %d", lines, c.min)
 			}
-			check(t, m, row.effect, min)
+			want, not := strings.CutPrefix(c.effect, "!")
+			for _, line := range found[c.at] {
+				words := strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" ,:\n", r) })
+				if c.effect != "" && slices.Contains(words, want) == not {
+					t.Errorf("%s, want %q", line, c.effect)
+				}
+			}
 		})
 	}
 	for o := range left {

@@ -209,7 +209,7 @@ func TestRootfsPropagation(t *testing.T) {
 			got := f.runShell(t, func(s *specs.Spec) { s.Linux.RootfsPropagation = propagation }, "awk '$5==\"/\"{print $7}' /proc/self/mountinfo")
 			if strings.Contains(propagation, "slave") {
 				want = "-"
-				if strings.Contains(hostRoot(t), "shared:") {
+				if strings.Contains(mountOf(t, f.bundle), "shared:") {
 					want = "master:"
 				}
 			}
@@ -220,18 +220,19 @@ func TestRootfsPropagation(t *testing.T) {
 	}
 }
 
-// hostRoot is the line of mountinfo of this process's root.
-func hostRoot(t *testing.T) string {
+// mountOf is the line of mountinfo of the mount that a directory is on.
+func mountOf(t *testing.T, dir string) (line string) {
 	t.Helper()
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range strings.Split(string(data), "\n") {
-		if f := strings.Fields(line); len(f) > 4 && f[4] == "/" {
-			return line
+	longest := ""
+	for l := range strings.Lines(string(data)) {
+		at := strings.Fields(l)[4]
+		if strings.HasPrefix(dir+"/", strings.TrimSuffix(at, "/")+"/") && len(at) >= len(longest) {
+			line, longest = l, at
 		}
 	}
-	t.Fatal("no root in mountinfo")
-	return ""
+	return line
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// proof says what becomes of fields of config.json, and which test shows it. The fields are one path, in which {a,b} stands
-// for a path with each; words after it say which case of the field is meant.
+// proof says what becomes of fields of config.json, and which test shows it: with cgroup v1 on a machine without AppArmor, SELinux
+// and resctrl, with v2 in the VM of test/vm. The fields are one path, in which {a,b} stands for a path with each; words after it
+// say which case of the field is meant.
 type proof struct {
 	field, v1, v2, test string
 }
@@ -18,6 +19,7 @@ type proof struct {
 const (
 	honouredWord = "honoured"
 	refusedWord  = "refused"
+	notShown     = "not shown: " // and why not
 )
 
 // proofs are all there are.
@@ -31,11 +33,15 @@ func proofs() []proof {
 		all = append(all, proof{row.field, honouredWord, honouredWord, "TestFields"})
 	}
 	for _, row := range refusedRows {
-		word := refusedWord
+		p := proof{row.field, refusedWord, refusedWord, "TestFieldsRefused"}
 		if u, ok := unless[row.field]; ok {
-			word += " where the kernel lacks " + u.kernel
+			p.v1 += " where the kernel lacks " + u.kernel
+			p.v2 = p.v1
+			if u.vm {
+				p.v2 = notShown + "the kernel has " + u.kernel
+			}
 		}
-		all = append(all, proof{row.field, word, word, "TestFieldsRefused"})
+		all = append(all, p)
 	}
 	for _, row := range limitRows {
 		word := func(want string) string {
@@ -54,7 +60,6 @@ func proofs() []proof {
 		"process.terminal": "TestTerminal", "process.consoleSize.{height,width}": "TestTerminal",
 		"process.execCPUAffinity.{initial,final}": "TestExecAffinity", "process of an exec": "TestExecFields",
 		"process.scheduler.priority": "TestRealtime", "process.capabilities unknown: left out and logged": "TestUnknownCapability",
-		"process.apparmorProfile where the kernel has AppArmor": "TestAppArmor",
 		"mounts." + ids: "TestIDMappedMounts", "mounts.options, each": "TestMountOptions", "mounts.options idmap, ridmap": "TestIDMappedMounts",
 		"mounts.options tmpcopyup": "TestCopyUp", hooks + ".path": "TestHooks", hooks + ".{args,env}": "TestHookFields",
 		hooks + ".timeout": "TestHookTimeLimits", "annotations": "TestHookFields", "linux.namespaces.{type,path}": "TestNamespaces",
@@ -67,7 +72,12 @@ func proofs() []proof {
 	} {
 		all = append(all, proof{field, honouredWord, honouredWord, test})
 	}
-	all = append(all, proof{"linux.resources.devices changed by an update", refusedWord, refusedWord, "TestUpdateRefused"})
+	all = append(all,
+		proof{"linux.resources.devices changed by an update", refusedWord, refusedWord, "TestUpdateRefused"},
+		proof{"linux.resources.blockIO.weightDevice.{major,minor,weight} of a disk with BFQ", notShown + "no disk has BFQ", honouredWord, "TestWeightDevice"},
+		proof{"process.execCPUAffinity.initial alone, after the cgroup was changed", "as the kernel does: kept", "as the kernel does: not kept before Linux 6.2", "TestExecAffinity"},
+		proof{"process.apparmorProfile where the kernel has AppArmor", notShown + "the kernel lacks AppArmor", honouredWord, "TestAppArmor"},
+	)
 	slices.SortFunc(all, func(a, b proof) int {
 		return strings.Compare(a.field+"\x00"+a.v1+a.test, b.field+"\x00"+b.v1+b.test)
 	})

@@ -55,8 +55,30 @@ func (s *Service) Restore(table *shimstate.Table, held Held) error {
 		return err
 	}
 	s.parkEverything()
+	s.awaitEnded()
 	s.box.Add(blackbox.Note, 0, fmt.Sprintf("took over from a shim that died; processes: %d", 1+len(s.execs)))
 	return nil
+}
+
+// takingExits is how long Restore waits for the exits of processes that had ended before.
+const takingExits = time.Second
+
+// awaitEnded waits until what ended while no shim lived is known to have: clients may have been told that already.
+func (s *Service) awaitEnded() {
+	s.mu.Lock()
+	all := append(s.execsLocked(), s.init)
+	s.mu.Unlock()
+	late := time.After(takingExits)
+	for _, p := range all {
+		if p.proc == nil || !p.proc.Over() {
+			continue
+		}
+		select {
+		case <-p.exited:
+		case <-late:
+			return
+		}
+	}
 }
 
 // Succeed is Restore for the program that replaces another in the same process. Nobody waits for the daemon meanwhile.

@@ -105,10 +105,15 @@ func (f *fixture) moved(opts *options.CheckpointOptions, engine, log string, spe
 }
 
 // TestCheckpointTCP: a connection outlives its container's end with open_tcp: what the peer sends meanwhile is there after the
-// restore, and the other way works too. Without the option the checkpoint is refused, and the connection goes on. Through
-// runc it stays locked, see docs/checkpoint.md.
+// restore, and the other way works too. Without the option the checkpoint is refused, and the connection goes on.
 func TestCheckpointTCP(t *testing.T) {
 	needCriu(t)
+	for name, engine := range engines {
+		t.Run(name, func(t *testing.T) { checkpointTCP(t, engine) })
+	}
+}
+
+func checkpointTCP(t *testing.T, engine string) {
 	dir := t.TempDir()
 	l := netns(t, filepath.Join(dir, "netns"))
 	log := filepath.Join(dir, "log")
@@ -119,7 +124,9 @@ func TestCheckpointTCP(t *testing.T) {
 		return s
 	}
 	f := serve(t, "cktcp", spec())
-	f.create(func(r *task.CreateTaskRequest) { r.Stdout = "file://" + log })
+	f.create(func(r *task.CreateTaskRequest) {
+		r.Stdout, r.Options = "file://"+log, anyOf(t, &options.Options{BinaryName: engine})
+	})
 	f.start("")
 	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
@@ -145,7 +152,7 @@ func TestCheckpointTCP(t *testing.T) {
 		_, err := fmt.Fprintln(peer, "line 2")
 		said <- err
 	}()
-	g := f.moved(&options.CheckpointOptions{OpenTcp: true}, "", log, spec())
+	g := f.moved(&options.CheckpointOptions{OpenTcp: true}, engine, log, spec())
 	if err := <-said; err != nil {
 		t.Fatal(err)
 	}

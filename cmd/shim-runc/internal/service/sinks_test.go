@@ -305,7 +305,8 @@ func TestHungUpgrade(t *testing.T) {
 // TestReattach: clients come, read a part and vanish, and another one comes: the streams go on, no line is lost in between,
 // and the container notices nothing.
 func TestReattach(t *testing.T) {
-	f := serve(t, "attach", shimbin.Spec("attach", "sh", "-c", ticking("attach")))
+	script := strings.Replace(ticking("attach"), "echo end", "until [ -e /dev/go ]; do usleep 10000; done; echo end", 1)
+	f := serve(t, "attach", shimbin.Spec("attach", "sh", "-c", script))
 	_, out, _ := f.fifos("init")
 	f.create(func(r *task.CreateTaskRequest) { r.Stdout = out })
 	f.start("")
@@ -331,6 +332,9 @@ func TestReattach(t *testing.T) {
 		}
 	}
 	last := read(t, out)
+	if s := f.runExec("go", nil, "touch", "/dev/go"); s != 0 {
+		t.Errorf("touch: status %d", s)
+	}
 	if s := f.wait("").ExitStatus; s != 0 {
 		t.Errorf("status %d", s)
 	}

@@ -3,11 +3,14 @@
 package shimbin
 
 import (
+	"debug/buildinfo"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,13 +23,18 @@ import (
 // BinDirEnv names the directory with the programs that were built already (see Makefile).
 const BinDirEnv = "MANAGERD_BIN_DIR"
 
-// Build gives the path of shim-runc: the one that was built already, or a fresh one in dir. With race set it is always
-// built, with the race detector in it.
+// Build gives the path of shim-runc: the one that was built already, if it has the race detector in it as race says, or a
+// fresh one in dir.
 func Build(dir string, race bool) (string, error) {
-	if bin := os.Getenv(BinDirEnv); bin != "" && !race {
+	if bin := os.Getenv(BinDirEnv); bin != "" {
 		path := filepath.Join(bin, "shim-runc")
-		_, err := os.Stat(path)
-		return path, err
+		info, err := buildinfo.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		if slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) == race {
+			return path, nil
+		}
 	}
 	path := filepath.Join(dir, "shim-runc")
 	if race {

@@ -86,8 +86,10 @@ func (e *Engine) Restore(ctx context.Context, id, bundle string, spec *specs.Spe
 		return fail(err)
 	}
 	defer done()
+	var tcp bool
 	proc, err := e.launch(io, func(_ *runc.Runc, s *streams) error {
 		return r.Run(annotations, func(o criu.Options, work string) error {
+			tcp = o.OpenTCP
 			return e.call(func(rc *runc.Runc, _ string) error { // with a log of its own: criu's is told behind what that says
 				_, err := rc.Restore(ctx, id, bundle, &runc.RestoreOpts{
 					CheckpointOpts: checkpointOpts(o, r.Images, work), IO: s, Detach: true, PidFile: s.pidFile, NoSubreaper: true,
@@ -102,11 +104,25 @@ func (e *Engine) Restore(ctx context.Context, id, bundle string, spec *specs.Spe
 	}
 	c := &Container{id: id, engine: e, init: proc, sharedPID: engine.SharesPID(spec)}
 	c.started.Store(true)
-	if c.cgroup, err = cgroups.Load(proc.Pid()); err != nil {
+	c.cgroup, err = cgroups.Load(proc.Pid())
+	if netns := networkPath(spec); err == nil && tcp && netns != "" {
+		err = e.cfg.Reaper.Guard(func() error { return criu.Unlock(netns) })
+	}
+	if err != nil {
 		_ = proc.Signal(9)
 		<-proc.Done()
 		return fail(errors.Join(err, e.Remove(id, bundle)))
 	}
 	e.cfg.OnPhase("restore", time.Since(begin))
 	return c, nil
+}
+
+// networkPath is where the network namespace is that a container joins; empty: it has one of its own, or the machine's.
+func networkPath(spec *specs.Spec) string {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			return ns.Path
+		}
+	}
+	return ""
 }
