@@ -95,7 +95,7 @@ func (d *Daemon) bundles() (left []string) {
 
 // hierarchies are the directories in which the cgroup of a namespace may stand: each cgroup v1 controller, v2's root.
 func hierarchies() []string {
-	v1, _ := filepath.Glob("/sys/fs/cgroup/*")
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/")
 	return append(v1, "/sys/fs/cgroup")
 }
 
