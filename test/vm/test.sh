@@ -75,7 +75,7 @@ packages | oci | zfs)
 		cp -a "$(test/vm/zfs.sh)" "$tree/usr"
 		echo '{ cp -a /vmtest/usr/. /usr/ && ldconfig && depmod && modprobe zfs; } || exit 1; export SNAPSHOTTEST_COLUMNS=devmapper,zfs' >>"$tree/$what"
 	fi
-	plain="" cgo="" limit=600s seconds=1200
+	plain="" cgo="" limit=900s seconds=2400
 	if [ "$what" = zfs ]; then limit=1800s seconds=5400; fi # a change of a pool takes seconds there
 	while read -r package tests; do
 		case $package in *:*) on=${package%%:*} ;; *) on=packages ;; esac
