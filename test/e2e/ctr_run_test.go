@@ -87,6 +87,7 @@ func testCtrRun(t *testing.T) {
 	u.ctr("images", "mount", ref, rootfs)
 	equal(t, "rootfs", run("--read-only", "--rootfs", rootfs, "c", "/bin/echo", "from a directory"), "from a directory\n")
 	u.ctr("images", "unmount", "--rm", rootfs)
+	u.unmounted()
 
 	if got := u.ctr("c", "ls", "-q") + u.ctr("t", "ls", "-q"); got != "" {
 		t.Errorf("run --rm left behind %q", got)
@@ -106,6 +107,15 @@ func readlink(t *testing.T, path string) string {
 }
 
 // until waits for what happens without anybody waiting for it.
+// unmounted waits until the collector has taken what ctr 2 activates for an image and leaves to its lease.
+func (u *user) unmounted() {
+	u.t.Helper()
+	until(u.t, "mounts are collected", func() bool {
+		left, err := os.ReadDir(filepath.Join(u.State(), "mounts"))
+		return err == nil && len(left) == 0
+	})
+}
+
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {

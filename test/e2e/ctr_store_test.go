@@ -93,6 +93,7 @@ func testCtrImages(t *testing.T) {
 		t.Error("a mounted image can be written to")
 	}
 	u.ctr("images", "unmount", "--rm", dir)
+	u.unmounted()
 	var st, parent unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
 		t.Fatal(err)

@@ -95,8 +95,14 @@ func (d *Daemon) bundles() (left []string) {
 
 // hierarchies are the directories in which the cgroup of a namespace may stand: each cgroup v1 controller, v2's root.
 func hierarchies() []string {
-	v1, _ := filepath.Glob("/sys/fs/cgroup/*/")
-	return append(v1, "/sys/fs/cgroup")
+	all := []string{"/sys/fs/cgroup"}
+	entries, _ := os.ReadDir(all[0])
+	for _, e := range entries {
+		if e.IsDir() {
+			all = append(all, filepath.Join(all[0], e.Name()))
+		}
+	}
+	return all
 }
 
 // cgroupsOf lists the cgroups below that of a namespace: one a container that is still there.

@@ -112,6 +112,10 @@ func (p *pipe) splice() error {
 				return true
 			}
 			full = !p.grows && unread(srcFD) > 0
+			if !full && ended(srcFD) { // splice does not say so while dst is full
+				n, serr = 0, nil
+				return true
+			}
 			return full || p.finished.Load()
 		})
 		if err != nil {
@@ -264,6 +268,17 @@ func unread(fd int) int {
 		return 0
 	}
 	return n
+}
+
+// ended says whether nothing is left in a pipe or a terminal, and nobody has it open who could write.
+func ended(fd int) bool {
+	for range 2 { // what was written between the looks for bytes and for writers is seen the second time
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, 0); err != nil || fds[0].Revents&(unix.POLLIN|unix.POLLHUP) != unix.POLLHUP {
+			return false
+		}
+	}
+	return true
 }
 
 func unreadFile(f *os.File) int {

@@ -299,6 +299,53 @@ func TestDrainToFile(t *testing.T) {
 	}
 }
 
+// TestFullAtEnd: a client whose FIFO is full just when a process ends sees the end of its output.
+func TestFullAtEnd(t *testing.T) {
+	dir, cfg := mkfifos(t)
+	cfg.Stdin, cfg.Stderr = "", ""
+	client, err := os.OpenFile(filepath.Join(dir, "out"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	s, cmd := run(t, cfg, fmt.Sprintf("head -c %d /dev/zero", pipeSize))
+	size := 0
+	conn, err := client.SyscallConn()
+	if err == nil {
+		err = conn.Control(func(fd uintptr) { size, err = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size != pipeSize {
+		t.Skipf("the kernel gives a pipe %d bytes (pipe-user-pages-soft)", size)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		s.copies.Wait()
+		close(done)
+	}()
+	for deadline := time.Now().Add(time.Minute); unreadFile(client) < size; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d bytes have come", unreadFile(client), size)
+		}
+	}
+	if err := client.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, client); n != int64(size) || err != nil {
+		t.Errorf("%d of %d bytes, %v", n, size, err)
+	}
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Error("copying goes on after the end of the output")
+	}
+}
+
 // TestNoGrowth opens and closes many: descriptors must not grow (goroutines are checked at the end of the package).
 func TestNoGrowth(t *testing.T) {
 	_, cfg := mkfifos(t)
