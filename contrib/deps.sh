@@ -32,6 +32,10 @@ if [ "${1:-build}" = test ]; then
 	want docker-registry docker-registry
 	want skopeo skopeo
 	want podman podman
+	want mkfs.btrfs btrfs-progs
+	want mkfs.erofs erofs-utils
+	want mkfs.ext4 e2fsprogs
+	want mkfs.xfs xfsprogs
 fi
 if [ "${1:-build}" = vm ]; then
 	want qemu-system-x86_64 qemu-system-x86
